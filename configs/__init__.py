@@ -1,0 +1,1 @@
+"""gin configurations, installed as pemt_jax.configs; one folder a purpose."""

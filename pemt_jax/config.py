@@ -1,0 +1,118 @@
+"""The two configurations of a model: the T5 backbone, and what PEMT adds to it.
+
+Both are frozen dataclasses of plain values, so that gin, flags and JSON only fill them in and a
+run can be described in its card.  Field names of `T5Config` are T5X's.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from pemt_jax.errors import UsageError, nearest
+
+ACTIVATIONS = {"relu", "gelu", "linear", "silu"}
+DTYPES = {"float32", "bfloat16"}
+
+
+def _one_of(field: str, value: str, allowed: set[str]) -> None:
+    if value not in allowed:
+        raise UsageError(
+            f"{field} is {value!r}, expected one of {sorted(allowed)}{nearest(value, allowed)}."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """Shape of a T5; the defaults are T5 1.0 base.
+
+    T5 1.0 has `mlp_activations=("relu",)` and `logits_via_embedding=True`; T5 1.1, its LM-adapted
+    form, mT5 and FLAN have `("gelu", "linear")` and an output projection of their own.
+    `dtype` is what activations are computed in; norms and softmax are always float32.
+    """
+
+    vocab_size: int = 32128
+    emb_dim: int = 768
+    num_heads: int = 12
+    head_dim: int = 64
+    mlp_dim: int = 3072
+    num_encoder_layers: int = 12
+    num_decoder_layers: int = 12
+    mlp_activations: tuple[str, ...] = ("relu",)
+    logits_via_embedding: bool = True
+    dropout_rate: float = 0.1
+    dtype: str = "float32"
+    relpos_buckets: int = 32
+    relpos_max_distance: int = 128
+
+    def __post_init__(self):
+        object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
+        for name in self.mlp_activations:
+            _one_of("T5Config.mlp_activations", name, ACTIVATIONS)
+        _one_of("T5Config.dtype", self.dtype, DTYPES)
+
+    @property
+    def compute_dtype(self):
+        return jnp.dtype(self.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class PemtConfig:
+    """What PEMT adds to the backbone; the default adds nothing.
+
+    A method (methods.py) fills in which modules exist; the rest are choices of the user.  Where
+    the authors' code does something else than we do by default, the field has a value that
+    reproduces it (README, "reference and default behaviour").
+
+    Attributes:
+      prompt_length: P, tokens of the task's description; 0 for no prompt.
+      source_prompt_lengths: lengths of the frozen source prompts, in the order of `expert_names`.
+      expert_names: the frozen experts, in order; their number is E.
+      source_expert: whether every feed-forward output has a trainable low-rank expert.
+      expert_rank: R.
+      adapter_dim: width of the target adapter; 0 for none.
+      tsl_weight: factor of the task sparsity loss.
+      gate_temperature: tau in gate = softmax(a W / tau).
+      lora_b_init: "zero", or "uniform" as the authors' code (the model then starts perturbed).
+      prompt_init: "vocab" rows of the description's tokens, or "normal" N(0, 1) rows, which is
+        what the authors' code really does.
+      tsl_counts_padding: whether the sparsity loss counts padding tokens, as the authors' does.
+      decoder_attends_padding: whether decoder padding is attended causally, as the authors' is.
+      prompt_attention_dropout: dropout on the attention between prompts; None for the model's
+        rate, 0.1 always in the authors' code.
+      loss_normalization: "tokens", mean over target tokens; "sequences", mean over rows of it.
+    """
+
+    prompt_length: int = 0
+    source_prompt_lengths: tuple[int, ...] = ()
+    expert_names: tuple[str, ...] = ()
+    source_expert: bool = False
+    expert_rank: int = 64
+    adapter_dim: int = 0
+    tsl_weight: float = 0.1
+    gate_temperature: float = 1.0
+    lora_b_init: str = "zero"
+    prompt_init: str = "vocab"
+    tsl_counts_padding: bool = False
+    decoder_attends_padding: bool = False
+    prompt_attention_dropout: float | None = None
+    loss_normalization: str = "tokens"
+
+    def __post_init__(self):
+        for field in ("source_prompt_lengths", "expert_names"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        _one_of("PemtConfig.lora_b_init", self.lora_b_init, {"zero", "uniform"})
+        _one_of("PemtConfig.prompt_init", self.prompt_init, {"vocab", "normal"})
+        _one_of(
+            "PemtConfig.loss_normalization", self.loss_normalization, {"tokens", "sequences"}
+        )
+        if len(self.source_prompt_lengths) != len(self.expert_names):
+            raise UsageError(
+                f"PemtConfig has {len(self.source_prompt_lengths)} source prompts for "
+                f"{len(self.expert_names)} experts, expected one prompt an expert."
+            )
+        if self.expert_names and not self.prompt_length:
+            raise UsageError("PemtConfig has experts but prompt_length 0: the gate reads the prompt.")
+
+    @property
+    def num_experts(self) -> int:
+        return len(self.expert_names)

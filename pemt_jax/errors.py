@@ -1,0 +1,22 @@
+"""What a user sees when something is wrong: one sentence, an exit code, the nearest valid name."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class PemtError(Exception):
+    """A failure with one sentence for the user: what was found and what was expected."""
+
+    exit_code = 1
+
+
+class UsageError(PemtError):
+    """The command or configuration is wrong: an unknown name, a missing value, a wrong path."""
+
+    exit_code = 2
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """Return " (nearest: 'x')" for the candidate most like `name`, or "" when none is close."""
+    match = difflib.get_close_matches(str(name), list(candidates), n=1, cutoff=0.5)
+    return f" (nearest: {match[0]!r})" if match else ""
