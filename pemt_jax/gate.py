@@ -1,0 +1,43 @@
+"""The correlation gate: how much of each expert an example uses, read from the prompt.
+
+g = softmax(a W / tau), a = mean over the prompt positions (PEMT, section 3.3).  In the encoder
+`a` is the feed-forward activation of the same layer, in the decoder the encoder's output, so that
+the gate sees how the input has changed the prompt; every position of an example shares its gate.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.partitioning import param_with_axes
+from jax import Array
+
+
+def correlation_gate(states_BPX: Array, kernel_XE: Array, temperature: float = 1.0) -> Array:
+    """Return gate_BE, rows of non-negative weights that sum to one, in float32.
+
+    Args:
+      states_BPX: hidden states at the prompt positions, X features wide.
+      kernel_XE: the gate's linear map.
+      temperature: tau.
+    """
+    mean_BX = jnp.mean(states_BPX.astype(jnp.float32), axis=1)
+    return jax.nn.softmax(jnp.dot(mean_BX, kernel_XE) / temperature, axis=-1)
+
+
+class CorrelationGate(nn.Module):
+    """`correlation_gate` with its kernel, zero at first: every expert starts with 1/E."""
+
+    num_experts: int
+    feature_axis: str
+    temperature: float = 1.0
+
+    @nn.compact
+    def __call__(self, states_BPX: Array) -> Array:
+        kernel_XE = param_with_axes(
+            "kernel",
+            nn.initializers.zeros,
+            (states_BPX.shape[-1], self.num_experts),
+            jnp.float32,
+            axes=(self.feature_axis, "gate"),
+        )
+        return correlation_gate(states_BPX, kernel_XE, self.temperature)
