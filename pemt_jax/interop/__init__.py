@@ -1,0 +1,1 @@
+"""Weights in and out of neighbouring projects, one file per neighbour."""

@@ -1,0 +1,125 @@
+"""Arrays on disk: the one place that writes and reads safetensors, and their hashes.
+
+Every weight file of the project goes through `save_weights`. It makes each array contiguous first:
+safetensors 0.8.0 takes the memory of a transposed view as it lies and writes wrong numbers without
+a word, and every kernel that comes from PyTorch is a transposed view. A file is written beside its
+place, flushed to the disk and renamed, so a reader never meets half a file. bfloat16 is kept, as
+NumPy's `ml_dtypes.bfloat16`. Nothing is ever unpickled.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import ml_dtypes  # noqa: F401  (gives NumPy its bfloat16)
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from pemt_jax.errors import PemtError, nearest
+
+
+def save_weights(path: str | os.PathLike, arrays: Mapping[str, np.ndarray],
+                 metadata: Mapping[str, str] | None = None) -> None:
+    """Write named arrays to `path` as safetensors, whole or not at all.
+
+    Args:
+      path: the file; its folder is made when it is missing.
+      arrays: name -> array (NumPy or JAX, any strides), each kept in its own dtype.
+      metadata: text that goes into the file's header.
+
+    Raises:
+      PemtError: the file cannot be written; what stood at `path` before stands there still.
+    """
+    tensors = {name: _plain(array) for name, array in arrays.items()}
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata=dict(metadata or {}))
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a temporary path to write to; flush it to the disk and rename it to `path` at the end.
+
+    Raises:
+      PemtError: the file cannot be written; what stood at `path` before stands there still.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        _sync_folder(path.parent)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PemtError(f"Cannot write {path}: {reason}.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Read every array of the safetensors file `path`, each in its stored dtype.
+
+    Raises:
+      PemtError: no such file, or one that is truncated or not safetensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise PemtError(f"There is no weight file {path}{nearest(path.name, siblings)}.")
+    try:
+        with safe_open(path, framework="np") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise PemtError(
+            f"Expected a whole safetensors file at {path}, found {path.stat().st_size} bytes that "
+            f"are truncated, damaged or of another format ({error}).") from error
+
+
+def sha256_file(path: str | os.PathLike) -> str:
+    """Hex sha256 of the bytes of `path`."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise PemtError(f"Cannot read {path}: {error.strerror}.") from error
+
+
+def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
+    """Hex sha256 of names, shapes and float32 values: the identity of a set of weights.
+
+    The same for the same weights in any order, layout in memory or file format, and for bfloat16
+    weights read as bfloat16 or as float32.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        values = np.asarray(arrays[name]).astype("<f4", order="C")
+        digest.update(f"{name}\0{','.join(map(str, values.shape))}\0".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
+def _plain(array) -> np.ndarray:
+    """A contiguous little-endian copy or view of `array` (0-d arrays stay 0-d)."""
+    array = np.asarray(array, order="C")
+    if array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("<"))
+    return array
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut, where the system can."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
