@@ -1,0 +1,25 @@
+"""The text of each task's prompt: one sentence in our own words that says what the task asks."""
+
+from pemt_jax.errors import UsageError, nearest
+
+_DESCRIPTIONS = {
+    "vader_movies": "Decide whether a sentence from a film review is negative or positive.",
+    "vader_tweets": "Decide whether a short message from social media is negative or positive.",
+    "vader_nyt": "Decide whether a sentence from a newspaper editorial is negative or positive.",
+    "vader_amazon": "Decide whether a sentence from a product review is negative or positive.",
+    "vader_domain": "Say whether a text comes from film reviews, from tweets or from editorials.",
+    "vader_sources": "Decide what a sentence says or from which kind of text it comes.",
+}
+
+
+def register_description(task_name: str, text: str) -> None:
+    """Give a task its prompt text."""
+    _DESCRIPTIONS[task_name] = text
+
+
+def description(task_name: str) -> str:
+    """The prompt text of a task or mixture; UsageError when it has none."""
+    if task_name not in _DESCRIPTIONS:
+        raise UsageError(f"the task {task_name!r} has no description to make a prompt of"
+                         f"{nearest(task_name, _DESCRIPTIONS)}")
+    return _DESCRIPTIONS[task_name]

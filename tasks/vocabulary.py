@@ -1,0 +1,86 @@
+"""The vocabulary of every task: a sentencepiece file with 100 sentinels, opened at first use.
+
+Tasks register at import, before any configuration is read, so they share one object that asks for
+its path only when it is used: gin's `spiece_model.path`, else $PEMT_JAX_VOCABULARY, else the
+vocabulary of the packaged mini T5. Two vocabularies are equal when their files' bytes and their
+numbers of sentinels are, wherever the files lie.
+"""
+
+import functools
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import gin
+import seqio
+
+import pemt_jax
+from pemt_jax.errors import PemtError
+
+PACKAGED = Path(pemt_jax.__file__).parent / "assets" / "mini_t5" / "spiece.model"
+SENTINELS = 100
+
+
+@gin.configurable
+def spiece_model(path: str | None = None) -> str:
+    """Path of the sentencepiece file that the default vocabulary opens."""
+    return str(path or os.environ.get("PEMT_JAX_VOCABULARY") or PACKAGED)
+
+
+@functools.cache
+def _file_sha256(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+class Vocabulary(seqio.SentencePieceVocabulary):
+    """A sentencepiece vocabulary that reads nothing before its first use.
+
+    Args:
+      path: the file; None means the configured default, looked up whenever it is used.
+      extra_ids: number of sentinels after the pieces; <extra_id_0> has the last id, as in T5.
+    """
+
+    def __init__(self, path: str | None = None, extra_ids: int = SENTINELS):
+        self._path = path
+        super().__init__(sentencepiece_model_file="", extra_ids=extra_ids)
+
+    @property
+    def sentencepiece_model_file(self) -> str:
+        return self._path or spiece_model()
+
+    @property
+    def sha256(self) -> str:
+        """The sha256 of the file, in hexadecimal."""
+        self._model_context()
+        return _file_sha256(self.sentencepiece_model_file)
+
+    def _model_context(self) -> Any:
+        path = self.sentencepiece_model_file
+        if path != self._sentencepiece_model_file:
+            if not Path(path).is_file():
+                raise PemtError(f"the vocabulary {path} does not exist; a sentencepiece file "
+                                "(spiece.model or sentencepiece.model) was expected there")
+            self._sentencepiece_model_file, self._model = path, None
+        try:
+            return super()._model_context()
+        except Exception as error:  # protobuf's and sentencepiece's error types vary by version
+            self._sentencepiece_model_file = ""
+            raise PemtError(f"{path} is not a sentencepiece model: "
+                            f"{str(error).splitlines()[0]}") from error
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if isinstance(other, Vocabulary):
+            return (self.extra_ids, self.sha256) == (other.extra_ids, other.sha256)
+        # The serialized model includes the sentinels.
+        return isinstance(other, seqio.SentencePieceVocabulary) and self.sp_model == other.sp_model
+
+    __hash__ = None
+
+    def __str__(self) -> str:
+        return f"Vocabulary({self.sentencepiece_model_file}, extra_ids={self.extra_ids})"
+
+
+DEFAULT_VOCABULARY = Vocabulary()
