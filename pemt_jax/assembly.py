@@ -1,0 +1,202 @@
+"""From the names in a configuration to a model with its parameters.
+
+A run stands on a base (a folder with a pretrained T5), a method, experts of the library and the
+text of the task's prompt.  `assemble` brings them together, checks that they fit, and returns the
+identity by which a checkpoint or artefact later knows whether it is still the same run.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+import pemt_jax
+from pemt_jax import library as expert_library
+from pemt_jax.config import PemtConfig, T5Config
+from pemt_jax.errors import UsageError
+from pemt_jax.interop.hf import load_hf
+from pemt_jax.methods import Method, get_method
+from pemt_jax.models import PemtModel
+from pemt_jax.weights import fingerprint, sha256_file
+
+MINI_T5 = str(Path(pemt_jax.__file__).parent / "assets" / "mini_t5")
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembly:
+    """A model, its initial parameters and what they stand on.
+
+    Attributes:
+      model: the model.
+      method: how it is trained.
+      params: flat dict of host arrays by '/'-joined path.
+      params_axes: logical axes of the parameters.
+      identity: JSON-able facts that make a run this run: base, experts, method, prompt, shapes.
+    """
+
+    model: PemtModel
+    method: Method
+    params: dict[str, np.ndarray]
+    params_axes: Mapping
+    identity: dict
+
+    def nested(self) -> dict:
+        """The parameters as the model takes them."""
+        return traverse_util.unflatten_dict(self.params, sep="/")
+
+
+def prompt_tokens(vocabulary, text: str) -> list[int]:
+    """Tokens of a task's description, end token included; their number is the prompt's length."""
+    return [*vocabulary.encode(text), vocabulary.eos_id]
+
+
+def assemble(
+    method: str,
+    vocabulary,
+    *,
+    base: str | None = MINI_T5,
+    t5: T5Config | None = None,
+    options: PemtConfig | None = None,
+    prompt_text: str | None = None,
+    library: str | None = None,
+    experts: Sequence[str] = (),
+    initial_expert: str | None = None,
+    adapter_reduction: int = 16,
+    dropout_rate: float | None = None,
+    dtype: str | None = None,
+    max_decode_length: int | None = None,
+    seed: int = 0,
+) -> Assembly:
+    """Put a model together.
+
+    Args:
+      method: name of a row of methods.METHODS.
+      vocabulary: of the tasks; it must be the base's.
+      base: folder of a pretrained T5; None to start from `t5`, randomly initialised.
+      t5: the shape, where there is no base.
+      options: the user's choices; modules, names and lengths in it are filled in here.
+      prompt_text: the task's description.
+      library: folder of the expert library.
+      experts: names of frozen experts, in the order of the gate's columns.
+      initial_expert: an expert to start training from instead of a fresh one.
+      adapter_reduction: emb_dim / adapter width, unless options.adapter_dim is set.
+      dropout_rate, dtype: override the base's.
+      max_decode_length: most tokens to generate; None for what the task's targets need.
+      seed: of the initial values.
+
+    Raises:
+      UsageError, PemtError: something named does not exist or does not fit.
+    """
+    chosen, options = get_method(method), options or PemtConfig()
+    if (base is None) == (t5 is None):
+        found = "neither" if base is None else "both"
+        raise UsageError(f"Found {found} of a base and a T5 configuration, expected one of them.")
+    base_params, base_print = {}, None
+    if base is not None:
+        t5, base_params = load_hf(base)
+        base_print = fingerprint(base_params)
+    overrides = {"dropout_rate": dropout_rate, "dtype": dtype}
+    t5 = dataclasses.replace(t5, **{k: v for k, v in overrides.items() if v is not None})
+    check_vocabulary(vocabulary, t5, base)
+    if chosen.experts and not experts:
+        raise UsageError(f"Method {method!r} mixes experts but no expert is named, expected at "
+                         f"least one of the library {library}.")
+    if experts and not chosen.experts:
+        raise UsageError(f"Method {method!r} mixes no experts, found {', '.join(experts)}; "
+                         "expected method 'pemt_target' or no experts.")
+    bank, records = {}, []
+    if experts:
+        loaded = [expert_library.load_expert(library, name, base_print) for name in experts]
+        bank, lengths, names = expert_library.stack_experts(loaded)
+        records = [{"name": e.name, "sha256": e.sha256} for e in loaded]
+        options = dataclasses.replace(
+            options,
+            expert_names=names,
+            source_prompt_lengths=lengths,
+            expert_rank=max(e.rank for e in loaded),
+        )
+    tokens = []
+    if chosen.prompt:
+        if not prompt_text:
+            raise UsageError(f"Method {method!r} needs a prompt, expected PROMPT_TEXT.")
+        tokens = prompt_tokens(vocabulary, prompt_text)
+    adapter_dim = options.adapter_dim or max(1, t5.emb_dim // adapter_reduction)
+    options = dataclasses.replace(
+        options,
+        prompt_length=len(tokens),
+        source_expert=chosen.source_expert,
+        adapter_dim=adapter_dim if chosen.adapter else 0,
+    )
+    model = PemtModel(t5, options, vocabulary, max_decode_length)
+    params, axes = initial_parameters(model, seed)
+    if chosen.prompt and options.prompt_init == "vocab" and base is not None:
+        params["prompt/embedding"] = base_params["token_embedder/embedding"][tokens]
+    if initial_expert:
+        start = expert_library.load_expert(library, initial_expert, base_print)
+        bank |= starting_values(start, params)
+        records.append({"name": initial_expert, "sha256": start.sha256})
+    for path, value in (base_params | bank).items():
+        if path not in params or params[path].shape != value.shape:
+            expected = f"shape {params[path].shape}" if path in params else "no such parameter"
+            raise UsageError(f"{path} has shape {value.shape}, expected {expected}.")
+        params[path] = value
+    identity = {
+        "method": method,
+        "base": base_print,
+        "experts": records,
+        "prompt_text": prompt_text if chosen.prompt else None,
+        "vocabulary": vocabulary.sha256,
+        "t5": dataclasses.asdict(t5),
+        "pemt": dataclasses.asdict(options),
+        "seed": seed,
+    }
+    return Assembly(model, chosen, params, axes, identity)
+
+
+def initial_parameters(model: PemtModel, seed: int) -> tuple[dict[str, np.ndarray], Mapping]:
+    """Return freshly initialised parameters, flat on the host, and their logical axes."""
+    shapes = {"encoder_input_tokens": (1, 1), "decoder_input_tokens": (1, 1),
+              "decoder_target_tokens": (1, 1)}  # fmt: skip
+    # The axes are names, which a jitted function cannot return; the trace leaves them here.
+    axes = {}
+
+    def init(rng):
+        variables = model.get_initial_variables(rng, shapes)
+        axes.update(variables["params_axes"])
+        return traverse_util.flatten_dict(variables["params"], sep="/")
+
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        params = jax.jit(init)(jax.random.key(seed))
+    return {path: np.asarray(value) for path, value in params.items()}, axes
+
+
+def starting_values(expert, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Values of an expert to train on from; its prompt only where the lengths agree."""
+    values = {f"{layer}/mlp/expert/lora_{ab}": array for layer, pair in expert.lora.items()
+              for ab, array in zip("ab", pair, strict=True)}  # fmt: skip
+    if expert.prompt.shape == params["prompt/embedding"].shape:
+        values["prompt/embedding"] = expert.prompt
+    return values
+
+
+def check_vocabulary(vocabulary, t5: T5Config, base: str | None) -> None:
+    """Raise UsageError when the vocabulary cannot be the one the base was trained with."""
+    own = Path(base or "") / "spiece.model"
+    if base and own.is_file() and sha256_file(own) != vocabulary.sha256:
+        raise UsageError(f"The vocabulary {vocabulary} is not the one that lies beside the base, "
+                         f"expected {own}; set VOCABULARY to it.")
+    # Embeddings are padded to a multiple of 128 rows at most.
+    if not 0 <= t5.vocab_size - vocabulary.vocab_size < 128:
+        raise UsageError(
+            f"The vocabulary {vocabulary} has {vocabulary.vocab_size} entries but the checkpoint "
+            f"has {t5.vocab_size} embedding rows, expected a vocabulary made for it."
+        )
+
+
+def cast(params: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
+    """Return the arrays in `dtype` ("bfloat16" halves the memory of frozen parameters)."""
+    return {path: np.asarray(value).astype(jnp.dtype(dtype)) for path, value in params.items()}

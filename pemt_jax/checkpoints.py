@@ -1,0 +1,330 @@
+"""Checkpoints of a run: what is trained, and nothing else.
+
+A checkpoint is one orbax step folder with two items, renamed into place together:
+
+    state     every leaf of the train state under its path: step, trainable/..., opt_state/...
+    manifest  JSON: sha256, shape and dtype of every leaf, the run's identity, and what the run
+              needs beside arrays (data position, seed, versions, metrics, evaluations so far)
+
+Because the manifest is inside the rename there is no moment with a checkpoint and no manifest; a
+folder without a readable one is unfinished and is ignored. Restoring checks every leaf against the
+manifest. The latest checkpoint and the best one by validation metric are kept; of equal ones the
+earlier is the best. Saving is asynchronous: only hashing and the copy to the host hold training up.
+
+The identity says what a run is (names and sha256 of base and experts, method, task, ...). A folder
+that holds another run's checkpoints is an error, never overwritten.
+"""
+
+import contextlib
+import gc
+import json
+import logging
+import math
+import shutil
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import flax.traverse_util
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from pemt_jax.errors import PemtError, UsageError, nearest
+from pemt_jax.manifest import (
+    ITEM,
+    flatten_state,
+    leaf_record,
+    matches,
+    read_manifest,
+    replace_manifest,
+)
+from pemt_jax.weights import replacing
+
+_policies = ocp.checkpoint_managers
+_ENTRIES = {"state", ITEM, "metrics", "_CHECKPOINT_METADATA", "commit_success.txt"}
+
+
+class Checkpoints:
+    """The checkpoints of one run in one folder.
+
+    Args:
+        folder: of this run only; created when missing.
+        identity: what makes this run this run, JSON values; compared with what the folder holds.
+            None compares nothing (reading only).
+        best_metric: name of the metric by which the best checkpoint is kept, or None.
+        higher_is_better: whether a larger metric is better.
+        read_only: for evaluation, beside a run that may still be saving: nothing is created or
+            cleaned up, and the folder must hold a checkpoint.
+
+    Raises:
+        UsageError: the folder holds the checkpoints of a run with another identity, or something
+            that is no checkpoint under the name of one.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        identity: Mapping[str, object] | None,
+        best_metric: str | None = None,
+        higher_is_better: bool = True,
+        read_only: bool = False,
+    ):
+        self.folder = Path(folder).absolute()
+        # Through JSON and back, so that tuples compare equal to what a manifest holds.
+        self.identity = None if identity is None else json.loads(json.dumps(dict(identity)))
+        self.best_metric = best_metric
+        self.higher_is_better = higher_is_better
+        # Orbax reports each save at INFO and harmless facts as warnings; users see our sentences.
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UsageError(f"{self.folder} is a file, expected a folder for checkpoints.")
+        self._check_identity()
+        if read_only and not self._finished():
+            raise UsageError(f"{self.folder} holds no finished checkpoint, expected a run's.")
+        if not read_only and jax.process_index() == 0:
+            self._remove_unfinished()
+        best = _policies.BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False)
+        policy = _policies.AnyPreservationPolicy([_policies.LatestN(1), best])
+        options = ocp.CheckpointManagerOptions(
+            best_fn=_rank,
+            preservation_policy=policy,
+            save_interval_steps=0 if read_only else 1,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+        )
+        self._manager = ocp.CheckpointManager(
+            self.folder, item_names=("state", ITEM), options=options
+        )
+
+    def latest_step(self) -> int | None:
+        """Return the step of the newest finished checkpoint, or None."""
+        self.wait()
+        return max(self._finished(), default=None)
+
+    def best_step(self) -> int | None:
+        """Return the step with the best metric (of equal ones the earliest), or None."""
+        self.wait()
+        ranks = {step: _rank(manifest["score"]) for step, manifest in self._finished().items()}
+        ranked = [step for step, rank in ranks.items() if rank[0] > -math.inf]
+        return max(ranked, key=ranks.get, default=None)
+
+    def manifest(self, step: int) -> dict:
+        """Return the manifest of a finished checkpoint; PemtError when there is none."""
+        self.wait()
+        manifest = read_manifest(self.folder / str(step))
+        if manifest is None:
+            raise PemtError(f"{self.folder} has no finished checkpoint of step {step}.")
+        return manifest
+
+    def save(
+        self, step: int, state, metrics: Mapping[str, float] | None = None, **details: object
+    ) -> None:
+        """Save `state` (a tree of arrays) as step `step`; returns before the files are written.
+
+        `metrics` are validation metrics; `details` are JSON values that `manifest` gives back.
+        Saving a step again only adds metrics and details: its arrays are what they were.
+
+        Raises:
+            UsageError: `metrics` has no `best_metric`.
+            PemtError: this checkpoint, or the one before, could not be written.
+        """
+        facts = {"metrics": {name: float(value) for name, value in (metrics or {}).items()},
+                 "score": self._score(step, metrics), **details}  # fmt: skip
+        self.wait()
+        if step in self._manager.all_steps():
+            if metrics:
+                self._amend(step, facts)
+            return
+        flat = flatten_state(state)
+        leaves = {path: leaf_record(leaf) for path, leaf in flat.items()}
+        manifest = {"step": int(step), "identity": self.identity, "leaves": leaves, **facts}
+        items = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(_nested(flat)), **{ITEM: ocp.args.JsonSave(manifest)}
+        )
+        try:
+            self._manager.save(step, args=items, metrics=facts["score"], force=True)
+        except Exception as error:  # orbax passes on whatever the file system raised
+            raise self._unwritten(error) from error
+
+    def restore(self, step: int, target):
+        """Return the state of `step` in the structure, dtypes and shardings of `target`.
+
+        `target` is a tree of arrays, or of jax.ShapeDtypeStruct with shardings; its mesh may be
+        another than the one that saved.
+
+        Raises:
+            PemtError: no such checkpoint, another set of leaves, other shapes, or damaged bytes.
+        """
+        return self._restore(step, target, self.manifest(step)["leaves"])
+
+    def restore_trainable(self, step: int, target: Mapping[str, jax.Array]) -> dict:
+        """Return only the trained parameters of `step`, {path: array} like `target`."""
+        leaves = self.manifest(step)["leaves"]
+        leaves = {path: leaf for path, leaf in leaves.items() if path.startswith("trainable/")}
+        return self._restore(step, {"trainable": dict(target)}, leaves)["trainable"]
+
+    def wait(self) -> None:
+        """Block until the last save is on disk.
+
+        Raises:
+            PemtError: it could not be written (full disk, permissions).
+        """
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:  # orbax passes on whatever the file system raised
+            raise self._unwritten(error) from error
+
+    def close(self) -> None:
+        """Wait for the last save and release orbax's threads."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _finished(self) -> dict[int, dict]:
+        """Return {step: manifest} of the finished checkpoints on disk."""
+        names = [path.name for path in self.folder.glob("*") if path.name.isdigit()]
+        manifests = {int(name): read_manifest(self.folder / name) for name in names}
+        return {step: manifests[step] for step in sorted(manifests) if manifests[step]}
+
+    def _check_identity(self) -> None:
+        if self.identity is None:
+            return
+        for manifest in self._finished().values():
+            other = manifest["identity"]
+            for key in sorted(self.identity.keys() | other.keys()):
+                if self.identity.get(key) != other.get(key):
+                    raise UsageError(
+                        f"{self.folder} holds the checkpoints of another run, whose {key} is "
+                        f"{other.get(key)!r}, expected {self.identity.get(key)!r} or another "
+                        "MODEL_DIR for this run."
+                    )
+
+    def _remove_unfinished(self) -> None:
+        """Drop step folders without a manifest, or orbax would count them as checkpoints."""
+        for path in self.folder.glob("*"):
+            if path.is_dir() and path.name.isdigit() and read_manifest(path) is None:
+                if not {entry.name for entry in path.iterdir()} <= _ENTRIES:
+                    raise UsageError(f"{path} is no checkpoint, expected this run's folder only.")
+                shutil.rmtree(path)
+
+    def _score(self, step: int, metrics: Mapping[str, float] | None) -> dict:
+        """Return what ranks a checkpoint: {} without the metric, else its value, higher better."""
+        if not metrics or self.best_metric is None:
+            return {}
+        if self.best_metric not in metrics:
+            raise UsageError(
+                f"The evaluation has no metric {self.best_metric!r}, expected one of "
+                f"{', '.join(sorted(metrics))}{nearest(self.best_metric, metrics)}."
+            )
+        value = float(metrics[self.best_metric])
+        if math.isnan(value):
+            return {}
+        return {"value": value if self.higher_is_better else -value, "step": int(step)}
+
+    def _amend(self, step: int, facts: Mapping) -> None:
+        if jax.process_index() == 0:
+            folder = self.folder / str(step)
+            # First the manifest, which decides; orbax's own copy of the score guides deletion.
+            replace_manifest(folder, self.manifest(step) | facts)
+            with replacing(folder / "metrics" / "metrics") as partial:
+                partial.write_text(json.dumps(facts["score"]), encoding="utf-8")
+        self._manager.reload()
+
+    def _unwritten(self, error: Exception) -> PemtError:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return PemtError(f"A checkpoint could not be written to {self.folder}: {reason}.")
+
+    def _restore(self, step: int, target, records: Mapping[str, Mapping]):
+        flat = flatten_state(target)
+        where = f"Checkpoint {self.folder / str(step)}"
+        for path in sorted(flat.keys() | records.keys()):
+            if path not in records:
+                raise PemtError(f"{where} has no {path}, expected shape {flat[path].shape}.")
+            if path not in flat:
+                raise PemtError(f"{where} has {path}, expected only what this run trains.")
+            found, expected = tuple(records[path]["shape"]), tuple(flat[path].shape)
+            if found != expected:
+                raise PemtError(f"{where} has {path} of shape {found}, expected {expected}.")
+        abstract = {
+            path: jax.ShapeDtypeStruct(
+                leaf.shape, np.dtype(records[path]["dtype"]), sharding=_sharding(leaf)
+            )
+            for path, leaf in flat.items()
+        }
+        restored = self._read(step, abstract)
+        if restored is None:
+            # Which leaf it is only reading them one by one can tell.
+            restored = {path: self._read(step, {path: abstract[path]}) for path in flat}
+            restored = {path: found and found[path] for path, found in restored.items()}
+        damaged = [
+            path for path in flat
+            if restored[path] is None or not matches(restored[path], records[path])
+        ]
+        if damaged:
+            more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+            raise PemtError(
+                f"{where} is damaged: the bytes of {damaged[0]}{more} differ from its manifest, "
+                f"expected sha256 {records[damaged[0]]['sha256']}."
+            )
+        leaves = [restored[path].astype(leaf.dtype) for path, leaf in flat.items()]
+        return jax.tree.unflatten(jax.tree.structure(target), leaves)
+
+    def _read(self, step: int, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict | None:
+        """Return {path: array} of the named leaves, or None when the files cannot be read."""
+        tree = _nested(abstract)
+        args = ocp.args.PyTreeRestore(
+            tree,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
+            partial_restore=True,
+        )
+        with _quiet():
+            try:
+                found = self._manager.restore(step, args=ocp.args.Composite(state=args))
+            except Exception:  # orbax and tensorstore raise many kinds for damaged files
+                found = None
+            if found is None:
+                # Reads that were under way die here, where their complaints are not heard.
+                gc.collect()
+                return None
+        return flatten_state(found["state"])
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Silence what orbax's other reads print when one of them fails; the caller says it once."""
+    hooks, level = (sys.unraisablehook, sys.excepthook), logging.root.manager.disable
+    sys.unraisablehook = sys.excepthook = lambda *_: None
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+        sys.unraisablehook, sys.excepthook = hooks
+
+
+def _rank(score: Mapping | None) -> tuple[float, int]:
+    """Order of checkpoints, best last: by value, of equal ones the earlier last."""
+    if not score:
+        return (-math.inf, 0)
+    return (score["value"], -score["step"])
+
+
+def _sharding(leaf):
+    return getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def _nested(flat: Mapping) -> dict:
+    return flax.traverse_util.unflatten_dict(dict(flat), sep="/")

@@ -1,0 +1,146 @@
+"""The command line of every gin main: flags in, one configured call, one sentence when it fails.
+
+    python -m pemt_jax.train --gin_file=runs/stage1.gin --gin.MODEL_DIR=runs/movies
+
+A main is a function with annotated arguments; its module ends with
+
+    if __name__ == "__main__":
+        sys.exit(cli.run(train))
+
+The flags are t5x's. Departures from t5x:
+- A value that is no gin literal is a string: `--gin.MODEL_DIR=/tmp/x` needs no inner quotes.
+- A macro that nothing reads is an error (t5x trains the default for `--gin.TRIAN_STEPS=5`), and
+  a macro that no file uses fills the main's argument of that name: MODEL_DIR, `model_dir`.
+- The module run as __main__ keeps its name, so a gin file says `from pemt_jax import train` and
+  works under `python -m pemt_jax.train` and in a test alike (t5x needs `import __main__`).
+
+Importing this module silences the libraries, so a main imports it before all that needs them.
+"""
+
+import argparse
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import gin
+
+import pemt_jax.configs
+from pemt_jax.errors import PemtError, UsageError, nearest
+from pemt_jax.gin_checks import load
+from pemt_jax.gin_errors import as_usage_errors, original, parameters_of
+from pemt_jax.quiet import silence_libraries
+from pemt_jax.weights import replacing
+
+silence_libraries()
+
+CONFIGS = Path(pemt_jax.configs.__file__).parent
+FLAGS = ("--gin_file", "--gin_search_paths", "--gin.NAME", "--help")
+
+
+def run(main: Callable, argv: Sequence[str] | None = None, prog: str | None = None,
+        doc: str | None = None) -> int:
+    """Configure `main` from `argv`, call it and return the exit code.
+
+    Args:
+        main: the function to configure and call; what it returns is ignored.
+        argv: the arguments after the program's name; those of the process when None.
+        prog: how the program is called, for --help; from the module of `main` when None.
+        doc: what the program does, for --help; the docstring of `main` when None.
+
+    Returns:
+        0; or, after `error: one sentence` on stderr, 2 for a UsageError or a fault in the
+        configuration, 1 for any other PemtError, 130 for Ctrl-C. Other exceptions keep their
+        traceback.
+    """
+    module = _adopt_running_module(main)
+    try:
+        flags, bindings = _parse(sys.argv[1:] if argv is None else argv,
+                                 _parser(main, prog or f"python -m {module}", doc))
+        paths = [path for paths in flags.gin_search_paths for path in paths.split(",") if path]
+        configured = load(main, flags.gin_file, bindings, [str(CONFIGS), *paths])
+        with as_usage_errors():
+            configured()
+    except PemtError as error:
+        error = original(error)
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("error: Stopped by Ctrl-C.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def write_config(model_dir: str | Path) -> Path:
+    """Write what has been read of the configuration to MODEL_DIR/config.gin and return its path.
+
+    The file holds defaults too, serves as a --gin_file and appears whole or not at all. Raises
+    PemtError when config.gin exists and is no plain file of that folder.
+    """
+    path = Path(model_dir) / "config.gin"
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise PemtError(f"{path} is a link or a folder, expected a plain file of the run.")
+    with replacing(path) as partial:
+        partial.write_text(gin.operative_config_str(), encoding="utf-8")
+    return path
+
+
+def _adopt_running_module(main: Callable) -> str:
+    """Give the module run as __main__ its importable name; return the name of main's module."""
+    running = sys.modules["__main__"]
+    spec = getattr(running, "__spec__", None)
+    if main.__module__ != "__main__" or spec is None:
+        return main.__module__
+    sys.modules[spec.name] = running
+    parent, _, child = spec.name.rpartition(".")
+    if parent:
+        setattr(sys.modules[parent], child, running)
+    for member in vars(running).values():  # gin writes these names into config.gin
+        if isinstance(member, (type, types.FunctionType)) and member.__module__ == "__main__":
+            member.__module__ = spec.name
+    return spec.name
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise UsageError(f"{message[:1].upper()}{message[1:]}.")
+
+
+def _parser(main: Callable, prog: str, doc: str | None) -> argparse.ArgumentParser:
+    arguments = [f"  {name}" + ("" if parameter.default in (parameter.empty, gin.REQUIRED)
+                                else f" = {parameter.default!r}")
+                 for name, parameter in parameters_of(main).items()]
+    parser = _Parser(
+        prog=prog, usage=f"{prog} [--gin_file=FILE ...] [--gin.NAME=VALUE ...]",
+        description=doc or inspect.getdoc(main), allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join([f"arguments, set as --gin.{main.__name__}.NAME=VALUE:", *arguments]))
+    parser.add_argument("--gin_file", action="append", default=[], metavar="FILE",
+                        help="gin file, repeatable; looked for from here, then among the "
+                        "installed configurations, then in the search paths")
+    parser.add_argument("--gin.NAME", metavar="VALUE", dest="binding",
+                        help="a value for the macro NAME or for function.argument, repeatable")
+    parser.add_argument("--gin_search_paths", action="append", default=[], metavar="FOLDERS",
+                        help="more folders with gin files, separated by commas, repeatable")
+    return parser
+
+
+def _parse(argv: Sequence[str], parser: argparse.ArgumentParser
+           ) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+    bindings, rest = [], []
+    for argument in argv:
+        if argument.startswith("--gin."):
+            name, _, value = argument.removeprefix("--gin.").partition("=")
+            if not (name and value):
+                raise UsageError(f"{argument!r} has no value, expected --gin.NAME=VALUE.")
+            bindings.append((name.strip(), value.strip()))
+        else:
+            rest.append(argument)
+    flags, unknown = parser.parse_known_args(rest)
+    if unknown:
+        name = unknown[0].partition("=")[0]
+        raise UsageError(f"There is no argument {unknown[0]!r}, expected {', '.join(FLAGS)}"
+                         f"{nearest(name, FLAGS)}.")
+    return flags, bindings

@@ -1,0 +1,56 @@
+"""The manifest of a checkpoint: JSON with the sha256, shape and dtype of every leaf.
+
+It lies inside the checkpoint as its own item, so both come into being in one rename. A leaf is
+known by the '/'-joined path to it in the train state.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from pemt_jax.weights import replacing
+
+ITEM = "manifest"
+
+
+def flatten_state(state) -> dict[str, jax.Array]:
+    """Return {path: leaf} of any tree; nodes without leaves have no entry."""
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves
+    }
+
+
+def leaf_record(leaf) -> dict:
+    """Return {sha256, shape, dtype} of an array; the sha256 is of its bytes in C order."""
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    array = np.ascontiguousarray(leaf)
+    digest = hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest()
+    return {"sha256": digest, "shape": list(np.shape(leaf)), "dtype": str(array.dtype)}
+
+
+def matches(leaf, record: Mapping) -> bool:
+    """Return whether the bytes of `leaf` are those of its record."""
+    return leaf_record(leaf)["sha256"] == record["sha256"]
+
+
+def read_manifest(checkpoint: Path) -> dict | None:
+    """Return the manifest of a checkpoint folder, or None when it is missing or not whole."""
+    try:
+        manifest = json.loads((checkpoint / ITEM / "metadata").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(manifest, dict) and {"step", "identity", "leaves"} <= manifest.keys()
+    return manifest if whole else None
+
+
+def replace_manifest(checkpoint: Path, manifest: Mapping) -> None:
+    """Put another manifest into a checkpoint, at once or not at all."""
+    with replacing(checkpoint / ITEM / "metadata") as partial:
+        partial.write_text(json.dumps(manifest), encoding="utf-8")

@@ -1,0 +1,67 @@
+"""Silence at start: the messages that libraries print before a command has said a word.
+
+TensorFlow 2.21 logs to the file descriptor of stderr while it is imported, and no environment
+variable stops it. `silence_libraries` therefore catches stderr for the length of that import and
+passes on what is no such message.
+"""
+
+import contextlib
+import importlib.abc
+import importlib.util
+import logging
+import os
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+
+from absl import logging as absl_logging
+
+START_UP = re.compile(rb"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} ")
+
+
+def silence_libraries() -> None:
+    """Keep notes and warnings of TensorFlow, JAX and orbax from the terminal, errors excepted."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    for name in ("jax", "orbax", "tensorflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    if "tensorflow" not in sys.modules and not any(map(_is_ours, sys.meta_path)):
+        sys.meta_path.insert(0, _QuietTensorFlow())
+
+
+class _QuietTensorFlow(importlib.abc.MetaPathFinder):
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != "tensorflow":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module):
+                with _caught_start_up():
+                    execute(module)
+            spec.loader.exec_module = exec_module
+        return spec
+
+
+def _is_ours(finder: object) -> bool:
+    return isinstance(finder, _QuietTensorFlow)
+
+
+@contextlib.contextmanager
+def _caught_start_up() -> Iterator[None]:
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as caught, os.fdopen(os.dup(2), "wb") as stderr:
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr.fileno(), 2)
+            caught.seek(0)
+            stderr.writelines(line for line in caught if not START_UP.match(line))

@@ -1,0 +1,154 @@
+"""A finished run: what it leaves behind, and how that is opened again.
+
+Method `full` leaves MODEL_DIR/base, a Hugging Face folder with its vocabulary, which is a base
+for others.  Every other method leaves MODEL_DIR/artefact: only what was trained, and a card with
+the base and the experts it stands on, which `open_run` finds again and checks.  A source expert
+enters the library as well.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from pemt_jax import library as expert_library
+from pemt_jax.artefact import Card, read_artefact, write_artefact
+from pemt_jax.assembly import Assembly, assemble
+from pemt_jax.config import PemtConfig
+from pemt_jax.errors import PemtError, UsageError
+from pemt_jax.interop.hf import save_hf
+from pemt_jax.weights import replacing
+
+ARTEFACT, BASE = "artefact", "base"
+
+
+def publish(
+    model_dir: Path,
+    trained: Mapping[str, np.ndarray],
+    assembly: Assembly,
+    task: str,
+    task_feature_lengths: Mapping[str, int],
+    metrics: Mapping[str, float],
+    *,
+    base: str | None,
+    library: str,
+    expert_name: str,
+    base_dtype: str = "float32",
+) -> Path:
+    """Write what a run has trained and return the folder.
+
+    Args:
+      model_dir: the run's folder.
+      trained: flat trained parameters.
+      assembly: what they were trained in.
+      task: the task or mixture.
+      task_feature_lengths: longest inputs and targets.
+      metrics: of the best checkpoint, on validation.
+      base: path of the base, None for a backbone trained from nothing.
+      library: folder of the expert library that the run used, and that a source expert enters.
+      expert_name: its name there.
+      base_dtype: in which a base is stored.
+    """
+    trained = {path: np.asarray(value) for path, value in trained.items()}
+    if assembly.method.name == "full":
+        save_hf(model_dir / BASE, assembly.model.t5, trained, base_dtype)
+        with replacing(model_dir / BASE / "spiece.model") as partial:
+            vocabulary = assembly.model.input_vocabulary
+            shutil.copyfile(vocabulary.sentencepiece_model_file, partial)
+        return model_dir / BASE
+    identity, options = assembly.identity, assembly.model.pemt
+    about = {
+        "task": task,
+        "base_fingerprint": identity["base"],
+        "base_name": Path(base).name,
+        "metrics": metrics,
+        "method": assembly.method.name,
+    }
+    config = {
+        "base": str(Path(base).resolve()),
+        "library": str(Path(library).resolve()),
+        "t5": identity["t5"],
+        "pemt": identity["pemt"],
+        "task_feature_lengths": dict(task_feature_lengths),
+        "max_decode_length": assembly.model.max_decode_length,
+        "vocabulary": identity["vocabulary"],
+        "seed": identity["seed"],
+    }
+    experts = tuple((record["name"], record["sha256"]) for record in identity["experts"])
+    kind = "expert" if options.source_expert else "target"
+    card = Card(
+        kind=kind,
+        description=identity["prompt_text"],
+        experts=experts,
+        rank=options.expert_rank if options.source_expert or experts else 0,
+        config=config,
+        **about,
+    )
+    write_artefact(model_dir / ARTEFACT, trained, card)
+    if kind == "expert":
+        expert_library.save_expert(
+            library, expert_name, trained, prompt_text=card.description, config=config, **about
+        )
+    return model_dir / ARTEFACT
+
+
+def open_run(
+    model_dir: str, vocabulary, base: str | None = None, library: str | None = None
+) -> tuple[Assembly, Card | None]:
+    """Return the assembly with the trained parameters of a finished run, and its card.
+
+    Args:
+      model_dir: a run's folder (or an artefact's, or a base's).
+      vocabulary: of the tasks.
+      base, library: where the base and the experts are now, if they were moved.
+
+    Raises:
+      UsageError, PemtError: no finished run, a damaged file, an exchanged expert, another base.
+    """
+    folder = Path(model_dir)
+    if (folder / "config.json").is_file() or (folder / BASE).is_dir():
+        folder = folder if (folder / "config.json").is_file() else folder / BASE
+        return assemble("full", vocabulary, base=str(folder)), None
+    if not (folder / "card.json").is_file():
+        if not (folder / ARTEFACT).is_dir():
+            state = "does not exist" if not folder.exists() else (
+                "has checkpoints but its run has not ended: run its command again to finish it"
+                if (folder / "checkpoints").is_dir() else f"has neither {ARTEFACT} nor {BASE}"
+            )  # fmt: skip
+            raise UsageError(f"{folder} {state}, expected the MODEL_DIR of a finished run.")
+        folder = folder / ARTEFACT
+    arrays, card = read_artefact(folder)
+    config = card.config
+    try:
+        options = PemtConfig(**config["pemt"])
+        base, library = base or config["base"], library or config["library"]
+    except (KeyError, TypeError) as error:
+        raise PemtError(f"{folder}/card.json has no usable config ({error}).") from error
+    assembly = assemble(
+        card.method, vocabulary, base=base,
+        options=dataclasses.replace(options, expert_names=(), source_prompt_lengths=()),
+        prompt_text=card.description, library=library,
+        experts=[name for name, _ in card.experts] if card.kind == "target" else (),
+        max_decode_length=config.get("max_decode_length"),
+    )  # fmt: skip
+    if assembly.identity["base"] != card.base_fingerprint:
+        raise PemtError(
+            f"{folder} was trained on the base {card.base_name!r} with fingerprint "
+            f"{card.base_fingerprint[:12]}, found {assembly.identity['base'][:12]} at {base}."
+        )
+    found = {record["name"]: record["sha256"] for record in assembly.identity["experts"]}
+    for name, sha256 in card.experts if card.kind == "target" else ():
+        if found[name] != sha256:
+            raise PemtError(
+                f"Expert {name!r} in {library} is not the one that {folder} was trained with: "
+                f"found sha256 {found[name][:12]}, expected {sha256[:12]}."
+            )
+    for path, value in arrays.items():
+        expected = assembly.params.get(path)
+        if expected is None or expected.shape != value.shape:
+            raise PemtError(f"{folder} has {path} of shape {value.shape}, expected "
+                            f"{'no such parameter' if expected is None else expected.shape}.")
+        assembly.params[path] = value
+    return assembly, card

@@ -1,0 +1,148 @@
+"""Train: pretraining, stage 1, stage 2 and baselines, as the gin configuration says.
+
+    python -m pemt_jax.train --gin_file=runs/stage1.gin \\
+        --gin.MIXTURE_OR_TASK_NAME=vader_movies --gin.MODEL_DIR=runs/movies
+
+The same command resumes a run that was stopped.  MODEL_DIR then holds checkpoints/, metrics.jsonl
+and TensorBoard files, config.gin, and, when the run has ended, what it made: artefact/ (an expert
+or a target) or, after method full, base/ (a Hugging Face folder).
+"""
+
+from pemt_jax import cli  # isort: skip  (silences TensorFlow before it is imported)
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import optax
+import seqio
+
+from pemt_jax import assembly, data, partitioning, runs, tasks, trainer
+from pemt_jax.batching import BatchSource, train_iterator
+from pemt_jax.checkpoints import Checkpoints
+from pemt_jax.config import PemtConfig, T5Config
+from pemt_jax.evaluator import Evaluator
+from pemt_jax.methods import split
+from pemt_jax.metrics_log import MetricsLog
+from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
+from pemt_jax.validation import Validation
+
+
+def train(
+    model_dir: str,
+    mixture_or_task_name: str,
+    task_feature_lengths: Mapping[str, int],
+    train_steps: int,
+    batch_size: int,
+    optimizer: optax.GradientTransformation,
+    method: str = "pemt_target",
+    initial_checkpoint_path: str | None = assembly.MINI_T5,
+    t5: T5Config | None = None,
+    options: PemtConfig | None = None,
+    prompt_text: str | None = None,
+    library: str | None = None,
+    experts: Sequence[str] = (),
+    initial_expert: str | None = None,
+    expert_name: str | None = None,
+    dropout_rate: float | None = None,
+    frozen_dtype: str = "float32",
+    base_dtype: str = "float32",
+    max_decode_length: int | None = None,
+    model_parallel: int = 1,
+    seed: int = 0,
+    eval_every: int | None = None,
+    eval_batch_size: int = 128,
+    save_every: int | None = None,
+    log_every: int = 20,
+    patience: int | None = None,
+) -> dict[str, float]:
+    """Train one model, keep the best checkpoint and publish it; return the validation metrics.
+
+    Args:
+      model_dir: where the run lives.
+      mixture_or_task_name: a SeqIO task or mixture; a mixture trains as one task with one prompt.
+      task_feature_lengths: longest inputs and targets, in tokens.
+      train_steps, batch_size: updates and rows an update.
+      optimizer: an optax optimizer, see optimizers.make_optimizer.
+      method: a row of methods.METHODS.
+      initial_checkpoint_path: the base, a Hugging Face T5 folder; None to start from `t5`.
+      t5, options: shape of a new backbone; choices of PEMT.
+      prompt_text: the prompt's text; None for the task's own description.
+      library, experts: the expert library and the names of the experts to mix.
+      initial_expert: an expert of the library to train on from.
+      expert_name: name under which a source expert enters the library; None for the task's.
+      dropout_rate: overrides the base's.
+      frozen_dtype: "bfloat16" halves the memory of the frozen parameters.
+      base_dtype: in which method full stores its base, "float32" or "bfloat16".
+      max_decode_length: most tokens to generate; None for the longest target of the split.
+      model_parallel: devices over which the parameters are split; the rest split the batch.
+      seed: of initial values, dropout and data order.
+      eval_every, save_every, log_every: steps between evaluations, savings, log lines.
+      patience: evaluations without a better one after which the run ends early.
+    """
+    folder = Path(model_dir)
+    library = library or str(assembly.expert_library.default_library())
+    if prompt_text is None and method != "full":
+        prompt_text = tasks.description(mixture_or_task_name)
+    mesh = partitioning.make_mesh(model=model_parallel)
+    partitioning.check_batch_size(batch_size, mesh)
+    made = assembly.assemble(
+        method, DEFAULT_VOCABULARY, base=initial_checkpoint_path, t5=t5, options=options,
+        prompt_text=prompt_text, library=library, experts=experts, initial_expert=initial_expert,
+        dropout_rate=dropout_rate, max_decode_length=max_decode_length, seed=seed,
+    )  # fmt: skip
+    identity = made.identity | {"task": mixture_or_task_name, "batch_size": batch_size,
+                                "task_feature_lengths": dict(task_feature_lengths)}  # fmt: skip
+    lengths = dict(task_feature_lengths)
+    parts = data.open_mixture(mixture_or_task_name, "train", lengths)
+    source = BatchSource(parts, batch_size, seed)
+    evaluator = Evaluator(
+        made.model.predict_batch, made.model.eval_fn, DEFAULT_VOCABULARY, mesh
+    )
+    # A mixture may have parts without a validation split; it is judged on those that have one.
+    held_out = [
+        data.open_split(part.task_name, "validation", lengths)
+        for _, part in parts
+        if "validation" in seqio.TaskRegistry.get(part.task_name).splits
+    ]
+    validation = Validation(evaluator, held_out, eval_batch_size)
+    best_metric, higher_is_better = validation.best_metric if held_out else (None, True)
+    checkpoints = Checkpoints(folder / "checkpoints", identity, best_metric, higher_is_better)
+    cli.write_config(folder)
+    trainable, frozen = split(made.nested(), made.method)
+    run = trainer.Trainer(
+        made.model.loss_fn, trainable, assembly.cast(frozen, frozen_dtype), optimizer, seed, mesh,
+        made.params_axes,
+    )  # fmt: skip
+    log = MetricsLog(folder, start_step=checkpoints.latest_step() or 0)
+    result = trainer.train(
+        run,
+        lambda start: train_iterator(source, start, train_steps - start),
+        train_steps,
+        checkpoints=checkpoints,
+        evaluate=validation if held_out else None,
+        log=log,
+        log_every=log_every,
+        eval_every=eval_every if held_out else None,
+        save_every=save_every,
+        patience=patience,
+        best_metric=best_metric,
+        higher_is_better=higher_is_better,
+    )
+    log.close()
+    best = checkpoints.best_step()
+    step = result.step if best is None else best
+    values = checkpoints.restore_trainable(step, run.state.trainable)
+    metrics = checkpoints.manifest(step)["metrics"] or {}
+    checkpoints.close()
+    made_at = runs.publish(
+        folder, values, made, mixture_or_task_name, lengths, metrics, library=library,
+        base=initial_checkpoint_path, expert_name=expert_name or mixture_or_task_name,
+        base_dtype=base_dtype,
+    )  # fmt: skip
+    print(f"{made_at}: {method} on {mixture_or_task_name}, step {step}, {metrics}")
+    return metrics
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(train))

@@ -1,0 +1,234 @@
+"""The training loop: when to log, evaluate, save and stop.
+
+Between two log points nothing is read back from the device: metrics are merged there, and so is
+the first step whose loss or gradient was not finite, which stops the run before it can be saved.
+The loop's own state (best evaluation so far, evaluations without a better one) is in every
+checkpoint, so a resumed run also stops early where the uninterrupted one would.
+"""
+
+import dataclasses
+import math
+import signal
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import numpy as np
+
+from pemt_jax.checkpoints import Checkpoints
+from pemt_jax.errors import PemtError, UsageError, nearest
+from pemt_jax.metrics_log import MetricsLog
+from pemt_jax.progress import Progress
+from pemt_jax.stopping import Stopped, StopRequest, StopSignals
+from pemt_jax.train_step import Batch, Trainer, compute_metrics, merge_metrics
+
+
+@dataclasses.dataclass
+class TrainResult:
+    """How far a run is.
+
+    Attributes:
+        step: updates made.
+        best_step, best_value: the best evaluation; of equal ones the earliest.
+        waited: evaluations since then.
+        evaluated: the last step that was evaluated.
+        metrics: of that evaluation.
+    """
+
+    step: int = 0
+    best_step: int | None = None
+    best_value: float | None = None
+    waited: int = 0
+    evaluated: int | None = None
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def train(
+    trainer: Trainer,
+    batches: Callable[[int], Iterator[Batch]],
+    train_steps: int,
+    *,
+    checkpoints: Checkpoints | None = None,
+    evaluate: Callable[[dict], Mapping[str, float]] | None = None,
+    log: MetricsLog | None = None,
+    log_every: int = 20,
+    eval_every: int | None = None,
+    save_every: int | None = None,
+    patience: int | None = None,
+    best_metric: str | None = None,
+    higher_is_better: bool = True,
+    show_bar: bool = True,
+    versions: Mapping[str, str] | None = None,
+) -> TrainResult:
+    """Train to `train_steps` updates, from the latest checkpoint when there is one.
+
+    Args:
+        batches: start step -> iterator over the batches of that step and the following ones.
+        evaluate: nested parameters -> validation metrics; called every `eval_every` steps and at
+            the end. A checkpoint is saved with each evaluation, every `save_every` steps, when
+            the run is asked to stop, and at the end.
+        patience: stop after this many evaluations in a row without a better `best_metric`.
+        versions: noted in every checkpoint.
+
+    Raises:
+        Stopped: SIGTERM or SIGINT came; the state is saved and the same command resumes.
+        PemtError: a loss or gradient was not finite; the last finite checkpoint stays.
+    """
+    intervals = {"log_every": log_every, "eval_every": eval_every, "save_every": save_every,
+                 "patience": patience}  # fmt: skip
+    for name, every in intervals.items():
+        if every is not None and every < 1:
+            raise UsageError(f"Found {name} {every}, expected 1 or more.")
+    if patience is not None and (best_metric is None or evaluate is None):
+        raise UsageError("Patience needs a best metric and an evaluation, expected both.")
+    run = TrainResult()
+    if checkpoints and (latest := checkpoints.latest_step()) is not None:
+        trainer.restore(checkpoints, latest)
+        manifest = checkpoints.manifest(latest)
+        run = TrainResult(latest, metrics=manifest["metrics"], **manifest["progress"])
+    if run.step > train_steps:
+        raise UsageError(
+            f"{checkpoints.folder} is at step {run.step}, expected TRAIN_STEPS of at least that "
+            f"but found {train_steps}."
+        )
+    loop = _Loop(trainer, run, train_steps, checkpoints, log, Progress(train_steps, run.step,
+                 show_bar), dict(versions or {}))  # fmt: skip
+
+    def due(every: int | None) -> bool:
+        return every is not None and run.step % every == 0
+
+    def evaluation() -> None:
+        loop.evaluate(evaluate, best_metric, 1 if higher_is_better else -1)
+
+    with StopSignals() as loop.signals, loop.progress:
+        try:
+            # A run stopped between the last step and its evaluation still owes it.
+            if evaluate and run.step and due(eval_every) and run.evaluated != run.step:
+                evaluation()
+            iterator = None
+            while run.step < train_steps and not (patience and run.waited >= patience):
+                iterator = iterator or batches(run.step)
+                loop.step(next(iterator, None))
+                last = run.step == train_steps
+                evaluating = evaluate and (last or due(eval_every))
+                if due(log_every) or last or evaluating or due(save_every):
+                    loop.log_window()
+                if evaluating:
+                    evaluation()
+                elif due(save_every):
+                    loop.save()
+                if loop.signals.received:
+                    raise StopRequest
+            if evaluate and run.evaluated != run.step:
+                evaluation()
+            loop.save()
+        except StopRequest:
+            loop.stop()
+    if checkpoints:
+        checkpoints.wait()
+    return run
+
+
+@dataclasses.dataclass
+class _Loop:
+    """What the loop does at its boundaries; `window` are the metrics since the last log point."""
+
+    trainer: Trainer
+    run: TrainResult
+    train_steps: int
+    checkpoints: Checkpoints | None
+    log: MetricsLog | None
+    progress: Progress
+    versions: dict[str, str]
+    signals: StopSignals | None = None
+    window: dict | None = None
+
+    def step(self, batch: Batch | None) -> None:
+        if batch is None:
+            raise PemtError(
+                f"The data ended at step {self.run.step}, expected {self.train_steps} steps."
+            )
+        if self.trainer.compiles(batch):
+            self.progress.note("compiling")
+        metrics = self.trainer.step(batch)
+        self.progress.note("")
+        before = self.window
+        self.window = metrics if before is None else merge_metrics(before, metrics)
+        # Waiting for the step before keeps one step queued: the device never idles, and a signal
+        # or a full bar is at most one step ahead of the truth.
+        if before is not None:
+            jax.block_until_ready(before["loss"])
+        self.run.step += 1
+        self.progress.step(_real_rows(batch))
+
+    def log_window(self) -> None:
+        """Write the means since the last log point, or stop when one of them was not finite."""
+        if self.window is None:
+            return
+        window, self.window = self.window, None
+        bad = jax.device_get(window.pop("first_bad_step"))
+        if bad.step >= 0:
+            kept = self.checkpoints.latest_step() if self.checkpoints else None
+            last = "no checkpoint was saved before it" if kept is None else (
+                f"the last finite checkpoint is step {kept}")  # fmt: skip
+            raise PemtError(
+                f"Step {int(bad.step)} had loss {float(bad.loss):g} and gradient norm "
+                f"{float(bad.gradient_norm):g}, expected finite numbers ({last})."
+            )
+        values = compute_metrics(window) | self.progress.rates()
+        self.progress.report(self.run.step, values)
+        if self.log:
+            self.log.write(self.run.step, "train", values)
+
+    def save(self, metrics: Mapping[str, float] | None = None) -> None:
+        if self.checkpoints:
+            progress = dataclasses.asdict(self.run)
+            del progress["step"], progress["metrics"]
+            self.checkpoints.save(
+                self.run.step, self.trainer.state, metrics, progress=progress,
+                data_step=self.run.step, seed=self.trainer.seed, versions=self.versions,
+            )  # fmt: skip
+
+    def evaluate(self, evaluate: Callable, best_metric: str | None, sign: int) -> None:
+        """Evaluate, note whether it is the best so far, log and save."""
+        run = self.run
+        self.progress.note("evaluating")
+        with self.signals.interruptible():
+            run.metrics = dict(evaluate(self.trainer.params()))
+        run.evaluated = run.step
+        if best_metric is not None:
+            if best_metric not in run.metrics:
+                raise UsageError(
+                    f"The evaluation has no metric {best_metric!r}, expected one of "
+                    f"{', '.join(sorted(run.metrics))}{nearest(best_metric, run.metrics)}."
+                )
+            value = run.metrics[best_metric]
+            best = -math.inf if run.best_value is None else sign * run.best_value
+            # Of equal values the earlier stays the best, and NaN is never better.
+            if sign * value > best:
+                run.best_step, run.best_value, run.waited = run.step, value, 0
+            else:
+                run.waited += 1
+        if self.log:
+            self.log.write(run.step, "validation", run.metrics)
+        self.progress.evaluated(run.step, run.metrics)
+        self.save(run.metrics)
+
+    def stop(self) -> None:
+        """Save and raise Stopped."""
+        self.log_window()
+        self.save()
+        if self.checkpoints:
+            self.checkpoints.wait()
+        where = f"after step {self.run.step} of {self.train_steps}"
+        saved = (", which is saved: the same command resumes there" if self.checkpoints
+                 else ", and nothing is saved, for the run has no checkpoint folder")  # fmt: skip
+        name = signal.Signals(self.signals.received).name
+        raise Stopped(f"Stopped by {name} {where}{saved}.", self.signals.received) from None
+
+
+def _real_rows(batch: Batch) -> int:
+    """Rows that are examples: those with a target token that counts."""
+    weights = batch.get("decoder_loss_weights")
+    if weights is None:
+        return len(next(iter(batch.values())))
+    return int(np.any(weights > 0, axis=-1).sum())
