@@ -1,0 +1,46 @@
+"""Settings of all tests: the CPU, strict rank promotion, an expert small enough to write out."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from pemt_jax import library  # noqa: E402
+
+TINY_BASE = "b" * 64
+
+
+@pytest.fixture(autouse=True)
+def strict_rank_promotion():
+    """Broadcasting between ranks is an error in our own code, not in the libraries' set-up."""
+    with jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture
+def expert_arrays():
+    """Make the flat trainables of stage 1 for one layer a stack."""
+    def make(seed=0, D=6, F=10, R=3, P=4, layers=("encoder/layers_0", "decoder/layers_0")):
+        rng = np.random.default_rng(seed)
+        arrays = {"prompt/embedding": rng.normal(size=(P, D)).astype(np.float32)}
+        for layer in layers:
+            arrays[f"{layer}/mlp/expert/lora_a"] = rng.normal(size=(F, R)).astype(np.float32)
+            arrays[f"{layer}/mlp/expert/lora_b"] = rng.normal(size=(R, D)).astype(np.float32)
+        return arrays
+    return make
+
+
+@pytest.fixture
+def save_expert(tmp_path, expert_arrays):
+    """Save a small expert under tmp_path/library and return the library's folder."""
+    def save(name, base_fingerprint=TINY_BASE, arrays=None, **shape):
+        library.save_expert(tmp_path / "library", name, arrays or expert_arrays(**shape),
+                            task=f"{name}_task", prompt_text=f"the {name}",
+                            base_fingerprint=base_fingerprint, base_name="tiny",
+                            metrics={"accuracy": 0.75}, config={"rank": 3})
+        return tmp_path / "library"
+    return save
