@@ -44,9 +44,9 @@ class Assembly:
     params_axes: Mapping
     identity: dict
 
-    def nested(self) -> dict:
-        """The parameters as the model takes them."""
-        return traverse_util.unflatten_dict(self.params, sep="/")
+    def nested(self, params: Mapping | None = None) -> dict:
+        """The parameters as the model takes them: this assembly's, or another flat dict."""
+        return traverse_util.unflatten_dict(dict(params or self.params), sep="/")
 
 
 def prompt_tokens(vocabulary, text: str) -> list[int]:
@@ -68,6 +68,7 @@ def assemble(
     adapter_reduction: int = 16,
     dropout_rate: float | None = None,
     dtype: str | None = None,
+    embedding_rows: int | None = None,
     max_decode_length: int | None = None,
     seed: int = 0,
 ) -> Assembly:
@@ -85,6 +86,8 @@ def assemble(
       initial_expert: an expert to start training from instead of a fresh one.
       adapter_reduction: emb_dim / adapter width, unless options.adapter_dim is set.
       dropout_rate, dtype: override the base's.
+      embedding_rows: keep only so many rows of the base's embedding (the authors cut T5's 32,128
+        to the 32,100 of its vocabulary, which changes every softmax a little).
       max_decode_length: most tokens to generate; None for what the task's targets need.
       seed: of the initial values.
 
@@ -99,7 +102,9 @@ def assemble(
     if base is not None:
         t5, base_params = load_hf(base)
         base_print = fingerprint(base_params)
-    overrides = {"dropout_rate": dropout_rate, "dtype": dtype}
+    if embedding_rows is not None and base is not None and embedding_rows != t5.vocab_size:
+        base_params |= cut_embedding(base_params, embedding_rows)
+    overrides = {"dropout_rate": dropout_rate, "dtype": dtype, "vocab_size": embedding_rows}
     t5 = dataclasses.replace(t5, **{k: v for k, v in overrides.items() if v is not None})
     check_vocabulary(vocabulary, t5, base)
     if chosen.experts and not experts:
@@ -181,6 +186,17 @@ def starting_values(expert, params: Mapping[str, np.ndarray]) -> dict[str, np.nd
     if expert.prompt.shape == params["prompt/embedding"].shape:
         values["prompt/embedding"] = expert.prompt
     return values
+
+
+def cut_embedding(base_params: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
+    """The embedding, and the output projection if it is one of its own, of the first `rows`."""
+    have = len(base_params["token_embedder/embedding"])
+    if not 0 < rows <= have:
+        raise UsageError(f"embedding_rows is {rows}, expected at most the checkpoint's {have}.")
+    cut = {"token_embedder/embedding": base_params["token_embedder/embedding"][:rows]}
+    if "decoder/logits_dense/kernel" in base_params:
+        cut["decoder/logits_dense/kernel"] = base_params["decoder/logits_dense/kernel"][:, :rows]
+    return cut
 
 
 def check_vocabulary(vocabulary, t5: T5Config, base: str | None) -> None:

@@ -20,8 +20,8 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 
-from pemt_jax.data import Pair, TokenizedSplit
 from pemt_jax.errors import PemtError
+from pemt_jax.tokenized import Pair, TokenizedSplit
 
 DEFAULT_BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 DEFAULT_TARGET_BUCKETS = (4, 8, *DEFAULT_BUCKETS)

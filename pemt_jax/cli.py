@@ -48,7 +48,7 @@ def run(main: Callable, argv: Sequence[str] | None = None, prog: str | None = No
         main: the function to configure and call; what it returns is ignored.
         argv: the arguments after the program's name; those of the process when None.
         prog: how the program is called, for --help; from the module of `main` when None.
-        doc: what the program does, for --help; the docstring of `main` when None.
+        doc: what the program does, for --help; the docstring of main's module when None.
 
     Returns:
         0; or, after `error: one sentence` on stderr, 2 for a UsageError or a fault in the
@@ -114,9 +114,10 @@ def _parser(main: Callable, prog: str, doc: str | None) -> argparse.ArgumentPars
                  for name, parameter in parameters_of(main).items()]
     parser = _Parser(
         prog=prog, usage=f"{prog} [--gin_file=FILE ...] [--gin.NAME=VALUE ...]",
-        description=doc or inspect.getdoc(main), allow_abbrev=False,
+        description=doc or sys.modules[main.__module__].__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="\n".join([f"arguments, set as --gin.{main.__name__}.NAME=VALUE:", *arguments]))
+        epilog="\n".join([inspect.getdoc(main) or "", "",
+                          f"Defaults, set as --gin.{main.__name__}.NAME=VALUE:", *arguments]))
     parser.add_argument("--gin_file", action="append", default=[], metavar="FILE",
                         help="gin file, repeatable; looked for from here, then among the "
                         "installed configurations, then in the search paths")

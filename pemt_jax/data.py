@@ -1,126 +1,30 @@
 """SeqIO tasks tokenised once, cached on disk and addressed by row.
 
-SeqIO defines a task and its preprocessing; this module runs it, keeps the tokens in flat arrays
-(read through memory maps) and gives them a key made of everything that they depend on: source,
-preprocessors, vocabulary, lengths. An online transform (a preprocessor with the methods of
-pemt_jax.span_corruption.SpanCorruption) ends what is cached; it runs at read time, drawn from
-(seed, epoch, row), so that its noise differs between epochs.
+SeqIO defines a task and its preprocessing; this module runs it and writes the tokens as flat
+arrays, read through memory maps, under a key made of all they depend on (pemt_jax.cache_key).
+An online transform (a preprocessor with the methods of pemt_jax.span_corruption.SpanCorruption)
+ends what is cached; it runs at read time, drawn from (seed, epoch, row), so that its noise differs
+between epochs.
 
 Departures from SeqIO: inputs that are too long keep their </s>; a target that is too long is an
 error, not a silently shortened label.
 """
 
-import functools
 import hashlib
-import inspect
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
-import pemt_jax
+from pemt_jax.cache_key import cache_key
 from pemt_jax.errors import PemtError, UsageError, nearest
-
-FORMAT = 1  # part of every key: a change of the files' meaning makes old caches unknown
-Pair = tuple[np.ndarray, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """Rows of different lengths: `values[offsets[i]:offsets[i + 1]]`."""
-
-    values: np.ndarray
-    offsets: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        return self.values[self.offsets[row]:self.offsets[row + 1]]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.diff(self.offsets)
-
-    @staticmethod
-    def of(rows: list[np.ndarray], dtype: type) -> "Ragged":
-        values = np.concatenate(rows) if rows else np.zeros(0)
-        return Ragged(values.astype(dtype), np.cumsum([0, *map(len, rows)]))
-
-
-@dataclass(frozen=True)
-class TokenizedSplit:
-    """One split of one task as tokens.
-
-    Attributes:
-      task_name, split: what it is.
-      lengths: the limits {"inputs": n, "targets": n}.
-      columns: int32 tokens by feature; with an online transform only its "targets", the chunks.
-      other: one JSON object a row: the features that postprocessing and metrics may ask for.
-      dtypes: the types of those features.
-      online: the online transform, or None.
-      sha256: of the contents, in hexadecimal.
-    """
-
-    task_name: str
-    split: str
-    lengths: Mapping[str, int]
-    columns: Mapping[str, Ragged]
-    other: Ragged
-    dtypes: Mapping[str, object]
-    online: object | None
-    sha256: str
-
-    def __len__(self) -> int:
-        return len(self.columns["targets"])
-
-    @functools.cached_property
-    def token_lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lengths of the inputs and of the targets of every row."""
-        if self.online is None:
-            return self.columns["inputs"].lengths, self.columns["targets"].lengths
-        return self.online.lengths(self.columns["targets"].lengths)
-
-    @property
-    def input_lengths(self) -> np.ndarray:
-        return self.token_lengths[0]
-
-    @property
-    def target_lengths(self) -> np.ndarray:
-        return self.token_lengths[1]
-
-    def pairs(self, rows: np.ndarray, epochs: np.ndarray | None = None,
-              seed: int = 0) -> list[Pair]:
-        """(inputs, targets) of rows; `epochs` and `seed` matter to an online transform only."""
-        if self.online is None:
-            inputs, targets = self.columns["inputs"], self.columns["targets"]
-            return [(inputs[row], targets[row]) for row in rows]
-        rows = np.asarray(rows)
-        epochs = np.zeros_like(rows) if epochs is None else epochs
-        chunks = [self.columns["targets"][row] for row in rows]
-        return self.online.apply(chunks, seed, epochs, rows, self.vocabulary)
-
-    @property
-    def vocabulary(self) -> seqio.Vocabulary:
-        return seqio.TaskRegistry.get(self.task_name).output_features["targets"].vocabulary
-
-    def inputs(self, row: int) -> np.ndarray:
-        return self.pairs(np.array([row]))[0][0]
-
-    def targets(self, row: int) -> np.ndarray:
-        return self.pairs(np.array([row]))[0][1]
-
-    def example(self, row: int) -> dict[str, object]:
-        """The features of a row besides its tokens, as SeqIO hands them to postprocessing."""
-        found = json.loads(self.other[row].tobytes())
-        return {name: _from_json(value, self.dtypes[name]) for name, value in found.items()}
+from pemt_jax.tokenized import Ragged, TokenizedSplit, to_json, type_names
 
 
 def open_mixture(name: str, split: str, lengths: Mapping[str, int],
@@ -171,7 +75,7 @@ def open_split(task_name: str, split: str, lengths: Mapping[str, int],
     if cache_folder is None:
         root = root.expanduser() / "tokens"
     lengths = {name: int(lengths[name]) for name in ("inputs", "targets")}
-    folder = root / f"{task_name}-{split}-{_key(task, split, lengths)[:20]}"
+    folder = root / f"{task_name}-{split}-{cache_key(task, split, lengths)[:20]}"
     try:
         return _load(folder, task, split, lengths)
     except (OSError, ValueError, KeyError):  # absent or damaged: both are mended by making it
@@ -235,7 +139,7 @@ def _tokenize(task: seqio.Task, split: str, lengths: Mapping[str, int], folder: 
     online = _cached_steps(task)[1]
     names = ["inputs", "targets"] if online is None else ["targets"]
     dataset = _rows(task, split, lengths)
-    dtypes = {name: _dtypes(spec) for name, spec in dataset.element_spec.items()
+    dtypes = {name: type_names(spec) for name, spec in dataset.element_spec.items()
               if name not in names}
     tokens: dict[str, list[np.ndarray]] = {name: [] for name in names}
     other = []
@@ -243,7 +147,7 @@ def _tokenize(task: seqio.Task, split: str, lengths: Mapping[str, int], folder: 
         for name in names:
             limit = None if online else lengths[name]
             tokens[name].append(_within(example[name], limit, task, split, name, row))
-        text = json.dumps({name: _to_json(example[name]) for name in dtypes})
+        text = json.dumps({name: to_json(example[name]) for name in dtypes})
         other.append(np.frombuffer(text.encode(), np.uint8))
     if not other:
         raise PemtError(f"split {split!r} of task {task.name!r} is empty; at least one row was "
@@ -282,76 +186,3 @@ def _check_online(online, raw_lengths: np.ndarray, lengths: Mapping[str, int],
         if found.max() > lengths[name]:
             raise PemtError(f"task {task.name!r} makes {name} of {found.max()} tokens but "
                             f"TASK_FEATURE_LENGTHS allows {lengths[name]}")
-
-
-def _key(task: seqio.Task, split: str, lengths: Mapping[str, int]) -> str:
-    """Hash of what the tokens of a split depend on."""
-    parts = [FORMAT, pemt_jax.__version__, task.name, split, sorted(lengths.items()),
-             _source_identity(task.source, split)]
-    parts += [_step_identity(step) for step in task.preprocessors]
-    parts += [(name, feature.add_eos, _vocabulary_identity(feature.vocabulary))
-              for name, feature in sorted(task.output_features.items())]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def _source_identity(source: seqio.DataSource, split: str) -> object:
-    if hasattr(source, "fingerprint"):
-        return source.fingerprint(split)
-    if isinstance(source, seqio.TfdsDataSource):
-        return source.tfds_dataset.name, sorted((source.splits or {}).items())
-    return type(source).__name__, _step_identity(getattr(source, "_dataset_fn", source))
-
-
-def _step_identity(step: object) -> object:
-    """Name, arguments and program text of a preprocessor."""
-    if isinstance(step, functools.partial):
-        arguments = [*enumerate(step.args), *sorted(step.keywords.items())]
-        return _step_identity(step.func), [
-            (name, _step_identity(value) if callable(value) else repr(value))
-            for name, value in arguments]
-    subject = inspect.unwrap(step) if inspect.isfunction(step) else type(step)
-    try:
-        text = inspect.getsource(subject)
-    except (OSError, TypeError):
-        text = ""
-    return getattr(subject, "__module__", ""), getattr(subject, "__qualname__", ""), text
-
-
-def _vocabulary_identity(vocabulary: seqio.Vocabulary) -> str:
-    if isinstance(vocabulary, seqio.SentencePieceVocabulary):
-        return hashlib.sha256(vocabulary.sp_model).hexdigest()
-    return str(vocabulary)
-
-
-def _to_json(value: object) -> object:
-    """Bytes become text byte by byte (latin-1), which loses nothing; arrays become lists."""
-    if isinstance(value, bytes):
-        return value.decode("latin-1")
-    if isinstance(value, np.ndarray | np.generic):
-        return _to_json(value.tolist())
-    if isinstance(value, Mapping):
-        return {name: _to_json(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_to_json(part) for part in value]
-    return value
-
-
-def _dtypes(spec: object) -> object:
-    """Names of types, in dictionaries where features are nested."""
-    if isinstance(spec, Mapping):
-        return {name: _dtypes(part) for name, part in spec.items()}
-    return spec.dtype.name
-
-
-def _from_json(value: object, dtype: object) -> object:
-    if isinstance(dtype, Mapping):
-        return {name: _from_json(value[name], part) for name, part in dtype.items()}
-    if dtype != "string":
-        return np.array(value, dtype)[()]
-    return value.encode("latin-1") if isinstance(value, str) else np.array(_encoded(value), object)
-
-
-def _encoded(value: object) -> object:
-    if isinstance(value, list):
-        return [_encoded(part) for part in value]
-    return value.encode("latin-1")

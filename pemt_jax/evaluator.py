@@ -6,7 +6,8 @@ For a mixture each task is evaluated by itself and reported as `task/metric`; `a
 over tasks of the mean of a task's metrics, and is there for a single task too.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import numbers
+from collections.abc import Callable, Iterable, Mapping
 
 import clu.metrics
 import jax
@@ -52,9 +53,10 @@ class Evaluator:
         return texts
 
     def mean_metrics(self, params, batches: EvalBatches) -> dict[str, float]:
-        """Return the model's metrics over all batches: `loss` a target token, gate means, ...
+        """Return the model's metrics over all batches: loss, mean gates, ...
 
-        Every clu metric is merged by its own weights, so batch sizes do not matter.
+        Every clu metric is merged by its own weights, so batch sizes do not matter; a model
+        without a metric `loss` gets its loss weighted by target tokens.
         """
         total = None
         for _, batch in batches:
@@ -65,16 +67,9 @@ class Evaluator:
         return compute_metrics(total)
 
     def task_metrics(self, params, split, batches: EvalBatches) -> dict[str, float]:
-        """Return the metrics of one task on `split` (data.TokenizedSplit)."""
+        """Return the metrics of one task on a TokenizedSplit, given batches of all its rows."""
         predictions = self.predict(params, batches)
         return score(seqio.TaskRegistry.get(split.task_name), split, predictions)
-
-    def mixture_metrics(
-        self, params, splits: Sequence, batches_of: Callable[[object], EvalBatches]
-    ) -> dict[str, float]:
-        """Return `metric` of a single task or `task/metric` of several, and `average`."""
-        found = {s.task_name: self.task_metrics(params, s, batches_of(s)) for s in splits}
-        return with_average(found)
 
 
 def _with_loss(loss: jax.Array, metrics: dict, batch: Mapping[str, jax.Array]) -> dict:
@@ -121,7 +116,8 @@ def score(task: seqio.Task, split, predictions: Mapping[int, str]) -> dict[str, 
     for metric_fn in task.predict_metric_fns:
         for name, value in metric_fn(targets, predicted).items():
             value = getattr(value, "value", value)
-            if np.ndim(value) == 0 and not isinstance(value, str | bytes):
+            # Texts, histograms and the like of seqio.metrics are no scores.
+            if isinstance(value, numbers.Real | np.ndarray | jax.Array) and np.ndim(value) == 0:
                 metrics[name] = float(value)
     return metrics
 

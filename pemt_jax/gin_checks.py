@@ -35,7 +35,8 @@ def load(main: Callable, files: Sequence[str], bindings: Sequence[tuple[str, str
 
     Args:
         main: the function to configure. A macro that no binding reads fills its argument of
-            the same name in lower case, if it has one (MODEL_DIR fills `model_dir`).
+            the same name in lower case, if it has one (MODEL_DIR fills `model_dir`); one among
+            `bindings` does so even where a file binds that argument.
         files: names of gin files, found from the working directory or in one of `folders`.
         bindings: (name, value) pairs: a macro or `function.argument`, and a gin literal or, when
             it is none, a plain string.
@@ -54,8 +55,9 @@ def load(main: Callable, files: Sequence[str], bindings: Sequence[tuple[str, str
             gin.register(main)
         for name, value in bindings:
             _bind(name, value)
-        _fill_arguments(main, read)
-    _check_macros_are_read(main, read, {name for name, _ in bindings})
+        given = {name for name, _ in bindings}
+        _fill_arguments(main, read, given)
+    _check_macros_are_read(main, read, given)
     _check_nothing_is_missing(main)
     _check_types()
     return gin.get_configurable(main)
@@ -125,11 +127,13 @@ def _bound(main: Callable) -> dict[str, object]:
     return gin_config._CONFIG.get(("", gin_config._inverse_lookup(main).selector), {})
 
 
-def _fill_arguments(main: Callable, read: set[str]) -> None:
+def _fill_arguments(main: Callable, read: set[str], given: set[str]) -> None:
+    selector = gin_config._inverse_lookup(main).selector
+    explicit = {name.rpartition(".")[2] for name in given}
     for argument in parameters_of(main):
         macro = argument.upper()
-        if macro in _macro_values() and macro not in read and argument not in _bound(main):
-            selector = gin_config._inverse_lookup(main).selector
+        free = argument not in _bound(main) or (macro in given and argument not in explicit)
+        if macro in _macro_values() and macro not in read and free:
             gin.bind_parameter(("", selector, argument), gin_config.parse_value(f"%{macro}"))
 
 

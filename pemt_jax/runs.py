@@ -124,6 +124,7 @@ def open_run(
     try:
         options = PemtConfig(**config["pemt"])
         base, library = base or config["base"], library or config["library"]
+        dtype, rows = config["t5"]["dtype"], config["t5"]["vocab_size"]
     except (KeyError, TypeError) as error:
         raise PemtError(f"{folder}/card.json has no usable config ({error}).") from error
     assembly = assemble(
@@ -131,6 +132,7 @@ def open_run(
         options=dataclasses.replace(options, expert_names=(), source_prompt_lengths=()),
         prompt_text=card.description, library=library,
         experts=[name for name, _ in card.experts] if card.kind == "target" else (),
+        dtype=dtype, embedding_rows=rows,
         max_decode_length=config.get("max_decode_length"),
     )  # fmt: skip
     if assembly.identity["base"] != card.base_fingerprint:

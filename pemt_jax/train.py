@@ -45,6 +45,8 @@ def train(
     initial_expert: str | None = None,
     expert_name: str | None = None,
     dropout_rate: float | None = None,
+    dtype: str | None = None,
+    embedding_rows: int | None = None,
     frozen_dtype: str = "float32",
     base_dtype: str = "float32",
     max_decode_length: int | None = None,
@@ -71,7 +73,8 @@ def train(
       library, experts: the expert library and the names of the experts to mix.
       initial_expert: an expert of the library to train on from.
       expert_name: name under which a source expert enters the library; None for the task's.
-      dropout_rate: overrides the base's.
+      dropout_rate, dtype: override the base's; dtype "bfloat16" computes in it.
+      embedding_rows: keep only so many rows of the base's embedding.
       frozen_dtype: "bfloat16" halves the memory of the frozen parameters.
       base_dtype: in which method full stores its base, "float32" or "bfloat16".
       max_decode_length: most tokens to generate; None for the longest target of the split.
@@ -89,7 +92,8 @@ def train(
     made = assembly.assemble(
         method, DEFAULT_VOCABULARY, base=initial_checkpoint_path, t5=t5, options=options,
         prompt_text=prompt_text, library=library, experts=experts, initial_expert=initial_expert,
-        dropout_rate=dropout_rate, max_decode_length=max_decode_length, seed=seed,
+        dropout_rate=dropout_rate, dtype=dtype, embedding_rows=embedding_rows,
+        max_decode_length=max_decode_length, seed=seed,
     )  # fmt: skip
     identity = made.identity | {"task": mixture_or_task_name, "batch_size": batch_size,
                                 "task_feature_lengths": dict(task_feature_lengths)}  # fmt: skip

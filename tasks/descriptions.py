@@ -7,7 +7,7 @@ _DESCRIPTIONS = {
     "vader_tweets": "Decide whether a short message from social media is negative or positive.",
     "vader_nyt": "Decide whether a sentence from a newspaper editorial is negative or positive.",
     "vader_amazon": "Decide whether a sentence from a product review is negative or positive.",
-    "vader_domain": "Say whether a text comes from film reviews, from tweets or from editorials.",
+    "vader_domain": "Say whether a text is from a film review, a tweet or a newspaper.",
     "vader_sources": "Decide what a sentence says or from which kind of text it comes.",
 }
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import sentencepiece
 
+from pemt_jax.errors import PemtError
 from pemt_jax.tasks import vader
 from pemt_jax.tasks.pretraining import paragraphs, text_files
 
@@ -41,11 +42,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=training_lines(args.corpus, args.sample, args.seed), model_writer=model,
-        model_type="unigram", vocab_size=args.pieces, character_coverage=0.9995,
-        normalization_rule_name="nmt_nfkc", pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
-        num_threads=args.threads, max_sentence_length=10_000, minloglevel=1)
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=training_lines(args.corpus, args.sample, args.seed),
+            model_writer=model, model_type="unigram", vocab_size=args.pieces,
+            character_coverage=0.9995, normalization_rule_name="nmt_nfkc", pad_id=0, eos_id=1,
+            unk_id=2, bos_id=-1, num_threads=args.threads, max_sentence_length=10_000,
+            minloglevel=1)
+    except (PemtError, RuntimeError) as error:
+        raise SystemExit(f"error: {error}") from error
     Path(args.output).write_bytes(model.getvalue())
     print(f"{args.output}: {args.pieces} pieces")
 

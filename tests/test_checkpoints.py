@@ -14,7 +14,10 @@ import pytest
 
 from pemt_jax import manifest as manifests
 from pemt_jax.checkpoints import Checkpoints
+from pemt_jax.config import PemtConfig, T5Config
 from pemt_jax.errors import PemtError, UsageError
+from pemt_jax.methods import get_method, split
+from pemt_jax.models import PemtModel
 from pemt_jax.optimizers import make_optimizer
 
 
@@ -313,3 +316,29 @@ def test_state_saved_on_four_devices_is_restored_on_one(tmp_path):
         found = checkpoints.restore(1, {"trainable": {"w": jnp.zeros((4, 8))}})
     expected = jnp.arange(32.0).reshape(4, 8)
     np.testing.assert_array_equal(found["trainable"]["w"], expected)
+
+
+def test_stage_2_checkpoint_of_t5_base_with_its_optimizer_is_under_30_mb(tmp_path):
+    experts = tuple(f"source_{i}" for i in range(6))
+    options = PemtConfig(
+        prompt_length=40, expert_names=experts, source_prompt_lengths=(40,) * 6, adapter_dim=48
+    )
+    model = PemtModel(T5Config(), options)
+    names = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
+    params = jax.eval_shape(
+        lambda: model.get_initial_variables(jax.random.key(0), {n: (1, 8) for n in names})
+    )["params"]
+    trainable, _ = split(params, get_method("pemt_target"))
+    random = np.random.default_rng(0)
+
+    def noise(leaf):  # nothing a compression could make smaller
+        return jnp.asarray(random.normal(size=leaf.shape)).astype(leaf.dtype)
+
+    shapes = jax.eval_shape(make_optimizer("adamw").init, trainable)
+    state = jax.tree.map(noise, {"trainable": trainable, "opt_state": shapes})
+    with Checkpoints(tmp_path, {"run": 1}) as checkpoints:
+        checkpoints.save(1, state)
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    trained = sum(leaf.size for leaf in jax.tree.leaves(trainable))
+    assert trained == 2_113_152 + 768 * 40  # the paper's set: gates, adapters, norms, prompt
+    assert size < 30e6

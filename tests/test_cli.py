@@ -121,6 +121,16 @@ def test_a_macro_fills_the_argument_of_its_name_without_any_file(command):
     assert output == "'out/x-1' 4 0.001 None () demo.train\n"
 
 
+def test_a_macro_on_the_line_wins_over_a_value_in_a_file(command, tmp_path):
+    (tmp_path / "fixed.gin").write_text("include 'base.gin'\ntrain.rate = 0.25\n")
+    (tmp_path / "base.gin").write_text(CONFIG.replace("RATE = 0.5", "").replace("%RATE", "0.5"))
+    flags = ("--gin_file=fixed.gin", *GOOD[1:])
+    assert " 0.25 Adam" in command(*flags)[1]
+    assert " 0.75 Adam" in command(*flags, "--gin.RATE=0.75")[1]
+    code, _, error = command(*flags, "--gin.RATE=0.75", "--gin.train.rate=1.0")
+    assert code == 2 and "The macro RATE" in error  # two wishes for one argument
+
+
 def test_what_a_file_imports_can_be_bound_though_the_file_does_not_bind_it(command):
     code, output, _ = command(*GOOD, "--gin.optimizers.sgd.lr=3",
                               "--gin.train.optimizer=@optimizers.sgd()")
@@ -150,8 +160,8 @@ def test_files_are_found_in_the_search_paths_and_among_the_installed(command, tm
 def test_help_names_flags_and_arguments(command):
     code, output, error = command("--help")
     assert (code, error) == (0, "")
-    for part in ("python -m demo.train", "Train nothing.", "--gin_file", "--gin_search_paths",
-                 "rate = 0.1"):
+    for part in ("python -m demo.train", "A main like those", "Train nothing.", "--gin_file",
+                 "--gin_search_paths", "rate = 0.1"):
         assert part in output
 
 

@@ -1,0 +1,66 @@
+"""Evaluate a finished run on a split of its task, or of another task or mixture.
+
+    python -m pemt_jax.evaluate --gin.MODEL_DIR=runs/amazon --gin.SPLIT=test
+
+Prints one JSON object and writes it to MODEL_DIR/evaluation/TASK-SPLIT.json.
+"""
+
+from pemt_jax import cli  # isort: skip  (silences TensorFlow before it is imported)
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from pemt_jax import data, partitioning, runs
+from pemt_jax.errors import UsageError
+from pemt_jax.evaluator import Evaluator
+from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
+from pemt_jax.validation import Validation
+from pemt_jax.weights import replacing
+
+
+def evaluate(
+    model_dir: str,
+    mixture_or_task_name: str | None = None,
+    split: str = "test",
+    task_feature_lengths: Mapping[str, int] | None = None,
+    batch_size: int = 128,
+    initial_checkpoint_path: str | None = None,
+    library: str | None = None,
+    model_parallel: int = 1,
+) -> dict[str, float]:
+    """Return the metrics of a finished run: the task's, losses, mean gate weight an expert.
+
+    Args:
+      model_dir: the run.
+      mixture_or_task_name, task_feature_lengths: None for those it was trained on.
+      split: of the task or of every task of the mixture.
+      batch_size: rows of a batch.
+      initial_checkpoint_path, library: the base and the experts, if they were moved.
+      model_parallel: devices over which the parameters are split.
+    """
+    made, card = runs.open_run(model_dir, DEFAULT_VOCABULARY, initial_checkpoint_path, library)
+    name = mixture_or_task_name or (card and card.task)
+    lengths = task_feature_lengths or (card and card.config["task_feature_lengths"])
+    if not name or not lengths:
+        raise UsageError(f"{model_dir} does not name its task, expected MIXTURE_OR_TASK_NAME and "
+                         "TASK_FEATURE_LENGTHS.")  # fmt: skip
+    splits = [part for _, part in data.open_mixture(name, split, lengths)]
+    mesh = partitioning.make_mesh(model=model_parallel)
+    partitioning.check_batch_size(batch_size, mesh)
+    evaluator = Evaluator(made.model.predict_batch, made.model.eval_fn, DEFAULT_VOCABULARY, mesh)
+    shardings = partitioning.parameter_shardings(made.params, made.params_axes, mesh)
+    params = made.nested(partitioning.place(made.params, shardings))
+    metrics = Validation(evaluator, splits, batch_size)(params)
+    path = Path(model_dir) / "evaluation" / f"{name}-{split}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(metrics)
+    with replacing(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+    print(text)
+    return metrics
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(evaluate))

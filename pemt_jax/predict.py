@@ -1,0 +1,101 @@
+"""Predict with a finished run: text in, text out, one example a line.
+
+    echo "sentence: It broke on the first day." | python -m pemt_jax.predict \\
+        --gin.MODEL_DIR=runs/amazon
+
+A line is what the task's inputs look like.  An OUTPUT_FILE that ends in .jsonl gets an object a
+line, with the log probability and, where experts are mixed, the gate over them.
+"""
+
+from pemt_jax import cli  # isort: skip  (silences TensorFlow before it is imported)
+
+import contextlib
+import itertools
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from pemt_jax import partitioning, runs
+from pemt_jax.batching import DEFAULT_BUCKETS, bucket_of, make_batch
+from pemt_jax.errors import UsageError
+from pemt_jax.evaluator import decode
+from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
+from pemt_jax.weights import replacing
+
+
+def predict(
+    model_dir: str,
+    input_file: str | None = None,
+    output_file: str | None = None,
+    batch_size: int = 32,
+    max_input_length: int = 512,
+    max_decode_length: int | None = None,
+    num_beams: int = 1,
+    initial_checkpoint_path: str | None = None,
+    library: str | None = None,
+) -> None:
+    """Write a prediction for every line of the input.
+
+    Args:
+      model_dir: a finished run.
+      input_file, output_file: None for standard input and output.
+      batch_size: lines decoded together.
+      max_input_length: tokens kept of a line, the end token included.
+      max_decode_length: most tokens to generate; None for the run's target length.
+      num_beams: 1 for greedy search.
+      initial_checkpoint_path, library: the base and the experts, if they were moved.
+    """
+    if input_file and not Path(input_file).is_file():
+        raise UsageError(f"There is no file {input_file}, expected lines of text.")
+    made, card = runs.open_run(model_dir, DEFAULT_VOCABULARY, initial_checkpoint_path, library)
+    trained_length = card.config["task_feature_lengths"]["targets"] if card else 64
+    length = max_decode_length or made.model.max_decode_length or trained_length
+    mesh = partitioning.make_mesh()
+    shardings = partitioning.parameter_shardings(made.params, made.params_axes, mesh)
+    params = made.nested(partitioning.place(made.params, shardings))
+    decode_batch = jax.jit(
+        lambda params, batch: made.model.predict_batch_with_aux(
+            params, batch, num_decodes=num_beams
+        )
+    )
+
+    def predictions(lines: Iterable[str]) -> Iterator[dict]:
+        lines = iter(lines)
+        while texts := list(itertools.islice(lines, batch_size)):
+            pairs = [(encode(text, max_input_length), [1]) for text in texts]
+            longest = max(len(tokens) for tokens, _ in pairs)
+            batch = make_batch(
+                pairs, batch_size, int(bucket_of(longest, DEFAULT_BUCKETS, max_input_length)),
+                length,
+            )  # fmt: skip
+            tokens, aux = jax.device_get(decode_batch(params, batch))
+            for i, text in enumerate(texts):
+                found = {"input": text, "prediction": decode(DEFAULT_VOCABULARY, tokens[i]),
+                         "log_probability": float(aux["scores"][i])}  # fmt: skip
+                if "gate" in aux:
+                    names = made.model.pemt.expert_names
+                    found["gate"] = dict(zip(names, map(float, aux["gate"][i]), strict=True))
+                yield found
+
+    as_json = bool(output_file) and output_file.endswith(".jsonl")
+    with contextlib.ExitStack() as files:
+        lines = files.enter_context(open(input_file, encoding="utf-8")) if input_file else sys.stdin
+        out = sys.stdout
+        if output_file:
+            partial = files.enter_context(replacing(Path(output_file)))
+            out = files.enter_context(open(partial, "w", encoding="utf-8"))
+        for found in predictions(line.rstrip("\n") for line in lines):
+            print(json.dumps(found) if as_json else found["prediction"], file=out, flush=True)
+
+
+def encode(text: str, limit: int) -> np.ndarray:
+    """Tokens of a line, cut to the limit, the end token kept."""
+    return np.array([*DEFAULT_VOCABULARY.encode(text)[: limit - 1], 1], np.int32)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(predict))
