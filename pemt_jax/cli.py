@@ -19,6 +19,7 @@ Importing this module silences the libraries, so a main imports it before all th
 
 import argparse
 import inspect
+import os
 import sys
 import types
 import typing
@@ -31,10 +32,14 @@ import pemt_jax.configs
 from pemt_jax.errors import PemtError, UsageError, nearest
 from pemt_jax.gin_checks import load
 from pemt_jax.gin_errors import as_usage_errors, original, parameters_of
+from pemt_jax.places import cache_folder
 from pemt_jax.quiet import silence_libraries
 from pemt_jax.weights import replacing
 
 silence_libraries()
+# Compiling takes longer than many small runs; what one run compiled, the next reads. JAX looks at
+# the variable when it is imported.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
 
 CONFIGS = Path(pemt_jax.configs.__file__).parent
 FLAGS = ("--gin_file", "--gin_search_paths", "--gin.NAME", "--help")

@@ -22,6 +22,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from pemt_jax import places
 from pemt_jax.cache_key import cache_key
 from pemt_jax.errors import PemtError, UsageError, nearest
 from pemt_jax.tokenized import Ragged, TokenizedSplit, to_json, type_names
@@ -71,9 +72,7 @@ def open_split(task_name: str, split: str, lengths: Mapping[str, int],
     for feature in ("inputs", "targets"):
         if not lengths.get(feature):
             raise UsageError(f"TASK_FEATURE_LENGTHS has no length for {feature!r}")
-    root = Path(cache_folder or os.environ.get("PEMT_JAX_CACHE") or "~/.cache/pemt_jax")
-    if cache_folder is None:
-        root = root.expanduser() / "tokens"
+    root = Path(cache_folder) if cache_folder else places.cache_folder() / "tokens"
     lengths = {name: int(lengths[name]) for name in ("inputs", "targets")}
     folder = root / f"{task_name}-{split}-{cache_key(task, split, lengths)[:20]}"
     try:

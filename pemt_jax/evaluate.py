@@ -9,10 +9,11 @@ from pemt_jax import cli  # isort: skip  (silences TensorFlow before it is impor
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pemt_jax import data, partitioning, runs
+from pemt_jax.batching import DEFAULT_BUCKETS
 from pemt_jax.errors import UsageError
 from pemt_jax.evaluator import Evaluator
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
@@ -26,6 +27,7 @@ def evaluate(
     split: str = "test",
     task_feature_lengths: Mapping[str, int] | None = None,
     batch_size: int = 128,
+    buckets: Sequence[int] = DEFAULT_BUCKETS,
     initial_checkpoint_path: str | None = None,
     library: str | None = None,
     model_parallel: int = 1,
@@ -37,6 +39,7 @@ def evaluate(
       mixture_or_task_name, task_feature_lengths: None for those it was trained on.
       split: of the task or of every task of the mixture.
       batch_size: rows of a batch.
+      buckets: input lengths to pad to.
       initial_checkpoint_path, library: the base and the experts, if they were moved.
       model_parallel: devices over which the parameters are split.
     """
@@ -52,7 +55,7 @@ def evaluate(
     evaluator = Evaluator(made.model.predict_batch, made.model.eval_fn, DEFAULT_VOCABULARY, mesh)
     shardings = partitioning.parameter_shardings(made.params, made.params_axes, mesh)
     params = made.nested(partitioning.place(made.params, shardings))
-    metrics = Validation(evaluator, splits, batch_size)(params)
+    metrics = Validation(evaluator, splits, batch_size, buckets)(params)
     path = Path(model_dir) / "evaluation" / f"{name}-{split}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(metrics)

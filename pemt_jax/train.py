@@ -18,7 +18,7 @@ import optax
 import seqio
 
 from pemt_jax import assembly, data, partitioning, runs, tasks, trainer
-from pemt_jax.batching import BatchSource, train_iterator
+from pemt_jax.batching import DEFAULT_BUCKETS, BatchSource, train_iterator
 from pemt_jax.checkpoints import Checkpoints
 from pemt_jax.config import PemtConfig, T5Config
 from pemt_jax.evaluator import Evaluator
@@ -50,7 +50,9 @@ def train(
     frozen_dtype: str = "float32",
     base_dtype: str = "float32",
     max_decode_length: int | None = None,
+    buckets: Sequence[int] = DEFAULT_BUCKETS,
     model_parallel: int = 1,
+    prng: str = "threefry2x32",
     seed: int = 0,
     eval_every: int | None = None,
     eval_batch_size: int = 128,
@@ -78,7 +80,9 @@ def train(
       frozen_dtype: "bfloat16" halves the memory of the frozen parameters.
       base_dtype: in which method full stores its base, "float32" or "bfloat16".
       max_decode_length: most tokens to generate; None for the longest target of the split.
+      buckets: input lengths to pad to; a step is compiled for each, fewer waste more padding.
       model_parallel: devices over which the parameters are split; the rest split the batch.
+      prng: "threefry2x32", the same bits everywhere; "rbg", quicker dropout on accelerators.
       seed: of initial values, dropout and data order.
       eval_every, save_every, log_every: steps between evaluations, savings, log lines.
       patience: evaluations without a better one after which the run ends early.
@@ -99,7 +103,7 @@ def train(
                                 "task_feature_lengths": dict(task_feature_lengths)}  # fmt: skip
     lengths = dict(task_feature_lengths)
     parts = data.open_mixture(mixture_or_task_name, "train", lengths)
-    source = BatchSource(parts, batch_size, seed)
+    source = BatchSource(parts, batch_size, seed, buckets=buckets)
     evaluator = Evaluator(
         made.model.predict_batch, made.model.eval_fn, DEFAULT_VOCABULARY, mesh
     )
@@ -109,14 +113,14 @@ def train(
         for _, part in parts
         if "validation" in seqio.TaskRegistry.get(part.task_name).splits
     ]
-    validation = Validation(evaluator, held_out, eval_batch_size)
+    validation = Validation(evaluator, held_out, eval_batch_size, buckets)
     best_metric, higher_is_better = validation.best_metric if held_out else (None, True)
     checkpoints = Checkpoints(folder / "checkpoints", identity, best_metric, higher_is_better)
     cli.write_config(folder)
     trainable, frozen = split(made.nested(), made.method)
     run = trainer.Trainer(
         made.model.loss_fn, trainable, assembly.cast(frozen, frozen_dtype), optimizer, seed, mesh,
-        made.params_axes,
+        made.params_axes, prng,
     )  # fmt: skip
     log = MetricsLog(folder, start_step=checkpoints.latest_step() or 0)
     result = trainer.train(

@@ -53,16 +53,18 @@ class FirstBadStep(clu.metrics.Metric):
 
 
 def make_train_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, seed: int, prng: str = "threefry2x32"
-) -> Callable[[TrainState, Params, Mapping[str, jax.Array]], tuple[TrainState, dict]]:
-    """Return step(state, frozen, batch) -> (state, metrics); not yet jitted.
+    loss_fn: LossFn, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Params, Mapping[str, jax.Array], jax.Array], tuple[TrainState, dict]]:
+    """Return step(state, frozen, batch, key) -> (state, metrics); not yet jitted.
+
+    The run's key is an argument, so that runs which differ by seed share one compiled step.
 
     The loss is differentiated with respect to `state.trainable` only. metrics holds `loss` and
     `gradient_norm` (before clipping) of the step, what the model reports, and `first_bad_step`.
     """
 
-    def train_step(state: TrainState, frozen: Params, batch) -> tuple[TrainState, dict]:
-        rng = jax.random.fold_in(jax.random.key(seed, impl=prng), state.step)
+    def train_step(state: TrainState, frozen: Params, batch, key) -> tuple[TrainState, dict]:
+        rng = jax.random.fold_in(key, state.step)
 
         def loss_of(trainable):
             return loss_fn(merge(trainable, frozen), batch, rng)
@@ -125,6 +127,7 @@ class Trainer:
             raise UsageError("The method trains no parameter, expected at least one.")
         self.mesh = mesh or partitioning.make_mesh()
         self.seed = seed
+        self._key = jax.random.key(seed, impl=prng)
         axes = params_axes or {}
         replicated = NamedSharding(self.mesh, PartitionSpec())
         trainable_shardings = partitioning.parameter_shardings(trainable, axes, self.mesh)
@@ -145,12 +148,13 @@ class Trainer:
         )
         self.state = init(partitioning.place(dict(trainable), trainable_shardings))
         self._step = jax.jit(
-            make_train_step(loss_fn, optimizer, seed, prng),
+            make_train_step(loss_fn, optimizer),
             donate_argnums=0,
             in_shardings=(
                 self.state_shardings,
                 frozen_shardings,
                 NamedSharding(self.mesh, PartitionSpec("data")),
+                replicated,
             ),
             out_shardings=(self.state_shardings, replicated),
         )
@@ -169,7 +173,7 @@ class Trainer:
         """Make one update in place and return the step's metrics, on the device."""
         self._shapes.add(_shape(batch))
         placed = partitioning.place_batch(batch, self.mesh)
-        self.state, metrics = self._step(self.state, self.frozen, placed)
+        self.state, metrics = self._step(self.state, self.frozen, placed, self._key)
         return metrics
 
     def params(self) -> dict:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import seqio
 
-from pemt_jax.batching import eval_batches
+from pemt_jax.batching import DEFAULT_BUCKETS, eval_batches
 from pemt_jax.evaluator import Evaluator, with_average
 
 MODEL_METRICS = ("loss", "cross_entropy", "task_sparsity_loss")
@@ -17,12 +17,20 @@ class Validation:
       evaluator: compiled prediction and evaluation steps.
       splits: one `TokenizedSplit` a task.
       batch_size: rows of a batch.
+      buckets: input lengths to pad to.
     """
 
-    def __init__(self, evaluator: Evaluator, splits: Sequence, batch_size: int):
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        splits: Sequence,
+        batch_size: int,
+        buckets: Sequence[int] = DEFAULT_BUCKETS,
+    ):
         self.evaluator = evaluator
         self.splits = splits
         self.batch_size = batch_size
+        self.buckets = buckets
         tasks = {split.task_name: seqio.TaskRegistry.get(split.task_name) for split in splits}
         self.scored = [s for s in splits if tasks[s.task_name].predict_metric_fns]
 
@@ -48,4 +56,4 @@ class Validation:
         return metrics
 
     def batches(self, split):
-        return eval_batches(split, self.batch_size)
+        return eval_batches(split, self.batch_size, self.buckets)

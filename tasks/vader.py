@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pemt_jax.errors import PemtError
+from pemt_jax.places import cache_folder
 
 PACKAGE = "vaderSentiment"
 ARCHIVE = "vaderSentiment-3.3.2.tar.gz"
@@ -73,11 +74,6 @@ class Row:
     def key(self) -> str:
         """Lower-case words of the text: equal for texts that differ in punctuation only."""
         return " ".join(re.findall(r"\w+", self.text.lower())) or self.text
-
-
-def cache_folder() -> Path:
-    """The folder for downloads: $PEMT_JAX_CACHE or ~/.cache/pemt_jax."""
-    return Path(os.environ.get("PEMT_JAX_CACHE") or "~/.cache/pemt_jax").expanduser()
 
 
 def fetch() -> Path:

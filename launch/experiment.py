@@ -1,0 +1,90 @@
+"""The runs of the demo and the study, each a call of a public command, and what they measured."""
+
+from pemt_jax import cli  # isort: skip  (silences TensorFlow before it is imported)
+
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from pemt_jax import artefact
+from pemt_jax.evaluate import evaluate
+from pemt_jax.train import train
+
+SOURCES = ("vader_movies", "vader_tweets", "vader_nyt", "vader_domain")
+POOLED = "vader_sources"
+TARGET = "vader_amazon"
+
+
+class Experiment:
+    """Runs under one folder; a run that has ended is not made again.
+
+    Args:
+      folder: where runs and the expert library are.
+    """
+
+    def __init__(self, folder: str):
+        self.folder = Path(folder)
+        self.library = self.folder / "library"
+
+    def command(self, main, *files: str, **macros) -> None:
+        """Call a gin main as its command line would be; end the program when it fails."""
+        flags = [f"--gin_file={file}" for file in files]
+        flags += [f"--gin.{name}={value}" for name, value in macros.items()]
+        print(f"\n$ python -m pemt_jax.{main.__name__} {shlex.join(flags)}", flush=True)
+        code = cli.run(main, flags)
+        if code:
+            sys.exit(code)
+
+    def train(self, name: str, file: str, task: str, **macros) -> None:
+        """Train a run, unless it has ended before."""
+        run = self.folder / name
+        if not (run / "artefact" / "card.json").is_file():
+            self.command(train, file, MIXTURE_OR_TASK_NAME=task, MODEL_DIR=run,
+                         LIBRARY=self.library, **macros)  # fmt: skip
+
+    def test(self, name: str) -> dict[str, float]:
+        """Metrics of a finished run on the target's test split."""
+        path = self.folder / name / "evaluation" / f"{TARGET}-test.json"
+        if not path.is_file():
+            self.command(evaluate, MODEL_DIR=self.folder / name, MIXTURE_OR_TASK_NAME=TARGET,
+                         BUCKETS="(32, 64)")  # fmt: skip
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def validation(self, name: str) -> float:
+        """Accuracy of a finished run's best checkpoint on validation."""
+        return artefact.read_card(self.folder / name / "artefact").metrics["accuracy"]
+
+    def source(self, task: str) -> None:
+        """Stage 1 on one source task."""
+        self.train(task, "demo/stage1.gin", task)
+
+    def few_shot(self, method: str, shots: int, seed: int, rate: float, **macros) -> str:
+        """Stage 2, or what it is compared with, on a few target examples; the run's name."""
+        name = f"{method}_{shots}_seed{seed}_rate{rate:g}"
+        if method == "pemt":
+            macros |= {"METHOD": "pemt_target"}
+        elif method == "adapter":
+            macros |= {"METHOD": "adapter", "EXPERTS": "()"}
+        elif method == "lora":
+            macros |= {"METHOD": "lora", "EXPERTS": "()", "INITIAL_EXPERT": POOLED}
+        self.train(name, "demo/stage2.gin", f"{TARGET}_{shots}_seed{seed}", SEED=seed,
+                   LEARNING_RATE=rate, **macros)  # fmt: skip
+        return name
+
+
+def gates(metrics: dict[str, float]) -> dict[str, float]:
+    """Mean gate weight of each expert."""
+    return {k.removeprefix("gate/"): v for k, v in metrics.items() if k.startswith("gate/")}
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self):
+        self.start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return round(time.monotonic() - self.start, 1)
