@@ -1,4 +1,4 @@
-"""The reference that a language model has to beat: tf-idf of words and pairs, logistic regression."""
+"""What a language model has to beat: tf-idf of words and pairs, and logistic regression."""
 
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression

@@ -61,9 +61,10 @@ def report(summary: dict, path: Path) -> None:
     print("\nMean gate weight of each expert:")
     for name, weight in summary["gates"].items():
         print(f"  {name:40s} {weight:.3f}  {'#' * round(50 * weight)}")
-    print(f"\n{summary['seconds']:.0f} seconds. Runs, experts and {path.name} are in {path.parent}.")
+    seconds, folder = summary["seconds"], path.parent
+    print(f"\n{seconds:.0f} seconds. Runs, experts and {path.name} are in {folder}.")
     print(f"Try: echo 'sentence: It broke on the first day.' | python -m pemt_jax.predict "
-          f"--gin.MODEL_DIR={path.parent}/pemt_{SHOTS}_seed{SEED}_rate{RATES['pemt']:g}")
+          f"--gin.MODEL_DIR={folder}/pemt_{SHOTS}_seed{SEED}_rate{RATES['pemt']:g}")
 
 
 if __name__ == "__main__":

@@ -113,42 +113,38 @@ def assemble(
     if experts and not chosen.experts:
         raise UsageError(f"Method {method!r} mixes no experts, found {', '.join(experts)}; "
                          "expected method 'pemt_target' or no experts.")
+    if initial_expert and not chosen.source_expert:
+        raise UsageError(f"Method {method!r} trains no expert that could start as "
+                         f"{initial_expert!r}, expected method 'lora' or 'pemt_source'.")
+    if chosen.prompt and not prompt_text:
+        raise UsageError(f"Method {method!r} needs a prompt, expected PROMPT_TEXT.")
+    tokens = prompt_tokens(vocabulary, prompt_text) if chosen.prompt else []
+    adapter_dim = options.adapter_dim or max(1, t5.emb_dim // adapter_reduction)
+    modules = {
+        "prompt_length": len(tokens),
+        "source_expert": chosen.source_expert,
+        "adapter_dim": adapter_dim if chosen.adapter else 0,
+    }
     bank, records = {}, []
     if experts:
         loaded = [expert_library.load_expert(library, name, base_print) for name in experts]
         bank, lengths, names = expert_library.stack_experts(loaded)
         records = [{"name": e.name, "sha256": e.sha256} for e in loaded]
-        options = dataclasses.replace(
-            options,
-            expert_names=names,
-            source_prompt_lengths=lengths,
-            expert_rank=max(e.rank for e in loaded),
-        )
-    tokens = []
-    if chosen.prompt:
-        if not prompt_text:
-            raise UsageError(f"Method {method!r} needs a prompt, expected PROMPT_TEXT.")
-        tokens = prompt_tokens(vocabulary, prompt_text)
-    adapter_dim = options.adapter_dim or max(1, t5.emb_dim // adapter_reduction)
-    options = dataclasses.replace(
-        options,
-        prompt_length=len(tokens),
-        source_expert=chosen.source_expert,
-        adapter_dim=adapter_dim if chosen.adapter else 0,
-    )
+        modules |= {
+            "expert_names": names,
+            "source_prompt_lengths": lengths,
+            "expert_rank": max(e.rank for e in loaded),
+        }
+    options = dataclasses.replace(options, **modules)
     model = PemtModel(t5, options, vocabulary, max_decode_length)
-    params, axes = initial_parameters(model, seed)
+    given = base_params | bank
     if chosen.prompt and options.prompt_init == "vocab" and base is not None:
-        params["prompt/embedding"] = base_params["token_embedder/embedding"][tokens]
+        given["prompt/embedding"] = base_params["token_embedder/embedding"][tokens]
     if initial_expert:
         start = expert_library.load_expert(library, initial_expert, base_print)
-        bank |= starting_values(start, params)
+        given |= starting_values(start, len(tokens))
         records.append({"name": initial_expert, "sha256": start.sha256})
-    for path, value in (base_params | bank).items():
-        if path not in params or params[path].shape != value.shape:
-            expected = f"shape {params[path].shape}" if path in params else "no such parameter"
-            raise UsageError(f"{path} has shape {value.shape}, expected {expected}.")
-        params[path] = value
+    params, axes = initial_parameters(model, seed, given)
     identity = {
         "method": method,
         "base": base_print,
@@ -162,28 +158,48 @@ def assemble(
     return Assembly(model, chosen, params, axes, identity)
 
 
-def initial_parameters(model: PemtModel, seed: int) -> tuple[dict[str, np.ndarray], Mapping]:
-    """Return freshly initialised parameters, flat on the host, and their logical axes."""
-    shapes = {"encoder_input_tokens": (1, 1), "decoder_input_tokens": (1, 1),
+def initial_parameters(
+    model: PemtModel, seed: int, given: Mapping[str, np.ndarray] | None = None
+) -> tuple[dict[str, np.ndarray], Mapping]:
+    """Return parameters, flat on the host, and their logical axes.
+
+    Args:
+      model: the model.
+      seed: of the values that are not given.
+      given: values by path; only the others are drawn, which they are as if none were given.
+
+    Raises:
+      UsageError: a given value is no parameter of the model or has another shape.
+    """
+    given = given or {}
+    tokens = {"encoder_input_tokens": (1, 1), "decoder_input_tokens": (1, 1),
               "decoder_target_tokens": (1, 1)}  # fmt: skip
-    # The axes are names, which a jitted function cannot return; the trace leaves them here.
-    axes = {}
+    # A jitted function returns arrays; what else is known of all parameters the trace leaves here.
+    axes, shapes = {}, {}
 
     def init(rng):
-        variables = model.get_initial_variables(rng, shapes)
+        variables = model.get_initial_variables(rng, tokens)
+        params = traverse_util.flatten_dict(variables["params"], sep="/")
         axes.update(variables["params_axes"])
-        return traverse_util.flatten_dict(variables["params"], sep="/")
+        shapes.update({path: value.shape for path, value in params.items()})
+        return {path: value for path, value in params.items() if path not in given}
 
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        params = jax.jit(init)(jax.random.key(seed))
-    return {path: np.asarray(value) for path, value in params.items()}, axes
+        fresh = jax.jit(init)(jax.random.key(seed))
+    for path, value in given.items():
+        if shapes.get(path) != value.shape:
+            expected = f"shape {shapes[path]}" if path in shapes else "no such parameter"
+            raise UsageError(f"{path} has shape {value.shape}, expected {expected}.")
+    return {
+        path: np.asarray(given[path] if path in given else fresh[path]) for path in shapes
+    }, axes
 
 
-def starting_values(expert, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def starting_values(expert, prompt_length: int) -> dict[str, np.ndarray]:
     """Values of an expert to train on from; its prompt only where the lengths agree."""
     values = {f"{layer}/mlp/expert/lora_{ab}": array for layer, pair in expert.lora.items()
               for ab, array in zip("ab", pair, strict=True)}  # fmt: skip
-    if expert.prompt.shape == params["prompt/embedding"].shape:
+    if len(expert.prompt) == prompt_length:
         values["prompt/embedding"] = expert.prompt
     return values
 

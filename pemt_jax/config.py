@@ -111,7 +111,9 @@ class PemtConfig:
                 f"{len(self.expert_names)} experts, expected one prompt an expert."
             )
         if self.expert_names and not self.prompt_length:
-            raise UsageError("PemtConfig has experts but prompt_length 0: the gate reads the prompt.")
+            raise UsageError(
+                "PemtConfig has experts and prompt_length 0, expected a prompt for the gate to read."
+            )
 
     @property
     def num_experts(self) -> int:

@@ -47,7 +47,7 @@ class PemtModel:
         self.max_decode_length = max_decode_length
 
     @property
-    def FEATURE_CONVERTER_CLS(self):  # noqa: N802, T5X's name
+    def FEATURE_CONVERTER_CLS(self):  # T5X spells it so
         import seqio  # brings TensorFlow, which the model itself does not need
 
         return seqio.EncDecFeatureConverter

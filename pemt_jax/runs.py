@@ -7,21 +7,50 @@ enters the library as well.
 """
 
 import dataclasses
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from pemt_jax import library as expert_library
-from pemt_jax.artefact import Card, read_artefact, write_artefact
+from pemt_jax.artefact import Card, check_name, read_artefact, write_artefact
 from pemt_jax.assembly import Assembly, assemble
-from pemt_jax.config import PemtConfig
-from pemt_jax.errors import PemtError, UsageError
+from pemt_jax.config import DTYPES, PemtConfig
+from pemt_jax.errors import PemtError, UsageError, nearest
 from pemt_jax.interop.hf import save_hf
+from pemt_jax.methods import get_method
 from pemt_jax.weights import replacing
 
 ARTEFACT, BASE = "artefact", "base"
+
+
+def check_publishable(
+    model_dir: Path, method: str, base: str | None, expert_name: str, dtypes: Sequence[str]
+) -> None:
+    """Raise UsageError, before hours of training, for what `publish` could not write.
+
+    Args:
+      model_dir, base, expert_name: see `publish`.
+      method: name of the method.
+      dtypes: in which parameters are to be stored or kept.
+    """
+    place = next(path for path in (model_dir, *model_dir.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        state = "is read-only" if place.is_dir() else "is a file"
+        raise UsageError(f"MODEL_DIR is {model_dir} but {place} {state}, expected a folder to "
+                         "write to.")
+    chosen = get_method(method)
+    if base is None and method != "full":
+        raise UsageError(f"Method {method!r} has no base to stand on, expected "
+                         "INITIAL_CHECKPOINT_PATH, for only method 'full' trains one anew.")
+    if chosen.source_expert:
+        check_name(expert_name)
+    for dtype in dtypes:
+        if dtype not in DTYPES:
+            raise UsageError(f"There is no dtype {dtype!r} to keep parameters in, expected one of "
+                             f"{', '.join(sorted(DTYPES))}{nearest(dtype, DTYPES)}.")
 
 
 def publish(

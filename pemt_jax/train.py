@@ -21,6 +21,7 @@ from pemt_jax import assembly, data, partitioning, runs, tasks, trainer
 from pemt_jax.batching import DEFAULT_BUCKETS, BatchSource, train_iterator
 from pemt_jax.checkpoints import Checkpoints
 from pemt_jax.config import PemtConfig, T5Config
+from pemt_jax.errors import UsageError
 from pemt_jax.evaluator import Evaluator
 from pemt_jax.methods import split
 from pemt_jax.metrics_log import MetricsLog
@@ -89,10 +90,19 @@ def train(
     """
     folder = Path(model_dir)
     library = library or str(assembly.expert_library.default_library())
+    expert_name = expert_name or mixture_or_task_name
+    lengths = dict(task_feature_lengths)
+    mesh = partitioning.make_mesh(model=model_parallel)
+    for rows in (batch_size, eval_batch_size):
+        partitioning.check_batch_size(rows, mesh)
+    if seed < 0:
+        raise UsageError(f"Found SEED {seed}, expected 0 or more.")
+    runs.check_publishable(
+        folder, method, initial_checkpoint_path, expert_name, (base_dtype, frozen_dtype)
+    )
+    parts = data.open_mixture(mixture_or_task_name, "train", lengths)
     if prompt_text is None and method != "full":
         prompt_text = tasks.description(mixture_or_task_name)
-    mesh = partitioning.make_mesh(model=model_parallel)
-    partitioning.check_batch_size(batch_size, mesh)
     made = assembly.assemble(
         method, DEFAULT_VOCABULARY, base=initial_checkpoint_path, t5=t5, options=options,
         prompt_text=prompt_text, library=library, experts=experts, initial_expert=initial_expert,
@@ -100,9 +110,7 @@ def train(
         max_decode_length=max_decode_length, seed=seed,
     )  # fmt: skip
     identity = made.identity | {"task": mixture_or_task_name, "batch_size": batch_size,
-                                "task_feature_lengths": dict(task_feature_lengths)}  # fmt: skip
-    lengths = dict(task_feature_lengths)
-    parts = data.open_mixture(mixture_or_task_name, "train", lengths)
+                                "task_feature_lengths": lengths}  # fmt: skip
     source = BatchSource(parts, batch_size, seed, buckets=buckets)
     evaluator = Evaluator(
         made.model.predict_batch, made.model.eval_fn, DEFAULT_VOCABULARY, mesh
@@ -115,38 +123,39 @@ def train(
     ]
     validation = Validation(evaluator, held_out, eval_batch_size, buckets)
     best_metric, higher_is_better = validation.best_metric if held_out else (None, True)
-    checkpoints = Checkpoints(folder / "checkpoints", identity, best_metric, higher_is_better)
-    cli.write_config(folder)
-    trainable, frozen = split(made.nested(), made.method)
-    run = trainer.Trainer(
-        made.model.loss_fn, trainable, assembly.cast(frozen, frozen_dtype), optimizer, seed, mesh,
-        made.params_axes, prng,
-    )  # fmt: skip
-    log = MetricsLog(folder, start_step=checkpoints.latest_step() or 0)
-    result = trainer.train(
-        run,
-        lambda start: train_iterator(source, start, train_steps - start),
-        train_steps,
-        checkpoints=checkpoints,
-        evaluate=validation if held_out else None,
-        log=log,
-        log_every=log_every,
-        eval_every=eval_every if held_out else None,
-        save_every=save_every,
-        patience=patience,
-        best_metric=best_metric,
-        higher_is_better=higher_is_better,
-    )
-    log.close()
-    best = checkpoints.best_step()
-    step = result.step if best is None else best
-    values = checkpoints.restore_trainable(step, run.state.trainable)
-    metrics = checkpoints.manifest(step)["metrics"] or {}
-    checkpoints.close()
+    with Checkpoints(folder / "checkpoints", identity, best_metric, higher_is_better) as kept:
+        start_step = kept.latest_step() or 0
+        if start_step > train_steps:  # known before the files of the run that is there change
+            raise UsageError(f"{folder} is at step {start_step}, expected TRAIN_STEPS of at least "
+                             f"that but found {train_steps}.")  # fmt: skip
+        cli.write_config(folder)
+        trainable, frozen = split(made.nested(), made.method)
+        run = trainer.Trainer(
+            made.model.loss_fn, trainable, assembly.cast(frozen, frozen_dtype), optimizer, seed,
+            mesh, made.params_axes, prng,
+        )  # fmt: skip
+        with MetricsLog(folder, start_step=start_step) as log:
+            result = trainer.train(
+                run,
+                lambda start: train_iterator(source, start, train_steps - start),
+                train_steps,
+                checkpoints=kept,
+                evaluate=validation if held_out else None,
+                log=log,
+                log_every=log_every,
+                eval_every=eval_every if held_out else None,
+                save_every=save_every,
+                patience=patience,
+                best_metric=best_metric,
+                higher_is_better=higher_is_better,
+            )
+        best = kept.best_step()
+        step = result.step if best is None else best
+        values = kept.restore_trainable(step, run.state.trainable)
+        metrics = kept.manifest(step)["metrics"] or {}
     made_at = runs.publish(
         folder, values, made, mixture_or_task_name, lengths, metrics, library=library,
-        base=initial_checkpoint_path, expert_name=expert_name or mixture_or_task_name,
-        base_dtype=base_dtype,
+        base=initial_checkpoint_path, expert_name=expert_name, base_dtype=base_dtype,
     )  # fmt: skip
     print(f"{made_at}: {method} on {mixture_or_task_name}, step {step}, {metrics}")
     return metrics

@@ -130,7 +130,7 @@ def _register() -> None:
 _register()
 
 
-def make_base(folder: Path, t5: T5Config = T5, seed: int = 0) -> Path:
+def random_base(folder: Path, t5: T5Config = T5, seed: int = 0) -> Path:
     """Write a random T5 as a Hugging Face folder."""
     params, _ = assembly.initial_parameters(PemtModel(t5, PemtConfig()), seed)
     save_hf(folder, t5, params, "float32")
@@ -149,8 +149,15 @@ class World:
     folder: Path
 
     @property
+    def pretrained(self) -> Path:
+        """A finished run of method full from nothing, on both tasks."""
+        return _once(self.folder / "pretrained", lambda folder: self.train(
+            folder, "tiny_both", 60, method="full", initial_checkpoint_path=None, t5=T5))
+
+    @property
     def base(self) -> Path:
-        return _once(self.folder / "base", make_base)
+        """A T5 that has seen the tasks: some of its predictions are right."""
+        return self.pretrained / "base"
 
     @property
     def library(self) -> Path:
@@ -174,13 +181,13 @@ class World:
 
     def train(self, model_dir: Path, task: str = "tiny_mood", steps: int = 20, **options):
         """Call the command's function with the tiny system's defaults."""
-        # A test that asks for a new backbone or a base of its own brings either.
-        base = {} if "t5" in options else {"initial_checkpoint_path": str(self.base)}
+        if "initial_checkpoint_path" not in options:
+            options |= {"initial_checkpoint_path": str(self.base)}
         defaults = dict(
             batch_size=8, optimizer=optimizer(), method="pemt_target", options=OPTIONS,
             eval_every=10, eval_batch_size=8, log_every=1, library=str(self.folder / "library"),
         )  # fmt: skip
-        return train.train(str(model_dir), task, LENGTHS, steps, **(defaults | base | options))
+        return train.train(str(model_dir), task, LENGTHS, steps, **(defaults | options))
 
     def command(self, main: str, *flags: str) -> int:
         """Run a command in this process as from a shell and return its exit code."""

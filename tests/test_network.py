@@ -1,0 +1,195 @@
+"""Parameter names, shapes and logical axes; the feed-forward layer; masks."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from tiny_model import (
+    REFERENCE,
+    SOURCE,
+    T5,
+    T5_1_1,
+    TARGET,
+    compiled,
+    initial_shapes,
+    make_batch,
+    random_params,
+)
+
+from pemt_jax.config import PemtConfig, T5Config
+from pemt_jax.network import FeedForward
+
+V, D, H, K, F = 128, 32, 4, 6, 64
+ONE_LAYER = T5Config(vocab_size=V, emb_dim=D, num_heads=H, head_dim=K, mlp_dim=F,
+                     num_encoder_layers=1, num_decoder_layers=1)
+
+# What T5X creates for one layer a stack (`t5x/examples/t5/network.py`), T5 1.0 and 1.1 alike.
+INTO, OUT_OF = ((D, H * K), ("embed", "joined_kv")), ((H * K, D), ("joined_kv", "embed"))
+NORM = ((D,), ("embed",))
+WI, WO = ((D, F), ("embed", "mlp")), ((F, D), ("mlp", "embed"))
+RELPOS = ((H, 32), ("heads", "relpos_buckets"))
+T5_PARAMETERS = {
+    "decoder/decoder_norm/scale": NORM,
+    "decoder/layers_0/encoder_decoder_attention/key/kernel": INTO,
+    "decoder/layers_0/encoder_decoder_attention/out/kernel": OUT_OF,
+    "decoder/layers_0/encoder_decoder_attention/query/kernel": INTO,
+    "decoder/layers_0/encoder_decoder_attention/value/kernel": INTO,
+    "decoder/layers_0/mlp/wo/kernel": WO,
+    "decoder/layers_0/pre_cross_attention_layer_norm/scale": NORM,
+    "decoder/layers_0/pre_mlp_layer_norm/scale": NORM,
+    "decoder/layers_0/pre_self_attention_layer_norm/scale": NORM,
+    "decoder/layers_0/self_attention/key/kernel": INTO,
+    "decoder/layers_0/self_attention/out/kernel": OUT_OF,
+    "decoder/layers_0/self_attention/query/kernel": INTO,
+    "decoder/layers_0/self_attention/value/kernel": INTO,
+    "decoder/relpos_bias/rel_embedding": RELPOS,
+    "encoder/encoder_norm/scale": NORM,
+    "encoder/layers_0/attention/key/kernel": INTO,
+    "encoder/layers_0/attention/out/kernel": OUT_OF,
+    "encoder/layers_0/attention/query/kernel": INTO,
+    "encoder/layers_0/attention/value/kernel": INTO,
+    "encoder/layers_0/mlp/wo/kernel": WO,
+    "encoder/layers_0/pre_attention_layer_norm/scale": NORM,
+    "encoder/layers_0/pre_mlp_layer_norm/scale": NORM,
+    "encoder/relpos_bias/rel_embedding": RELPOS,
+    "token_embedder/embedding": ((V, D), ("vocab", "embed")),
+}
+ONLY_1_0 = {
+    "decoder/layers_0/mlp/wi/kernel": WI,
+    "encoder/layers_0/mlp/wi/kernel": WI,
+}
+ONLY_1_1 = {
+    "decoder/layers_0/mlp/wi_0/kernel": WI,
+    "decoder/layers_0/mlp/wi_1/kernel": WI,
+    "encoder/layers_0/mlp/wi_0/kernel": WI,
+    "encoder/layers_0/mlp/wi_1/kernel": WI,
+    "decoder/logits_dense/kernel": ((D, V), ("embed", "vocab")),
+}
+
+# What PEMT adds: P 9 rows, experts of rank 5 with prompts of 7, 3 and 8 rows, an adapter of 2.
+PROMPT = {"prompt/embedding": ((9, D), ("prompt", "embed"))}
+SOURCE_PARAMETERS = PROMPT | {
+    "encoder/layers_0/mlp/expert/lora_a": ((F, 5), ("mlp", "expert_rank")),
+    "encoder/layers_0/mlp/expert/lora_b": ((5, D), ("expert_rank", "embed")),
+    "decoder/layers_0/mlp/expert/lora_a": ((F, 5), ("mlp", "expert_rank")),
+    "decoder/layers_0/mlp/expert/lora_b": ((5, D), ("expert_rank", "embed")),
+}
+ADAPTER_PARAMETERS = PROMPT | {
+    f"{stack}/layers_0/mlp/adapter/{name}": shape_and_axes
+    for stack in ("encoder", "decoder")
+    for name, shape_and_axes in {
+        "down/kernel": ((D, 2), ("embed", "adapter")),
+        "down/bias": ((2,), ("adapter",)),
+        "up/kernel": ((2, D), ("adapter", "embed")),
+        "up/bias": ((D,), ("embed",)),
+    }.items()
+}
+TARGET_PARAMETERS = ADAPTER_PARAMETERS | {
+    "source_prompts/embedding": ((3, 8, D), ("experts", "prompt", "embed")),
+    "encoder/layers_0/mlp/gate/kernel": ((F, 3), ("mlp", "gate")),
+    "decoder/layers_0/mlp/gate/kernel": ((D, 3), ("embed", "gate")),
+    "encoder/layers_0/mlp/experts/lora_a": ((3, F, 5), ("experts", "mlp", "expert_rank")),
+    "encoder/layers_0/mlp/experts/lora_b": ((3, 5, D), ("experts", "expert_rank", "embed")),
+    "decoder/layers_0/mlp/experts/lora_a": ((3, F, 5), ("experts", "mlp", "expert_rank")),
+    "decoder/layers_0/mlp/experts/lora_b": ((3, 5, D), ("experts", "expert_rank", "embed")),
+}
+ADDITIONS = {
+    "nothing": (PemtConfig(), {}),
+    "source": (PemtConfig(prompt_length=9, source_expert=True, expert_rank=5), SOURCE_PARAMETERS),
+    "adapter": (PemtConfig(prompt_length=9, adapter_dim=2), ADAPTER_PARAMETERS),
+    "target": (PemtConfig(prompt_length=9, expert_names=("a", "b", "c"), expert_rank=5,
+                          source_prompt_lengths=(7, 3, 8), adapter_dim=2), TARGET_PARAMETERS),
+}
+
+
+@pytest.mark.parametrize("addition", ADDITIONS)
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_parameters_have_t5x_names_shapes_and_axes(version, addition):
+    pemt, added = ADDITIONS[addition]
+    t5, only = ONE_LAYER, ONLY_1_0
+    if version == "1.1":
+        only = ONLY_1_1
+        t5 = dataclasses.replace(t5, mlp_activations=("gelu", "linear"),
+                                 logits_via_embedding=False)
+    variables = initial_shapes(t5, pemt)
+    axes = {path.removesuffix("_axes"): tuple(metadata.names)
+            for path, metadata in flatten_dict(variables["params_axes"], sep="/").items()}
+    found = {path: (like.shape, axes.pop(path))
+             for path, like in flatten_dict(variables["params"], sep="/").items()}
+    assert found == T5_PARAMETERS | only | added
+    assert not axes
+    assert all(like.dtype == np.float32 for like in jax.tree.leaves(variables["params"]))
+
+
+def test_layers_are_numbered_and_share_one_position_table():
+    t5 = dataclasses.replace(ONE_LAYER, num_encoder_layers=3, num_decoder_layers=2)
+    paths = flatten_dict(initial_shapes(t5, PemtConfig())["params"], sep="/")
+    assert {path.split("/")[1] for path in paths if path.startswith("encoder/")} == {
+        "encoder_norm", "relpos_bias", "layers_0", "layers_1", "layers_2"}
+    assert len([path for path in paths if "rel_embedding" in path]) == 2
+
+
+def numpy_gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+@pytest.mark.parametrize("t5", [T5, T5_1_1], ids=["relu", "gated gelu"])
+@pytest.mark.parametrize("stage", ["source", "target"])
+def test_feed_forward_equals_numpy(t5, stage):
+    """Source expert and mixture sit on the same activation as wo, the adapter after both."""
+    pemt = SOURCE if stage == "source" else TARGET
+    p = random_params(t5, pemt)["encoder"]["layers_0"]["mlp"]
+    x = np.random.default_rng(0).normal(size=(2, 7, t5.emb_dim)).astype(np.float32)
+    z, variables = jax.jit(lambda x: FeedForward(t5, pemt, in_encoder=True).apply(
+        {"params": p}, x, None, np.ones((2, 7)), deterministic=True, mutable=["pemt"]))(x)
+
+    if t5 is T5:
+        u = np.maximum(x @ p["wi"]["kernel"], 0)
+    else:
+        u = numpy_gelu(x @ p["wi_0"]["kernel"]) * (x @ p["wi_1"]["kernel"])
+    y = u @ p["wo"]["kernel"]
+    if stage == "source":
+        y += u @ p["expert"]["lora_a"] @ p["expert"]["lora_b"]
+    else:
+        outputs = [u @ a @ b for a, b in zip(p["experts"]["lora_a"], p["experts"]["lora_b"],
+                                             strict=True)]
+        scores = np.exp(u[:, : pemt.prompt_length].mean(axis=1) @ p["gate"]["kernel"])
+        gate = scores / scores.sum(axis=-1, keepdims=True)
+        y += sum(gate[:, i, None, None] * e for i, e in enumerate(outputs))
+        hidden = numpy_gelu(y @ p["adapter"]["down"]["kernel"] + p["adapter"]["down"]["bias"])
+        y += hidden @ p["adapter"]["up"]["kernel"] + p["adapter"]["up"]["bias"]
+        # The sparsity loss compares the layer's output, after the adapter, with ungated experts.
+        cosines = [np.mean(np.sum(y * e, -1) / np.linalg.norm(y, axis=-1)
+                           / np.linalg.norm(e, axis=-1)) for e in outputs]
+        np.testing.assert_allclose(variables["pemt"]["gate"], gate, rtol=1e-4)
+        np.testing.assert_allclose(variables["pemt"]["tsl"], gate.mean(0) @ (1 - np.array(cosines)),
+                                   rtol=1e-4)
+    np.testing.assert_allclose(z, y, rtol=1e-4, atol=1e-5)
+
+
+def test_encoder_gate_reads_its_activation_at_the_prompt_only():
+    p = random_params(T5, TARGET)["encoder"]["layers_0"]["mlp"]
+    layer = jax.jit(lambda x: FeedForward(T5, TARGET, in_encoder=True).apply(
+        {"params": p}, x, None, np.ones((2, 7)), deterministic=True,
+        mutable=["pemt"])[1]["pemt"]["gate"])
+    x = np.random.default_rng(0).normal(size=(2, 7, T5.emb_dim)).astype(np.float32)
+    P, text, prompt = TARGET.prompt_length, x.copy(), x.copy()
+    text[:, P:] += 1
+    prompt[:, P - 1] *= 3
+    np.testing.assert_array_equal(layer(text), layer(x))
+    assert np.abs(layer(prompt) - layer(x)).min() > 1e-5
+
+
+def test_decoder_padding_changes_only_its_own_positions():
+    """Attended causally, padding cannot reach a real token: only its own logits differ."""
+    batch = make_batch([3, 6, 1, 5], [3, 5, 1, 2], 6, 5)
+    params = random_params(T5, TARGET)
+    masked, collected = compiled(T5, TARGET, "apply")(params, batch, None)
+    attended, counted = compiled(T5, REFERENCE, "apply")(params, batch, None)
+    real = batch["decoder_target_tokens"] > 0
+    np.testing.assert_allclose(masked[real], attended[real], rtol=1e-5, atol=1e-6)
+    # The first position of padding attends to itself besides, the later ones to more.
+    assert np.abs(masked - attended)[~real].max(axis=-1).min() > 1e-4
+    assert collected["decoder/layers_0/mlp/tsl"] != counted["decoder/layers_0/mlp/tsl"]
