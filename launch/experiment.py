@@ -27,6 +27,7 @@ class Experiment:
     def __init__(self, folder: str):
         self.folder = Path(folder)
         self.library = self.folder / "library"
+        self.trained = 0  # runs made anew
 
     def command(self, main, *files: str, **macros) -> None:
         """Call a gin main as its command line would be; end the program when it fails."""
@@ -41,6 +42,7 @@ class Experiment:
         """Train a run, unless it has ended before."""
         run = self.folder / name
         if not (run / "artefact" / "card.json").is_file():
+            self.trained += 1
             self.command(train, file, MIXTURE_OR_TASK_NAME=task, MODEL_DIR=run,
                          LIBRARY=self.library, **macros)  # fmt: skip
 

@@ -17,7 +17,7 @@ from flax import traverse_util
 import pemt_jax
 from pemt_jax import library as expert_library
 from pemt_jax.config import PemtConfig, T5Config
-from pemt_jax.errors import UsageError
+from pemt_jax.errors import PemtError, UsageError
 from pemt_jax.interop.hf import load_hf
 from pemt_jax.methods import Method, get_method
 from pemt_jax.models import PemtModel
@@ -128,6 +128,8 @@ def assemble(
     bank, records = {}, []
     if experts:
         loaded = [expert_library.load_expert(library, name, base_print) for name in experts]
+        for expert in loaded:
+            check_widths(expert, t5)
         bank, lengths, names = expert_library.stack_experts(loaded)
         records = [{"name": e.name, "sha256": e.sha256} for e in loaded]
         modules |= {
@@ -142,6 +144,10 @@ def assemble(
         given["prompt/embedding"] = base_params["token_embedder/embedding"][tokens]
     if initial_expert:
         start = expert_library.load_expert(library, initial_expert, base_print)
+        check_widths(start, t5)
+        if start.rank != options.expert_rank:
+            raise UsageError(f"Expert {initial_expert!r} has rank {start.rank}, expected "
+                             f"{options.expert_rank} as PemtConfig.expert_rank says.")
         given |= starting_values(start, len(tokens))
         records.append({"name": initial_expert, "sha256": start.sha256})
     params, axes = initial_parameters(model, seed, given)
@@ -202,6 +208,14 @@ def starting_values(expert, prompt_length: int) -> dict[str, np.ndarray]:
     if len(expert.prompt) == prompt_length:
         values["prompt/embedding"] = expert.prompt
     return values
+
+
+def check_widths(expert, t5: T5Config) -> None:
+    """Raise PemtError when an expert was trained in a model of other widths."""
+    if expert.widths != (t5.emb_dim, t5.mlp_dim):
+        raise PemtError("Expert {!r} has model and feed-forward widths {} and {}, expected {} and "
+                        "{} as the base has.".format(expert.name, *expert.widths, t5.emb_dim,
+                                                     t5.mlp_dim))
 
 
 def cut_embedding(base_params: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:

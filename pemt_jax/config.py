@@ -112,7 +112,7 @@ class PemtConfig:
             )
         if self.expert_names and not self.prompt_length:
             raise UsageError(
-                "PemtConfig has experts and prompt_length 0, expected a prompt for the gate to read."
+                "PemtConfig has experts and prompt_length 0, expected a prompt for the gate."
             )
 
     @property

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pemt_jax.decoding import EOS, beam_search, greedy_search, length_penalty
 
-STATES, V, T = 97, 3, 3  # 97 is prime and more than all histories of 3 tokens
+STATES, V, T = 97, 3, 3
 
 
 def start(num_rows, beams=1):

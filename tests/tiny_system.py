@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,13 +21,17 @@ import numpy as np
 import pytest
 import seqio
 import tensorflow as tf
+from flax import traverse_util
 
 from pemt_jax import assembly, cli, evaluate, optimizers, predict, train, trainer
+from pemt_jax.batching import make_batch
 from pemt_jax.config import PemtConfig, T5Config
-from pemt_jax.interop.hf import save_hf
+from pemt_jax.interop.hf import load_hf, save_hf
+from pemt_jax.library import load_expert, stack_experts
 from pemt_jax.models import PemtModel
 from pemt_jax.tasks.descriptions import register_description
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
+from pemt_jax.weights import load_weights
 
 T5 = T5Config(vocab_size=8100, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32,
               num_encoder_layers=1, num_decoder_layers=1, dropout_rate=0.1)  # fmt: skip
@@ -210,7 +215,50 @@ class World:
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         }
+
+    def python(self, *arguments, devices: int = 1, **options) -> subprocess.CompletedProcess:
+        """Run Python in a process of its own."""
+        options = {"capture_output": True, "text": True, "timeout": 300} | options
+        return subprocess.run([sys.executable, *map(str, arguments)], cwd=self.folder,
+                              env=self.environment(devices), **options)  # fmt: skip
+
+    def by_hand(self, model_dir: Path, split: str = "test") -> list[dict]:
+        """What a target run says of each row of its task, found without pemt_jax.runs or batches.
+
+        A dict a row: input, target, prediction, score (its log probability), cross_entropy (sum
+        over the target's tokens), tokens (their number), sparsity, gate and mean_gate [E].
+        """
+        card = json.loads((model_dir / "artefact" / "card.json").read_text())
+        t5, params = load_hf(self.base)
+        experts = [load_expert(self.library, expert["name"]) for expert in card["experts"]]
+        params |= stack_experts(experts)[0]
+        params |= load_weights(model_dir / "artefact" / "weights.safetensors")
+        params = traverse_util.unflatten_dict(params, sep="/")
+        model = PemtModel(t5, PemtConfig(**card["config"]["pemt"]))
+        decode = jax.jit(model.predict_batch_with_aux)
+        evaluate_row = jax.jit(model.eval_fn)
+        found = []
+        for text, target in rows(card["task"].removeprefix("tiny_"), split):
+            pair = [np.array([*DEFAULT_VOCABULARY.encode(part), 1]) for part in (text, target)]
+            batch = make_batch([pair], 1, LENGTHS["inputs"], LENGTHS["targets"])
+            tokens, aux = jax.device_get(decode(params, batch))
+            metrics = jax.device_get(evaluate_row(params, batch)[1])
+            tokens = tokens[0].tolist()
+            tokens = tokens[: tokens.index(1)] if 1 in tokens else tokens
+            found.append({
+                "input": text,
+                "target": target,
+                "prediction": DEFAULT_VOCABULARY.decode(tokens),
+                "score": aux["scores"][0],
+                "cross_entropy": metrics["cross_entropy"].total,
+                "tokens": metrics["cross_entropy"].count,
+                "sparsity": metrics["task_sparsity_loss"].total,
+                "gate": aux["gate"][0],
+                "mean_gate": [metrics[f"gate/{expert.name}"].total for expert in experts],
+            })  # fmt: skip
+        return found
 
 
 def _once(path: Path, make: Callable[[Path], object]) -> Path:
@@ -219,8 +267,8 @@ def _once(path: Path, make: Callable[[Path], object]) -> Path:
     return path
 
 
-@pytest.fixture
-def world(tmp_path_factory, monkeypatch):
+@pytest.fixture(name="world")
+def world_fixture(tmp_path_factory, monkeypatch):
     """The tiny system of this session; its caches of tokens and compiled steps are its own."""
     folder = tmp_path_factory.getbasetemp() / "tiny_system"
     folder.mkdir(exist_ok=True)
@@ -229,8 +277,9 @@ def world(tmp_path_factory, monkeypatch):
         "jax_compilation_cache_dir": str(folder / "compiled"),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
+        "jax_disable_most_optimizations": True,  # of the compiler, which takes most of the time
     }
-    before = {name: getattr(jax.config, name) for name in settings}
+    before = {name: jax.config.values[name] for name in settings}
     for name, value in settings.items():
         jax.config.update(name, value)
     yield World(folder)
@@ -281,6 +330,3 @@ def snapshot(folder: Path) -> dict[str, str]:
     """{path: sha256} of every file, and the folders."""
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
             if path.is_file() else "" for path in sorted(folder.rglob("*"))}  # fmt: skip
-
-
-PYTHON = [sys.executable]
