@@ -21,7 +21,7 @@ import numpy as np
 
 from pemt_jax import partitioning, runs
 from pemt_jax.batching import DEFAULT_BUCKETS, bucket_of, make_batch
-from pemt_jax.errors import UsageError
+from pemt_jax.errors import PemtError, UsageError
 from pemt_jax.evaluator import decode
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 from pemt_jax.weights import replacing
@@ -49,6 +49,11 @@ def predict(
       num_beams: 1 for greedy search.
       initial_checkpoint_path, library: the base and the experts, if they were moved.
     """
+    counts = {"batch_size": batch_size, "max_input_length": max_input_length,
+              "max_decode_length": max_decode_length, "num_beams": num_beams}  # fmt: skip
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise UsageError(f"{name} is {count}, expected 1 or more.")
     if input_file and not Path(input_file).is_file():
         raise UsageError(f"There is no file {input_file}, expected lines of text.")
     made, card = runs.open_run(model_dir, DEFAULT_VOCABULARY, initial_checkpoint_path, library)
@@ -88,8 +93,12 @@ def predict(
         if output_file:
             partial = files.enter_context(replacing(Path(output_file)))
             out = files.enter_context(open(partial, "w", encoding="utf-8"))
-        for found in predictions(line.rstrip("\n") for line in lines):
-            print(json.dumps(found) if as_json else found["prediction"], file=out, flush=True)
+        try:
+            for found in predictions(line.rstrip("\n") for line in lines):
+                print(json.dumps(found) if as_json else found["prediction"], file=out, flush=True)
+        except UnicodeDecodeError as error:
+            raise PemtError(f"{input_file or 'Standard input'} is not UTF-8 text ({error.reason}), "
+                            "expected lines of it.") from error
 
 
 def encode(text: str, limit: int) -> np.ndarray:

@@ -7,12 +7,12 @@ in the cache, so that a beam that loses its cache gives wrong scores.
 import functools
 import itertools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_model import jit
 
 from pemt_jax.decoding import EOS, beam_search, greedy_search, length_penalty
 
@@ -34,13 +34,13 @@ def next_logits(table, tokens_N, cache, position):
     return table[state_N], {"state": state_N, "steps": cache["steps"] + 1}
 
 
-@functools.partial(jax.jit, static_argnums=2)
+@functools.partial(jit, static_argnums=2)
 def greedy(table, rows_B, max_length):
     return greedy_search(functools.partial(next_logits, table), start(rows_B.shape[0]), rows_B,
                          max_length)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+@functools.partial(jit, static_argnums=(2, 3, 4))
 def beams(table, rows_B, max_length, num_beams, alpha):
     return beam_search(functools.partial(next_logits, table), start(rows_B.shape[0], num_beams),
                        rows_B, max_length, num_beams, alpha)
@@ -72,6 +72,11 @@ def exhaustive(table, row, alpha):
     return sorted(scored, reverse=True)
 
 
+def close(scores, expected):
+    """Sums of a few float32 log probabilities, each right to some parts in ten million of 10."""
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
+
+
 def random_table(seed, size=2.0):
     return np.random.default_rng(seed).normal(scale=size, size=(STATES, V)).astype(np.float32)
 
@@ -91,7 +96,7 @@ def test_greedy_takes_the_best_token_of_every_step_until_the_end(seed):
             state = after(state, sequence[-1] if sequence else 0)
             sequence.append(int(np.argmax(table[state])))
         assert tokens_BT[row].tolist() == padded(sequence, length)
-        np.testing.assert_allclose(scores_B[row], log_probability(table, row, sequence), rtol=1e-5)
+        close(scores_B[row], log_probability(table, row, sequence))
     assert not tokens_BT[2].any() and scores_B[2] == 0
 
 
@@ -116,7 +121,7 @@ def test_beam_search_with_room_for_every_sequence_is_exhaustive(alpha, seed):
     tokens_BKT, scores_BK = beams(table, np.ones(2, np.float32), T, count + 1, alpha)
     for row in range(2):
         expected = exhaustive(table, row, alpha)
-        np.testing.assert_allclose(scores_BK[row, :count], [s for s, _ in expected], rtol=1e-4)
+        close(scores_BK[row, :count], [score for score, _ in expected])
         found = {tuple(sequence) for sequence in np.asarray(tokens_BKT[row, :count]).tolist()}
         assert found == {tuple(padded(sequence)) for _, sequence in expected}
         assert tokens_BKT[row, 0].tolist() == padded(expected[0][1])
@@ -135,7 +140,7 @@ def test_narrow_beams_are_ordered_and_score_what_they_say(seed):
             sequence = sequence[: sequence.index(EOS) + 1]
             assert not tokens_BKT[row, beam, len(sequence):].any()
         score = log_probability(table, row, sequence) / length_penalty(len(sequence), alpha)
-        np.testing.assert_allclose(scores_BK[row, beam], score, rtol=1e-4)
+        close(scores_BK[row, beam], score)
 
 
 @settings(max_examples=20, deadline=None)

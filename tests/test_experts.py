@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_model import TARGET, T5_1_1, equations, make_batch, random_params
+from tiny_model import T5_1_1, TARGET, equations, jit, make_batch, random_params
 
 from pemt_jax.experts import ExpertMixture, SourceExpert, TargetAdapter
 from pemt_jax.methods import METHODS, merge, split
@@ -28,7 +28,7 @@ def test_mixture_equals_sum_of_gated_experts(shape, D, seed):
     random = np.random.default_rng(seed)
     hidden_BLF, gate_BE = draw(random, B, L, F), random.dirichlet(np.ones(E), B)
     a_EFR, b_ERD = draw(random, E, F, R), draw(random, E, R, D)
-    mixture, channels, bank_b = jax.jit(ExpertMixture(E, R, D).apply)(
+    mixture, channels, bank_b = jit(ExpertMixture(E, R, D).apply)(
         {"params": {"lora_a": a_EFR, "lora_b": b_ERD}}, hidden_BLF, gate_BE.astype(np.float32))
     expected = np.zeros((B, L, D))
     for i in range(E):
@@ -48,7 +48,7 @@ def test_source_expert_is_two_matmuls_with_scale_one():
 
 @pytest.mark.parametrize("b_init", ["zero", "uniform"])
 def test_initial_expert(b_init):
-    y, variables = jax.jit(SourceExpert(64, 50, b_init).init_with_output)(
+    y, variables = jit(SourceExpert(64, 50, b_init).init_with_output)(
         jax.random.key(0), np.ones((1, 1, 400), np.float32))
     a, b = variables["params"]["lora_a"], variables["params"]["lora_b"]
     bound = 1 / math.sqrt(400)
@@ -63,7 +63,7 @@ def test_adapter_equals_numpy_with_the_tanh_gelu():
     random = np.random.default_rng(1)
     y, down, up = draw(random, 2, 3, 6), draw(random, 6, 4), draw(random, 4, 6)
     down_bias, up_bias = draw(random, 4), draw(random, 6)
-    z = jax.jit(TargetAdapter(4).apply)(
+    z = jit(TargetAdapter(4).apply)(
         {"params": {"down": {"kernel": down, "bias": down_bias},
                     "up": {"kernel": up, "bias": up_bias}}}, y)
     x = y.astype(np.float64) @ down + down_bias
@@ -73,7 +73,7 @@ def test_adapter_equals_numpy_with_the_tanh_gelu():
 
 def test_initial_adapter_is_nearly_the_identity():
     y = np.ones((1, 1, 300), np.float32)
-    z, variables = jax.jit(TargetAdapter(100).init_with_output)(jax.random.key(0), y)
+    z, variables = jit(TargetAdapter(100).init_with_output)(jax.random.key(0), y)
     params = variables["params"]
     for name in ("down", "up"):
         assert abs(np.std(params[name]["kernel"]) - 0.01) < 2e-4

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_model import T5, TARGET, compiled, make_batch, random_params
+from tiny_model import T5, TARGET, compiled, jit, make_batch, random_params
 
 from pemt_jax.gate import CorrelationGate, correlation_gate
 from pemt_jax.models import PemtModel, mean_gate
@@ -14,7 +14,7 @@ P = TARGET.prompt_length
 ENCODER, DECODER = "encoder/layers_0/mlp/gate", "decoder/layers_0/mlp/gate"
 
 
-jitted_gate = jax.jit(correlation_gate)
+jitted_gate = jit(correlation_gate)
 
 
 def numpy_gate(states_BPX, kernel_XE, temperature):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_model import equations
+from tiny_model import equations, jit
 
 from pemt_jax.layers import (
     MASKED,
@@ -104,7 +104,7 @@ def test_rms_norm_of_zeros_is_zero_with_finite_gradient():
     def norm(x_BLD):
         return RMSNorm().apply({"params": {"scale": np.ones(4, np.float32)}}, x_BLD).sum()
 
-    total, gradient = jax.jit(jax.value_and_grad(norm))(np.zeros((1, 1, 4), np.float32))
+    total, gradient = jit(jax.value_and_grad(norm))(np.zeros((1, 1, 4), np.float32))
     assert total == 0 and np.all(np.isfinite(gradient))
 
 
@@ -145,10 +145,12 @@ def numpy_attention(query_BLD, memory_BMD, bias_BHLM):
     return np.concatenate(heads, -1) @ KERNELS["out"]["kernel"]
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def attend(query, memory, bias, dtype=jnp.float32):
+def attend_in(dtype, query, memory, bias):
     return Attention(H, K, 0.0, dtype).apply(
         {"params": KERNELS}, query, memory, bias, deterministic=True)
+
+
+attend = jit(functools.partial(attend_in, jnp.float32))
 
 
 def test_attention_equals_numpy_without_a_scale():
@@ -172,7 +174,7 @@ def test_masked_memory_has_no_influence_and_a_row_of_it_no_nan():
 
 def test_softmax_is_float32_whatever_the_compute_dtype():
     arguments = jnp.zeros((1, 4, D)), jnp.zeros((1, 7, D)), jnp.zeros((1, H, 4, 7))
-    jaxpr = jax.make_jaxpr(lambda *a: attend(*a, jnp.bfloat16))(*arguments)
+    jaxpr = jax.make_jaxpr(functools.partial(attend_in, jnp.bfloat16))(*arguments)
     dtypes = {name: {e.invars[0].aval.dtype for e in equations(jaxpr)
                      if e.primitive.name == name} for name in ("exp", "dot_general")}
     assert dtypes == {"exp": {jnp.dtype("float32")}, "dot_general": {jnp.dtype("bfloat16")}}
@@ -184,7 +186,7 @@ def test_cached_attention_equals_causal_attention_row_by_row():
     bias = draw(9, 1, H, T, T) + np.where(np.tril(np.ones((T, T), bool)), 0, MASKED)[None, None]
     bias = bias.astype(np.float32)
     module = Attention(H, K, 0.0)
-    step = jax.jit(lambda cache, x: module.apply(
+    step = jit(lambda cache, x: module.apply(
         {"params": KERNELS, **cache}, x, x, bias, deterministic=True, decode=True,
         mutable=["cache"]))
     _, shapes = jax.eval_shape(lambda x: module.apply(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_model import jit
 
 from pemt_jax.losses import expert_cosines, task_sparsity_loss, token_cross_entropy
 
@@ -28,7 +29,7 @@ def numpy_cosines(z_BLD, channels_BLER, lora_b_ERD):
 
 @functools.cache
 def cosines():
-    return jax.jit(expert_cosines)
+    return jit(expert_cosines)
 
 
 @settings(max_examples=25, deadline=None)
@@ -77,7 +78,7 @@ def test_a_zero_vector_has_cosine_0_and_gradient_0(part):
 
 @functools.cache
 def zero_gradients():
-    return jax.jit(jax.grad(
+    return jit(jax.grad(
         lambda z, channels, lora_b, which_E: jnp.sum(
             jnp.where(which_E[None, None], expert_cosines(z, channels, lora_b), 0.0)),
         (0, 1, 2)))
@@ -95,7 +96,7 @@ def test_gradient_of_the_cosines_equals_that_of_the_naive_ones(part):
                        / norms)
 
     which = np.arange(4) != (1 if part != "nothing" else -1)
-    expected = jax.jit(jax.grad(naive, (0, 1)))(z, channels, lora_b)
+    expected = jit(jax.grad(naive, (0, 1)))(z, channels, lora_b)
     found = zero_gradients()(z, channels, lora_b, np.ones(4, bool))
     for gradient, naive_gradient in zip(found, expected, strict=False):
         np.testing.assert_allclose(gradient, naive_gradient, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Parameter names, shapes and logical axes; the feed-forward layer; masks."""
+"""Parameter names, shapes and logical axes; masks."""
 
 import dataclasses
 
@@ -8,9 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from tiny_model import (
     REFERENCE,
-    SOURCE,
     T5,
-    T5_1_1,
     TARGET,
     compiled,
     initial_shapes,
@@ -19,7 +17,6 @@ from tiny_model import (
 )
 
 from pemt_jax.config import PemtConfig, T5Config
-from pemt_jax.network import FeedForward
 
 V, D, H, K, F = 128, 32, 4, 6, 64
 ONE_LAYER = T5Config(vocab_size=V, emb_dim=D, num_heads=H, head_dim=K, mlp_dim=F,
@@ -129,57 +126,6 @@ def test_layers_are_numbered_and_share_one_position_table():
     assert {path.split("/")[1] for path in paths if path.startswith("encoder/")} == {
         "encoder_norm", "relpos_bias", "layers_0", "layers_1", "layers_2"}
     assert len([path for path in paths if "rel_embedding" in path]) == 2
-
-
-def numpy_gelu(x):
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-
-
-@pytest.mark.parametrize("t5", [T5, T5_1_1], ids=["relu", "gated gelu"])
-@pytest.mark.parametrize("stage", ["source", "target"])
-def test_feed_forward_equals_numpy(t5, stage):
-    """Source expert and mixture sit on the same activation as wo, the adapter after both."""
-    pemt = SOURCE if stage == "source" else TARGET
-    p = random_params(t5, pemt)["encoder"]["layers_0"]["mlp"]
-    x = np.random.default_rng(0).normal(size=(2, 7, t5.emb_dim)).astype(np.float32)
-    z, variables = jax.jit(lambda x: FeedForward(t5, pemt, in_encoder=True).apply(
-        {"params": p}, x, None, np.ones((2, 7)), deterministic=True, mutable=["pemt"]))(x)
-
-    if t5 is T5:
-        u = np.maximum(x @ p["wi"]["kernel"], 0)
-    else:
-        u = numpy_gelu(x @ p["wi_0"]["kernel"]) * (x @ p["wi_1"]["kernel"])
-    y = u @ p["wo"]["kernel"]
-    if stage == "source":
-        y += u @ p["expert"]["lora_a"] @ p["expert"]["lora_b"]
-    else:
-        outputs = [u @ a @ b for a, b in zip(p["experts"]["lora_a"], p["experts"]["lora_b"],
-                                             strict=True)]
-        scores = np.exp(u[:, : pemt.prompt_length].mean(axis=1) @ p["gate"]["kernel"])
-        gate = scores / scores.sum(axis=-1, keepdims=True)
-        y += sum(gate[:, i, None, None] * e for i, e in enumerate(outputs))
-        hidden = numpy_gelu(y @ p["adapter"]["down"]["kernel"] + p["adapter"]["down"]["bias"])
-        y += hidden @ p["adapter"]["up"]["kernel"] + p["adapter"]["up"]["bias"]
-        # The sparsity loss compares the layer's output, after the adapter, with ungated experts.
-        cosines = [np.mean(np.sum(y * e, -1) / np.linalg.norm(y, axis=-1)
-                           / np.linalg.norm(e, axis=-1)) for e in outputs]
-        np.testing.assert_allclose(variables["pemt"]["gate"], gate, rtol=1e-4)
-        np.testing.assert_allclose(variables["pemt"]["tsl"], gate.mean(0) @ (1 - np.array(cosines)),
-                                   rtol=1e-4)
-    np.testing.assert_allclose(z, y, rtol=1e-4, atol=1e-5)
-
-
-def test_encoder_gate_reads_its_activation_at_the_prompt_only():
-    p = random_params(T5, TARGET)["encoder"]["layers_0"]["mlp"]
-    layer = jax.jit(lambda x: FeedForward(T5, TARGET, in_encoder=True).apply(
-        {"params": p}, x, None, np.ones((2, 7)), deterministic=True,
-        mutable=["pemt"])[1]["pemt"]["gate"])
-    x = np.random.default_rng(0).normal(size=(2, 7, T5.emb_dim)).astype(np.float32)
-    P, text, prompt = TARGET.prompt_length, x.copy(), x.copy()
-    text[:, P:] += 1
-    prompt[:, P - 1] *= 3
-    np.testing.assert_array_equal(layer(text), layer(x))
-    assert np.abs(layer(prompt) - layer(x)).min() > 1e-5
 
 
 def test_decoder_padding_changes_only_its_own_positions():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_model import jit
 
 from pemt_jax.prompts import SourcePrompts, TaskPrompt, mix_prompts, prompt_attention
 
@@ -36,9 +37,11 @@ def numpy_mixed(prompt_PD, prompts):
     return mixed
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def mixed(prompt_PD, sources_EQD, lengths):
+def mix(prompt_PD, sources_EQD, lengths):
     return mix_prompts(prompt_PD, sources_EQD, prompt_attention(prompt_PD, sources_EQD, lengths))
+
+
+mixed = jit(mix, static_argnums=2)
 
 
 @settings(max_examples=12, deadline=None)
@@ -78,7 +81,7 @@ def test_gradient_reaches_the_prompt_and_no_row_of_padding():
     random = np.random.default_rng(2)
     prompt_PD, lengths = draw(random, 3, D), (2, 4)
     sources = bank([draw(random, n, D) for n in lengths], filler=5.0)
-    gradient = jax.jit(jax.grad(lambda p, s: (mixed(p, s, lengths) ** 2).sum(), (0, 1)))
+    gradient = jit(jax.grad(lambda p, s: (mix(p, s, lengths) ** 2).sum(), (0, 1)))
     of_prompt, of_sources = gradient(prompt_PD, sources)
     assert np.all(np.abs(of_prompt) > 0)
     assert not np.any(of_sources[0, 2:]) and np.all(of_sources[1] != 0)
@@ -91,7 +94,7 @@ def test_dropout_takes_whole_attention_weights_and_only_in_training(rate):
     prompt_PD = draw(np.random.default_rng(3), 4, D)
     module = SourcePrompts((D,), D, rate)
 
-    @functools.partial(jax.jit, static_argnums=0)
+    @functools.partial(jit, static_argnums=0)
     def added(deterministic):
         mixed_PD = module.apply({"params": {"embedding": sources}}, prompt_PD,
                                 deterministic=deterministic, rngs={"dropout": jax.random.key(0)})
@@ -106,7 +109,7 @@ def test_dropout_takes_whole_attention_weights_and_only_in_training(rate):
 
 
 def test_new_prompts_are_unit_normal_and_new_banks_zero():
-    params = jax.jit(TaskPrompt(200, 50).init)(jax.random.key(0))["params"]
+    params = jit(TaskPrompt(200, 50).init)(jax.random.key(0))["params"]
     assert params["embedding"].shape == (200, 50)
     assert abs(np.std(params["embedding"]) - 1) < 0.02
     params = SourcePrompts((2, 5), D, 0.0).init(

@@ -31,6 +31,7 @@ from pemt_jax.library import load_expert, stack_experts
 from pemt_jax.models import PemtModel
 from pemt_jax.tasks.descriptions import register_description
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
+from pemt_jax.train_step import Trainer
 from pemt_jax.weights import load_weights
 
 T5 = T5Config(vocab_size=8100, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32,
@@ -142,7 +143,7 @@ def random_base(folder: Path, t5: T5Config = T5, seed: int = 0) -> Path:
     return folder
 
 
-def optimizer(learning_rate: float = 0.01):
+def optimizer(learning_rate=0.01):
     """The rate does not depend on the number of steps, so a run may be given more of them."""
     return optimizers.make_optimizer(schedule=learning_rate)
 
@@ -228,7 +229,7 @@ class World:
         """What a target run says of each row of its task, found without pemt_jax.runs or batches.
 
         A dict a row: input, target, prediction, score (its log probability), cross_entropy (sum
-        over the target's tokens), tokens (their number), sparsity, gate and mean_gate [E].
+        over the target's tokens), tokens (their number), gate and mean_gate [E].
         """
         card = json.loads((model_dir / "artefact" / "card.json").read_text())
         t5, params = load_hf(self.base)
@@ -254,7 +255,6 @@ class World:
                 "score": aux["scores"][0],
                 "cross_entropy": metrics["cross_entropy"].total,
                 "tokens": metrics["cross_entropy"].count,
-                "sparsity": metrics["task_sparsity_loss"].total,
                 "gate": aux["gate"][0],
                 "mean_gate": [metrics[f"gate/{expert.name}"].total for expert in experts],
             })  # fmt: skip
@@ -297,7 +297,7 @@ class Recorder:
         self.trainers, self.batches, self.stop_at = [], [], stop_at
         recorder = self
 
-        class Watched(trainer.Trainer):
+        class Watched(Trainer):
             def __init__(self, *args, **kwargs):
                 super().__init__(*args, **kwargs)
                 recorder.trainers.append(self)

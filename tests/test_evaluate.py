@@ -1,0 +1,89 @@
+"""Evaluation of a finished run: the numbers that the model gives row by row."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from tiny_system import EXPERTS, LENGTHS, world_fixture  # noqa: F401
+
+from pemt_jax.errors import UsageError
+from pemt_jax.evaluate import evaluate
+
+
+def test_metrics_are_those_of_the_model_row_by_row(world):
+    metrics = evaluate(str(world.target), batch_size=4)
+    rows = world.by_hand(world.target)
+    accuracy = np.mean([row["prediction"] == row["target"] for row in rows])
+    assert metrics["accuracy"] == metrics["average"] == accuracy
+    tokens = sum(row["tokens"] for row in rows)
+    cross_entropy = sum(row["cross_entropy"] for row in rows) / tokens
+    # float32 sums of ten rows in another order
+    np.testing.assert_allclose(metrics["cross_entropy"], cross_entropy, rtol=1e-5)
+    for i, name in enumerate(EXPERTS):
+        gate = np.mean([row["mean_gate"][i] for row in rows])
+        np.testing.assert_allclose(metrics[f"gate/{name}"], gate, rtol=1e-5)
+
+
+def test_rows_that_only_fill_a_batch_count_nowhere(world):
+    """The sparsity loss is a product of means over a batch: here one batch, full or filled."""
+    full, filled = (evaluate(str(world.target), batch_size=size) for size in (10, 16))
+    for name, value in full.items():
+        np.testing.assert_allclose(filled[name], value, rtol=1e-5)
+
+
+def test_the_loss_is_what_training_minimised(world):
+    metrics = evaluate(str(world.target), batch_size=16)
+    np.testing.assert_allclose(
+        metrics["loss"], metrics["cross_entropy"] + 0.1 * metrics["task_sparsity_loss"], rtol=1e-5)
+
+
+def test_validation_metrics_are_those_of_the_best_checkpoint(world):
+    card = json.loads((world.target / "artefact" / "card.json").read_text())
+    again = evaluate(str(world.target), split="validation", batch_size=8)
+    assert again.keys() == card["metrics"].keys()
+    for name, value in again.items():
+        np.testing.assert_allclose(value, card["metrics"][name], rtol=1e-5)
+
+
+def test_metrics_are_printed_and_written_beside_the_run(world, tmp_path, capsys):
+    shutil.copytree(world.target / "artefact", tmp_path / "artefact")
+    metrics = evaluate(str(tmp_path), batch_size=16)
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == metrics
+    assert (tmp_path / "evaluation" / "tiny_mood-test.json").read_text() == printed
+
+
+def test_another_task_or_a_mixture_may_be_asked_for(world, tmp_path):
+    shutil.copytree(world.target / "artefact", tmp_path / "artefact")
+    other = evaluate(str(tmp_path), "tiny_topic", batch_size=16)
+    assert 0 <= other["accuracy"] <= 1
+    both = evaluate(str(tmp_path), "tiny_both", batch_size=16)
+    mood = evaluate(str(tmp_path), batch_size=16)
+    assert both["tiny_mood/accuracy"] == mood["accuracy"]
+    assert both["tiny_topic/accuracy"] == other["accuracy"]
+    np.testing.assert_allclose(both["average"], (mood["accuracy"] + other["accuracy"]) / 2)
+    tokens = [20, 20]  # ten rows of two tokens each
+    np.testing.assert_allclose(
+        both["cross_entropy"],
+        np.average([mood["cross_entropy"], other["cross_entropy"]], weights=tokens), rtol=1e-5)
+    assert sorted(path.name for path in (tmp_path / "evaluation").iterdir()) == [
+        "tiny_both-test.json", "tiny_mood-test.json", "tiny_topic-test.json"]
+
+
+def test_a_base_is_told_its_task(world, tmp_path):
+    with pytest.raises(UsageError, match="does not name its task, expected MIXTURE_OR_TASK_NAME"):
+        evaluate(str(world.pretrained))
+    shutil.copytree(world.base, tmp_path / "base")
+    metrics = evaluate(str(tmp_path), "tiny_both", task_feature_lengths=LENGTHS,
+                       batch_size=8)
+    assert metrics.keys() == {"loss", "cross_entropy", "tiny_mood/accuracy",
+                              "tiny_topic/accuracy", "average"}
+
+
+def test_a_longer_padding_changes_nothing(world):
+    short, long = (
+        evaluate(str(world.target), batch_size=16, buckets=buckets) for buckets in ((12,), (16,))
+    )
+    for name, value in short.items():
+        np.testing.assert_allclose(long[name], value, rtol=1e-5)
