@@ -7,7 +7,7 @@
 # to runs/demo or runs/study; what has ended there is not made again.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source launch/environment.sh
+source launch/environment.sh ""  # without an argument it would see this script's
 
 script=launch/demo.py
 if [[ "${1:-}" == --study ]]; then

@@ -56,7 +56,7 @@ def write_artefact(folder: str | os.PathLike, arrays: Mapping[str, np.ndarray], 
     folder = Path(folder).resolve()
     if card.kind not in KINDS:
         raise UsageError(f"{card.kind!r} is no kind of artefact, expected one of {KINDS}.")
-    _check_replaceable(folder, card.kind)
+    check_replaceable(folder, card.kind)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -64,7 +64,7 @@ def write_artefact(folder: str | os.PathLike, arrays: Mapping[str, np.ndarray], 
         raise PemtError(f"Cannot write {folder}: {error.strerror}.") from error
     try:
         save_weights(partial / WEIGHTS, arrays)
-        card = dataclasses.replace(card, versions=_versions(),
+        card = dataclasses.replace(card, versions=versions(),
                                    sha256=sha256_file(partial / WEIGHTS))
         with replacing(partial / CARD) as path:
             path.write_text(_to_json(card), encoding="utf-8")
@@ -162,17 +162,19 @@ def _digest(fields: Mapping[str, object]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _versions() -> dict[str, str]:
-    versions = {"pemt_jax": pemt_jax.__version__}
+def versions() -> dict[str, str]:
+    """Versions of pemt_jax, jax and flax, as cards and checkpoints note them."""
+    found = {"pemt_jax": pemt_jax.__version__}
     for package in ("jax", "flax"):
         try:
-            versions[package] = version(package)
+            found[package] = version(package)
         except PackageNotFoundError:  # run from an archive without package metadata
-            versions[package] = "unknown"
-    return versions
+            found[package] = "unknown"
+    return found
 
 
-def _check_replaceable(folder: Path, kind: str) -> None:
+def check_replaceable(folder: Path, kind: str) -> None:
+    """Raise PemtError when `folder` holds anything but an artefact of this kind."""
     if not folder.exists():
         return
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else None

@@ -23,6 +23,7 @@ from pemt_jax.methods import Method, get_method
 from pemt_jax.models import PemtModel
 from pemt_jax.weights import fingerprint, sha256_file
 
+ADAPTER_REDUCTION = 16  # of the width, in the target adapter, unless options.adapter_dim is set
 MINI_T5 = str(Path(pemt_jax.__file__).parent / "assets" / "mini_t5")
 
 
@@ -65,7 +66,6 @@ def assemble(
     library: str | None = None,
     experts: Sequence[str] = (),
     initial_expert: str | None = None,
-    adapter_reduction: int = 16,
     dropout_rate: float | None = None,
     dtype: str | None = None,
     embedding_rows: int | None = None,
@@ -84,7 +84,6 @@ def assemble(
       library: folder of the expert library.
       experts: names of frozen experts, in the order of the gate's columns.
       initial_expert: an expert to start training from instead of a fresh one.
-      adapter_reduction: emb_dim / adapter width, unless options.adapter_dim is set.
       dropout_rate, dtype: override the base's.
       embedding_rows: keep only so many rows of the base's embedding (the authors cut T5's 32,128
         to the 32,100 of its vocabulary, which changes every softmax a little).
@@ -119,7 +118,7 @@ def assemble(
     if chosen.prompt and not prompt_text:
         raise UsageError(f"Method {method!r} needs a prompt, expected PROMPT_TEXT.")
     tokens = prompt_tokens(vocabulary, prompt_text) if chosen.prompt else []
-    adapter_dim = options.adapter_dim or max(1, t5.emb_dim // adapter_reduction)
+    adapter_dim = options.adapter_dim or max(1, t5.emb_dim // ADAPTER_REDUCTION)
     modules = {
         "prompt_length": len(tokens),
         "source_expert": chosen.source_expert,
@@ -190,8 +189,7 @@ def initial_parameters(
         shapes.update({path: value.shape for path, value in params.items()})
         return {path: value for path, value in params.items() if path not in given}
 
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        fresh = jax.jit(init)(jax.random.key(seed))
+    fresh = jax.jit(init)(jax.random.key(seed))
     for path, value in given.items():
         if shapes.get(path) != value.shape:
             expected = f"shape {shapes[path]}" if path in shapes else "no such parameter"

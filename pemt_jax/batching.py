@@ -185,13 +185,16 @@ def eval_batches(split: TokenizedSplit, batch_size: int, buckets: Sequence[int] 
                  ) -> Iterator[tuple[np.ndarray, Batch]]:
     """(row numbers, batch) over all rows of a split in order of length.
 
-    The last batch is filled with empty rows, for which there are no row numbers.
+    The last batch is filled with empty rows, for which there are no row numbers. All batches have
+    the targets' length of the whole split: it is also how far a prediction may go, which must not
+    depend on the labels of its neighbours.
     """
     order = np.lexsort((split.target_lengths, split.input_lengths))
+    targets_length = int(bucket_of(split.target_lengths.max(), target_buckets,
+                                   split.lengths["targets"]))
     for start in range(0, len(order), batch_size):
         rows = order[start:start + batch_size]
         yield rows, make_batch(
             split.pairs(rows), batch_size,
             int(bucket_of(split.input_lengths[rows].max(), buckets, split.lengths["inputs"])),
-            int(bucket_of(split.target_lengths[rows].max(), target_buckets,
-                          split.lengths["targets"])))
+            targets_length)

@@ -30,7 +30,7 @@ import gin
 
 import pemt_jax.configs
 from pemt_jax.errors import PemtError, UsageError, nearest
-from pemt_jax.gin_checks import load
+from pemt_jax.gin_checks import bindings_of, load
 from pemt_jax.gin_errors import as_usage_errors, original, parameters_of
 from pemt_jax.places import cache_folder
 from pemt_jax.quiet import silence_libraries
@@ -42,6 +42,7 @@ silence_libraries()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
 
 CONFIGS = Path(pemt_jax.configs.__file__).parent
+__all__ = ["bindings_of", "run", "write_config"]
 FLAGS = ("--gin_file", "--gin_search_paths", "--gin.NAME", "--help")
 
 
@@ -57,7 +58,7 @@ def run(main: Callable, argv: Sequence[str] | None = None, prog: str | None = No
 
     Returns:
         0; or, after `error: one sentence` on stderr, 2 for a UsageError or a fault in the
-        configuration, 1 for any other PemtError, 130 for Ctrl-C. Other exceptions keep their
+        configuration, 1 for any other PemtError or the operating system's refusal, 130 for Ctrl-C. Other exceptions keep their
         traceback.
     """
     module = _adopt_running_module(main)
@@ -72,6 +73,12 @@ def run(main: Callable, argv: Sequence[str] | None = None, prog: str | None = No
         error = original(error)
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # the reader of our output has seen enough
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+        return 0
+    except OSError as error:
+        print(f"error: {error.filename or 'A file'}: {error.strerror or error}.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("error: Stopped by Ctrl-C.", file=sys.stderr)
         return 130

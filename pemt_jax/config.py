@@ -21,6 +21,16 @@ def _one_of(field: str, value: str, allowed: set[str]) -> None:
         )
 
 
+def _as_tuple(values) -> tuple:
+    """A tuple; a plain string is meant as the only one of its kind."""
+    return (values,) if isinstance(values, str) else tuple(values)
+
+
+def _in_range(field: str, value: float, holds: bool, expected: str) -> None:
+    if not holds:
+        raise UsageError(f"{field} is {value}, expected {expected}.")
+
+
 @dataclasses.dataclass(frozen=True)
 class T5Config:
     """Shape of a T5; the defaults are T5 1.0 base.
@@ -45,10 +55,11 @@ class T5Config:
     relpos_max_distance: int = 128
 
     def __post_init__(self):
-        object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
+        object.__setattr__(self, "mlp_activations", _as_tuple(self.mlp_activations))
         for name in self.mlp_activations:
             _one_of("T5Config.mlp_activations", name, ACTIVATIONS)
         _one_of("T5Config.dtype", self.dtype, DTYPES)
+        _in_range("T5Config.dropout_rate", self.dropout_rate, 0 <= self.dropout_rate < 1, "[0, 1)")
 
     @property
     def compute_dtype(self):
@@ -99,12 +110,20 @@ class PemtConfig:
 
     def __post_init__(self):
         for field in ("source_prompt_lengths", "expert_names"):
-            object.__setattr__(self, field, tuple(getattr(self, field)))
+            object.__setattr__(self, field, _as_tuple(getattr(self, field)))
         _one_of("PemtConfig.lora_b_init", self.lora_b_init, {"zero", "uniform"})
         _one_of("PemtConfig.prompt_init", self.prompt_init, {"vocab", "normal"})
         _one_of(
             "PemtConfig.loss_normalization", self.loss_normalization, {"tokens", "sequences"}
         )
+        for field, holds, expected in (
+            ("expert_rank", self.expert_rank >= 1, "1 or more"),
+            ("adapter_dim", self.adapter_dim >= 0, "0 or more"),
+            ("gate_temperature", self.gate_temperature > 0, "more than 0"),
+            ("tsl_weight", self.tsl_weight >= 0, "0 or more"),
+            ("prompt_attention_dropout", 0 <= (self.prompt_attention_dropout or 0) < 1, "[0, 1)"),
+        ):
+            _in_range(f"PemtConfig.{field}", getattr(self, field), holds, expected)
         if len(self.source_prompt_lengths) != len(self.expert_names):
             raise UsageError(
                 f"PemtConfig has {len(self.source_prompt_lengths)} source prompts for "

@@ -75,10 +75,11 @@ def open_split(task_name: str, split: str, lengths: Mapping[str, int],
     root = Path(cache_folder) if cache_folder else places.cache_folder() / "tokens"
     lengths = {name: int(lengths[name]) for name in ("inputs", "targets")}
     folder = root / f"{task_name}-{split}-{cache_key(task, split, lengths)[:20]}"
-    try:
-        return _load(folder, task, split, lengths)
-    except (OSError, ValueError, KeyError):  # absent or damaged: both are mended by making it
-        shutil.rmtree(folder, ignore_errors=True)
+    if folder.is_dir():
+        try:
+            return _load(folder, task, split, lengths)
+        except (OSError, ValueError, KeyError):  # damaged: mended by making it again
+            shutil.rmtree(folder, ignore_errors=True)
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=".unfinished-") as unfinished:
         _tokenize(task, split, lengths, Path(unfinished, "split"))
@@ -112,8 +113,11 @@ def _load(folder: Path, task: seqio.Task, split: str,
 def _cached_steps(task: seqio.Task) -> tuple[list, object | None]:
     """The preprocessors whose result is cached, and the online transform after them or None."""
     steps = []
-    for step in task.preprocessors:
+    for position, step in enumerate(task.preprocessors):
         if hasattr(step, "apply") and hasattr(step, "lengths"):
+            if after := task.preprocessors[position + 1:]:
+                raise UsageError(f"Task {task.name!r} has {len(after)} preprocessors after its "
+                                 "online transform, expected none.")
             return steps, step
         if isinstance(step, seqio.CacheDatasetPlaceholder):
             continue

@@ -146,4 +146,8 @@ def beam_search(
         cache,
     )
     _, _, _, done_BKT, done_scores_BK, _ = jax.lax.while_loop(unfinished, step_once, state)
-    return done_BKT, done_scores_BK
+    real_B = rows_B > 0
+    return (
+        jnp.where(real_B[:, None, None], done_BKT, 0),
+        jnp.where(real_B[:, None], done_scores_BK, 0.0),
+    )

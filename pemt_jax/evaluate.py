@@ -2,7 +2,8 @@
 
     python -m pemt_jax.evaluate --gin.MODEL_DIR=runs/amazon --gin.SPLIT=test
 
-Prints one JSON object and writes it to MODEL_DIR/evaluation/TASK-SPLIT.json.
+Prints one JSON object and writes it to MODEL_DIR/evaluation/TASK-SPLIT.json. MODEL_DIR may also be
+an artefact, an expert of a library or a base, which are left as they are.
 """
 
 from pemt_jax import cli  # isort: skip  (silences TensorFlow before it is imported)
@@ -30,6 +31,7 @@ def evaluate(
     buckets: Sequence[int] = DEFAULT_BUCKETS,
     initial_checkpoint_path: str | None = None,
     library: str | None = None,
+    vocabulary: str | None = None,
     model_parallel: int = 1,
 ) -> dict[str, float]:
     """Return the metrics of a finished run: the task's, losses, mean gate weight an expert.
@@ -41,9 +43,12 @@ def evaluate(
       batch_size: rows of a batch.
       buckets: input lengths to pad to.
       initial_checkpoint_path, library: the base and the experts, if they were moved.
+      vocabulary: a spiece.model; None for the one beside the base.
       model_parallel: devices over which the parameters are split.
     """
-    made, card = runs.open_run(model_dir, DEFAULT_VOCABULARY, initial_checkpoint_path, library)
+    made, card = runs.open_run(
+        model_dir, DEFAULT_VOCABULARY, initial_checkpoint_path, library, vocabulary
+    )
     name = mixture_or_task_name or (card and card.task)
     lengths = task_feature_lengths or (card and card.config["task_feature_lengths"])
     if not name or not lengths:
@@ -56,11 +61,10 @@ def evaluate(
     shardings = partitioning.parameter_shardings(made.params, made.params_axes, mesh)
     params = made.nested(partitioning.place(made.params, shardings))
     metrics = Validation(evaluator, splits, batch_size, buckets)(params)
-    path = Path(model_dir) / "evaluation" / f"{name}-{split}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(metrics)
-    with replacing(path) as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
+    if (Path(model_dir) / "checkpoints").is_dir():  # an artefact or a base is left as it is
+        with replacing(Path(model_dir) / "evaluation" / f"{name}-{split}.json") as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
     print(text)
     return metrics
 

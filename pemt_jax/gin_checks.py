@@ -35,8 +35,8 @@ def load(main: Callable, files: Sequence[str], bindings: Sequence[tuple[str, str
 
     Args:
         main: the function to configure. A macro that no binding reads fills its argument of
-            the same name in lower case, if it has one (MODEL_DIR fills `model_dir`); one among
-            `bindings` does so even where a file binds that argument.
+            the same name in lower case, if it has one (MODEL_DIR fills `model_dir`); in files
+            that do not configure `main` at all, every macro with a value does.
         files: names of gin files, found from the working directory or in one of `folders`.
         bindings: (name, value) pairs: a macro or `function.argument`, and a gin literal or, when
             it is none, a plain string.
@@ -61,6 +61,23 @@ def load(main: Callable, files: Sequence[str], bindings: Sequence[tuple[str, str
     _check_nothing_is_missing(main)
     _check_types()
     return gin.get_configurable(main)
+
+
+def bindings_of(module: types.ModuleType) -> dict[str, str]:
+    """What has been read so far of the configuration of a module's functions, macros resolved.
+
+    Returns {"function.argument": value as text}, defaults included; empty without gin.
+    """
+    values, found = _macro_values(), {}
+    for (_, selector), arguments in sorted(gin_config._OPERATIVE_CONFIG.items()):
+        configurable = gin_config._REGISTRY[selector]
+        if configurable.wrapped.__module__ != module.__name__:
+            continue
+        for argument, value in arguments.items():
+            while (macro := _macro_of(value)) is not None:
+                value = values[macro]
+            found[f"{configurable.name}.{argument}"] = str(value)
+    return found
 
 
 @contextlib.contextmanager
@@ -130,10 +147,16 @@ def _bound(main: Callable) -> dict[str, object]:
 def _fill_arguments(main: Callable, read: set[str], given: set[str]) -> None:
     selector = gin_config._inverse_lookup(main).selector
     explicit = {name.rpartition(".")[2] for name in given}
+    values = _macro_values()
+    # In a file of another main (a run's own, given to evaluate) every macro may be meant for us.
+    foreign = not _bound(main)
     for argument in parameters_of(main):
         macro = argument.upper()
         free = argument not in _bound(main) or (macro in given and argument not in explicit)
-        if macro in _macro_values() and macro not in read and free:
+        meant = macro in values and (
+            macro not in read or (foreign and not _is_required(values[macro]))
+        )
+        if meant and free:
             gin.bind_parameter(("", selector, argument), gin_config.parse_value(f"%{macro}"))
 
 

@@ -85,8 +85,9 @@ class Embed(nn.Module):
         return jnp.asarray(self.embedding, self.dtype)[tokens_BL]
 
     def attend(self, x_BLD: Array) -> Array:
-        """Logits [B, L, V] against the embedding rows."""
-        return jnp.dot(x_BLD, jnp.asarray(self.embedding, self.dtype).T)
+        """Logits [B, L, V] against the embedding rows, summed and given in float32."""
+        table_VD = jnp.asarray(self.embedding, self.dtype)
+        return jnp.dot(x_BLD, table_VD.T, preferred_element_type=jnp.float32)
 
 
 def relative_position_bucket(

@@ -84,6 +84,10 @@ def load_expert(library: str | os.PathLike, name: str, base_fingerprint: str | N
     if card.kind != "expert":
         raise PemtError(f"{folder} is a {card.kind} artefact, expected an expert.")
     prompt, lora = _take_apart(name, arrays)
+    rank = max(a_FR.shape[1] for a_FR, _ in lora.values())
+    if rank != card.rank:
+        raise PemtError(f"{folder} has rank {card.rank} in its card, expected {rank} as its "
+                        "weights have.")
     return Expert(name=name, task=card.task, prompt_text=card.description,
                   base_fingerprint=card.base_fingerprint, rank=card.rank, prompt=prompt, lora=lora,
                   metrics=card.metrics, versions=card.versions, sha256=card.sha256)

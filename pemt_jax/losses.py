@@ -46,6 +46,11 @@ def _safe_norm(square: Array) -> Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
 
 
+def _over_norm(values: Array, norm: Array) -> Array:
+    """values / norm, 0 with gradient 0 where the norm is 0."""
+    return jnp.where(norm > 0, values / jnp.maximum(norm, COSINE_EPSILON), 0.0)
+
+
 def expert_cosines(z_BLD: Array, channels_BLER: Array, lora_b_ERD: Array) -> Array:
     """Return cos(z, e_i) [B, L, E] in float32; 0 with gradient 0 where an expert is zero.
 
@@ -64,8 +69,7 @@ def expert_cosines(z_BLD: Array, channels_BLER: Array, lora_b_ERD: Array) -> Arr
     expert_norm_BLE = _safe_norm(jnp.sum(turned_BLER * channels_BLER, axis=-1))
     z_norm_BL1 = _safe_norm(jnp.sum(jnp.square(z_BLD), axis=-1, keepdims=True))
     # Dividing the dot product by each norm in turn keeps small norms from underflowing.
-    cosine_BLE = dot_BLE / jnp.maximum(z_norm_BL1, COSINE_EPSILON)
-    return cosine_BLE / jnp.maximum(expert_norm_BLE, COSINE_EPSILON)
+    return _over_norm(_over_norm(dot_BLE, z_norm_BL1), expert_norm_BLE)
 
 
 def task_sparsity_loss(cosines_BLE: Array, gate_BE: Array, token_weights_BL: Array) -> Array:

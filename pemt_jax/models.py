@@ -17,6 +17,7 @@ from jax import Array
 
 from pemt_jax import decoding
 from pemt_jax.config import PemtConfig, T5Config
+from pemt_jax.errors import UsageError
 from pemt_jax.losses import token_cross_entropy
 from pemt_jax.network import Transformer
 
@@ -76,7 +77,13 @@ class PemtModel:
         return {name: variables[name] for name in ("params", "params_axes")}
 
     def apply(self, params: Mapping, batch: Batch, dropout_rng: Array | None = None):
-        """Return logits [B, T, V] and the collection "pemt", flat: gates [B, E], losses []."""
+        """Return logits [B, T, V] and the collection "pemt", flat: gates [B, E], losses [].
+
+        Raises:
+          UsageError: the batch is packed: its rows would share one prompt and one gate.
+        """
+        if "encoder_segment_ids" in batch:
+            raise UsageError("Found a packed batch, expected one example a row (pack=False).")
         logits_BTV, collected = self.module.apply(
             {"params": params},
             batch["encoder_input_tokens"],

@@ -110,7 +110,7 @@ class Stack(nn.Module):
         x_BLD = dropout(RMSNorm(dtype, name=f"{stack}_norm")(x_BLD))
         if self.in_encoder or t5.logits_via_embedding:
             return x_BLD
-        logits = Dense(t5.vocab_size, ("embed", "vocab"), dtype, name="logits_dense")
+        logits = Dense(t5.vocab_size, ("embed", "vocab"), jnp.float32, name="logits_dense")
         return logits(x_BLD)
 
 

@@ -14,7 +14,7 @@ root mean square of each parameter (as Adafactor does; nanoT5 found it best for 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +72,18 @@ def make_schedule(
     if warmup_steps == 0:
         return after
     return optax.join_schedules([warmup, after], [warmup_steps])
+
+
+def same_run(bindings: Mapping[str, str]) -> dict[str, str]:
+    """The settings by which a run is the same run, of those of this module's functions.
+
+    The length of a constant schedule, or of one that decays at its end, may change at a resume:
+    the steps that were made would have been the same.
+    """
+    free = set()
+    if "linear" not in bindings.get("make_schedule.kind", "linear"):
+        free = {"make_schedule.train_steps", "make_schedule.decay_steps"}
+    return {name: value for name, value in bindings.items() if name not in free}
 
 
 def scale_by_adam_hf(b1: float, b2: float, eps: float) -> optax.GradientTransformation:

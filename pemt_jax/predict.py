@@ -32,11 +32,12 @@ def predict(
     input_file: str | None = None,
     output_file: str | None = None,
     batch_size: int = 32,
-    max_input_length: int = 512,
+    max_input_length: int | None = None,
     max_decode_length: int | None = None,
     num_beams: int = 1,
     initial_checkpoint_path: str | None = None,
     library: str | None = None,
+    vocabulary: str | None = None,
 ) -> None:
     """Write a prediction for every line of the input.
 
@@ -44,10 +45,11 @@ def predict(
       model_dir: a finished run.
       input_file, output_file: None for standard input and output.
       batch_size: lines decoded together.
-      max_input_length: tokens kept of a line, the end token included.
+      max_input_length: tokens kept of a line, the end token included; None for the run's.
       max_decode_length: most tokens to generate; None for the run's target length.
       num_beams: 1 for greedy search.
       initial_checkpoint_path, library: the base and the experts, if they were moved.
+      vocabulary: a spiece.model; None for the one beside the base.
     """
     counts = {"batch_size": batch_size, "max_input_length": max_input_length,
               "max_decode_length": max_decode_length, "num_beams": num_beams}  # fmt: skip
@@ -56,9 +58,12 @@ def predict(
             raise UsageError(f"{name} is {count}, expected 1 or more.")
     if input_file and not Path(input_file).is_file():
         raise UsageError(f"There is no file {input_file}, expected lines of text.")
-    made, card = runs.open_run(model_dir, DEFAULT_VOCABULARY, initial_checkpoint_path, library)
-    trained_length = card.config["task_feature_lengths"]["targets"] if card else 64
-    length = max_decode_length or made.model.max_decode_length or trained_length
+    made, card = runs.open_run(
+        model_dir, DEFAULT_VOCABULARY, initial_checkpoint_path, library, vocabulary
+    )
+    lengths = card.config["task_feature_lengths"] if card else {"inputs": 512, "targets": 64}
+    length = max_decode_length or made.model.max_decode_length or lengths["targets"]
+    max_input_length = max_input_length or lengths["inputs"]
     mesh = partitioning.make_mesh()
     shardings = partitioning.parameter_shardings(made.params, made.params_axes, mesh)
     params = made.nested(partitioning.place(made.params, shardings))

@@ -23,7 +23,10 @@ def prompt_attention(prompt_PD: Array, sources_EQD: Array, lengths: tuple[int, .
       sources_EQD: the source prompts, zero-padded on the right to the longest, Q rows.
       lengths: how many rows of each source are real.
     """
-    scores_EPQ = jnp.einsum("pd,eqd->epq", prompt_PD, sources_EQD)
+    # Unscaled scores are large (a deviation of 28 at D = 768 and N(0, 1) rows): fewer bits, as
+    # accelerators multiply float32 by default, would move the weights visibly.
+    highest = jax.lax.Precision.HIGHEST
+    scores_EPQ = jnp.einsum("pd,eqd->epq", prompt_PD, sources_EQD, precision=highest)
     real_EQ = jnp.arange(sources_EQD.shape[1])[None, :] < jnp.asarray(lengths)[:, None]
     return jax.nn.softmax(jnp.where(real_EQ[:, None, :], scores_EPQ, MASKED), axis=-1)
 

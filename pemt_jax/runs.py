@@ -9,30 +9,43 @@ enters the library as well.
 import dataclasses
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from pemt_jax import library as expert_library
-from pemt_jax.artefact import Card, check_name, read_artefact, write_artefact
+from pemt_jax.artefact import (
+    Card,
+    check_name,
+    check_replaceable,
+    read_artefact,
+    read_card,
+    write_artefact,
+)
 from pemt_jax.assembly import Assembly, assemble
 from pemt_jax.config import DTYPES, PemtConfig
 from pemt_jax.errors import PemtError, UsageError, nearest
 from pemt_jax.interop.hf import save_hf
 from pemt_jax.methods import get_method
-from pemt_jax.weights import replacing
+from pemt_jax.tasks.vocabulary import Vocabulary, prefer
 
 ARTEFACT, BASE = "artefact", "base"
 
 
 def check_publishable(
-    model_dir: Path, method: str, base: str | None, expert_name: str, dtypes: Sequence[str]
+    model_dir: Path,
+    method: str,
+    base: str | None,
+    library: str,
+    expert_name: str | None,
+    dtypes: Sequence[str],
 ) -> None:
     """Raise UsageError, before hours of training, for what `publish` could not write.
 
     Args:
-      model_dir, base, expert_name: see `publish`.
+      model_dir, base, library, expert_name: see `publish`.
       method: name of the method.
       dtypes: in which parameters are to be stored or kept.
     """
@@ -45,12 +58,31 @@ def check_publishable(
     if base is None and method != "full":
         raise UsageError(f"Method {method!r} has no base to stand on, expected "
                          "INITIAL_CHECKPOINT_PATH, for only method 'full' trains one anew.")
-    if chosen.source_expert:
+    if expert_name:
+        if not chosen.source_expert:
+            raise UsageError(f"Method {method!r} trains no expert, found EXPERT_NAME "
+                             f"{expert_name!r} and expected none.")
         check_name(expert_name)
+        check_owner(model_dir, library, expert_name)
     for dtype in dtypes:
         if dtype not in DTYPES:
             raise UsageError(f"There is no dtype {dtype!r} to keep parameters in, expected one of "
                              f"{', '.join(sorted(DTYPES))}{nearest(dtype, DTYPES)}.")
+
+
+def check_owner(model_dir: Path, library: str, expert_name: str) -> None:
+    """Raise PemtError when the library holds an expert of this name that another run made.
+
+    Targets stand on experts: one that changed under its name would break every one of them.
+    """
+    folder = Path(library) / expert_name
+    check_replaceable(folder, "expert")
+    if not folder.exists():
+        return
+    owner = read_card(folder).config.get("model_dir")
+    if owner != str(model_dir.resolve()):
+        raise UsageError(f"The library {library} holds an expert {expert_name!r} made by {owner}, "
+                         "expected another EXPERT_NAME or another LIBRARY.")
 
 
 def publish(
@@ -63,7 +95,7 @@ def publish(
     *,
     base: str | None,
     library: str,
-    expert_name: str,
+    expert_name: str | None,
     base_dtype: str = "float32",
 ) -> Path:
     """Write what a run has trained and return the folder.
@@ -77,15 +109,19 @@ def publish(
       metrics: of the best checkpoint, on validation.
       base: path of the base, None for a backbone trained from nothing.
       library: folder of the expert library that the run used, and that a source expert enters.
-      expert_name: its name there.
+      expert_name: its name there; None to keep it out.
       base_dtype: in which a base is stored.
     """
     trained = {path: np.asarray(value) for path, value in trained.items()}
     if assembly.method.name == "full":
-        save_hf(model_dir / BASE, assembly.model.t5, trained, base_dtype)
-        with replacing(model_dir / BASE / "spiece.model") as partial:
-            vocabulary = assembly.model.input_vocabulary
-            shutil.copyfile(vocabulary.sentencepiece_model_file, partial)
+        vocabulary = assembly.model.input_vocabulary
+        with tempfile.TemporaryDirectory(prefix=".base.", dir=model_dir) as partial:
+            made, old = Path(partial, "made"), Path(partial, "old")
+            save_hf(made, assembly.model.t5, trained, base_dtype)
+            shutil.copyfile(vocabulary.sentencepiece_model_file, made / "spiece.model")
+            if (model_dir / BASE).exists():  # of this run, shorter
+                os.replace(model_dir / BASE, old)
+            os.replace(made, model_dir / BASE)
         return model_dir / BASE
     identity, options = assembly.identity, assembly.model.pemt
     about = {
@@ -96,6 +132,7 @@ def publish(
         "method": assembly.method.name,
     }
     config = {
+        "model_dir": str(model_dir.resolve()),
         "base": str(Path(base).resolve()),
         "library": str(Path(library).resolve()),
         "t5": identity["t5"],
@@ -115,16 +152,21 @@ def publish(
         config=config,
         **about,
     )
-    write_artefact(model_dir / ARTEFACT, trained, card)
-    if kind == "expert":
+    # The artefact comes last: where it stands, the run has ended in every respect.
+    if expert_name:
         expert_library.save_expert(
             library, expert_name, trained, prompt_text=card.description, config=config, **about
         )
+    write_artefact(model_dir / ARTEFACT, trained, card)
     return model_dir / ARTEFACT
 
 
 def open_run(
-    model_dir: str, vocabulary, base: str | None = None, library: str | None = None
+    model_dir: str,
+    vocabulary: Vocabulary,
+    base: str | None = None,
+    library: str | None = None,
+    vocabulary_file: str | None = None,
 ) -> tuple[Assembly, Card | None]:
     """Return the assembly with the trained parameters of a finished run, and its card.
 
@@ -132,6 +174,7 @@ def open_run(
       model_dir: a run's folder (or an artefact's, or a base's).
       vocabulary: of the tasks.
       base, library: where the base and the experts are now, if they were moved.
+      vocabulary_file: None for the one beside the base.
 
     Raises:
       UsageError, PemtError: no finished run, a damaged file, an exchanged expert, another base.
@@ -139,6 +182,7 @@ def open_run(
     folder = Path(model_dir)
     if (folder / "config.json").is_file() or (folder / BASE).is_dir():
         folder = folder if (folder / "config.json").is_file() else folder / BASE
+        prefer(vocabulary_file or folder / "spiece.model")
         return assemble("full", vocabulary, base=str(folder)), None
     if not (folder / "card.json").is_file():
         if not (folder / ARTEFACT).is_dir():
@@ -153,8 +197,10 @@ def open_run(
     try:
         options = PemtConfig(**config["pemt"])
         base, library = base or config["base"], library or config["library"]
-        dtype, rows = config["t5"]["dtype"], config["t5"]["vocab_size"]
-    except (KeyError, TypeError) as error:
+        dtype, rows = str(config["t5"]["dtype"]), int(config["t5"]["vocab_size"])
+        prefer(vocabulary_file or Path(base) / "spiece.model")
+        _ = Path(library), dict(config["task_feature_lengths"])
+    except (KeyError, TypeError, ValueError) as error:
         raise PemtError(f"{folder}/card.json has no usable config ({error}).") from error
     assembly = assemble(
         card.method, vocabulary, base=base,

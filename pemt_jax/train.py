@@ -17,17 +17,19 @@ from pathlib import Path
 import optax
 import seqio
 
-from pemt_jax import assembly, data, partitioning, runs, tasks, trainer
+from pemt_jax import assembly, data, optimizers, partitioning, runs, tasks, trainer
+from pemt_jax.artefact import versions
 from pemt_jax.batching import DEFAULT_BUCKETS, BatchSource, train_iterator
 from pemt_jax.checkpoints import Checkpoints
 from pemt_jax.config import PemtConfig, T5Config
-from pemt_jax.errors import UsageError
+from pemt_jax.errors import UsageError, nearest
 from pemt_jax.evaluator import Evaluator
 from pemt_jax.methods import split
 from pemt_jax.metrics_log import MetricsLog
-from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
+from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY, prefer
 from pemt_jax.validation import Validation
 
+PRNGS = ("threefry2x32", "rbg")
 
 def train(
     model_dir: str,
@@ -75,7 +77,8 @@ def train(
       prompt_text: the prompt's text; None for the task's own description.
       library, experts: the expert library and the names of the experts to mix.
       initial_expert: an expert of the library to train on from.
-      expert_name: name under which a source expert enters the library; None for the task's.
+      expert_name: name under which an expert enters the library; None for the task's in stage 1,
+        and for a `lora` to stay out of it.
       dropout_rate, dtype: override the base's; dtype "bfloat16" computes in it.
       embedding_rows: keep only so many rows of the base's embedding.
       frozen_dtype: "bfloat16" halves the memory of the frozen parameters.
@@ -90,27 +93,39 @@ def train(
     """
     folder = Path(model_dir)
     library = library or str(assembly.expert_library.default_library())
-    expert_name = expert_name or mixture_or_task_name
+    if method == "pemt_source":
+        expert_name = expert_name or mixture_or_task_name
     lengths = dict(task_feature_lengths)
     mesh = partitioning.make_mesh(model=model_parallel)
     for rows in (batch_size, eval_batch_size):
         partitioning.check_batch_size(rows, mesh)
     if seed < 0:
         raise UsageError(f"Found SEED {seed}, expected 0 or more.")
+    if prng not in PRNGS:
+        raise UsageError(f"There are no random numbers {prng!r}, expected one of "
+                         f"{', '.join(PRNGS)}{nearest(prng, PRNGS)}.")  # fmt: skip
     runs.check_publishable(
-        folder, method, initial_checkpoint_path, expert_name, (base_dtype, frozen_dtype)
+        folder, method, initial_checkpoint_path, library, expert_name, (base_dtype, frozen_dtype)
     )
-    parts = data.open_mixture(mixture_or_task_name, "train", lengths)
     if prompt_text is None and method != "full":
         prompt_text = tasks.description(mixture_or_task_name)
+    prefer(initial_checkpoint_path and Path(initial_checkpoint_path) / "spiece.model")
     made = assembly.assemble(
         method, DEFAULT_VOCABULARY, base=initial_checkpoint_path, t5=t5, options=options,
         prompt_text=prompt_text, library=library, experts=experts, initial_expert=initial_expert,
         dropout_rate=dropout_rate, dtype=dtype, embedding_rows=embedding_rows,
         max_decode_length=max_decode_length, seed=seed,
     )  # fmt: skip
-    identity = made.identity | {"task": mixture_or_task_name, "batch_size": batch_size,
-                                "task_feature_lengths": lengths}  # fmt: skip
+    parts = data.open_mixture(mixture_or_task_name, "train", lengths)
+    identity = made.identity | {
+        "task": mixture_or_task_name,
+        "data": {part.task_name: [rate, part.sha256] for rate, part in parts},
+        "task_feature_lengths": lengths,
+        "batch_size": batch_size,
+        "buckets": list(buckets),
+        "prng": prng,
+        "optimizer": optimizers.same_run(cli.bindings_of(optimizers)),
+    }
     source = BatchSource(parts, batch_size, seed, buckets=buckets)
     evaluator = Evaluator(
         made.model.predict_batch, made.model.eval_fn, DEFAULT_VOCABULARY, mesh
@@ -128,16 +143,20 @@ def train(
         if start_step > train_steps:  # known before the files of the run that is there change
             raise UsageError(f"{folder} is at step {start_step}, expected TRAIN_STEPS of at least "
                              f"that but found {train_steps}.")  # fmt: skip
-        cli.write_config(folder)
         trainable, frozen = split(made.nested(), made.method)
         run = trainer.Trainer(
             made.model.loss_fn, trainable, assembly.cast(frozen, frozen_dtype), optimizer, seed,
             mesh, made.params_axes, prng,
         )  # fmt: skip
+
+        def batches(start: int):
+            cli.write_config(folder)  # not before the run that is there has been restored
+            return train_iterator(source, start, train_steps - start)
+
         with MetricsLog(folder, start_step=start_step) as log:
             result = trainer.train(
                 run,
-                lambda start: train_iterator(source, start, train_steps - start),
+                batches,
                 train_steps,
                 checkpoints=kept,
                 evaluate=validation if held_out else None,
@@ -148,6 +167,7 @@ def train(
                 patience=patience,
                 best_metric=best_metric,
                 higher_is_better=higher_is_better,
+                versions=versions(),
             )
         best = kept.best_step()
         step = result.step if best is None else best

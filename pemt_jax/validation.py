@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import seqio
 
 from pemt_jax.batching import DEFAULT_BUCKETS, eval_batches
+from pemt_jax.errors import UsageError
 from pemt_jax.evaluator import Evaluator, with_average
 
 MODEL_METRICS = ("loss", "cross_entropy", "task_sparsity_loss")
@@ -27,6 +28,8 @@ class Validation:
         batch_size: int,
         buckets: Sequence[int] = DEFAULT_BUCKETS,
     ):
+        if batch_size < 1:
+            raise UsageError(f"Found {batch_size} rows a batch of evaluation, expected 1 or more.")
         self.evaluator = evaluator
         self.splits = splits
         self.batch_size = batch_size

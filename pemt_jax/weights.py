@@ -36,6 +36,7 @@ def save_weights(path: str | os.PathLike, arrays: Mapping[str, np.ndarray],
     tensors = {name: _plain(array) for name, array in arrays.items()}
     with replacing(path) as partial:
         save_file(tensors, partial, metadata=dict(metadata or {}))
+        partial.chmod(0o644)  # safetensors makes it the owner's alone; weights are shared
 
 
 @contextlib.contextmanager

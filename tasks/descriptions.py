@@ -20,6 +20,6 @@ def register_description(task_name: str, text: str) -> None:
 def description(task_name: str) -> str:
     """The prompt text of a task or mixture; UsageError when it has none."""
     if task_name not in _DESCRIPTIONS:
-        raise UsageError(f"the task {task_name!r} has no description to make a prompt of"
-                         f"{nearest(task_name, _DESCRIPTIONS)}")
+        raise UsageError(f"The task {task_name!r} has no description to make a prompt of, expected "
+                         f"PROMPT_TEXT or a registered one{nearest(task_name, _DESCRIPTIONS)}.")
     return _DESCRIPTIONS[task_name]

@@ -1,9 +1,9 @@
 """The vocabulary of every task: a sentencepiece file with 100 sentinels, opened at first use.
 
 Tasks register at import, before any configuration is read, so they share one object that asks for
-its path only when it is used: gin's `spiece_model.path`, else $PEMT_JAX_VOCABULARY, else the
-vocabulary of the packaged mini T5. Two vocabularies are equal when their files' bytes and their
-numbers of sentinels are, wherever the files lie.
+its path only when it is used: gin's `spiece_model.path`, else $PEMT_JAX_VOCABULARY, else the one
+that lies beside the base of the run, else that of the packaged mini T5. Two vocabularies are equal
+when their files' bytes and their numbers of sentinels are, wherever the files lie.
 """
 
 import functools
@@ -22,10 +22,19 @@ PACKAGED = Path(pemt_jax.__file__).parent / "assets" / "mini_t5" / "spiece.model
 SENTINELS = 100
 
 
+_preferred: list[str] = []
+
+
 @gin.configurable
 def spiece_model(path: str | None = None) -> str:
     """Path of the sentencepiece file that the default vocabulary opens."""
-    return str(path or os.environ.get("PEMT_JAX_VOCABULARY") or PACKAGED)
+    beside_the_base = _preferred[-1] if _preferred else None
+    return str(path or os.environ.get("PEMT_JAX_VOCABULARY") or beside_the_base or PACKAGED)
+
+
+def prefer(path: str | Path | None) -> None:
+    """Let the default vocabulary open `path`, if it exists, where none is configured."""
+    _preferred[:] = [str(path)] if path is not None and Path(path).is_file() else []
 
 
 @functools.cache

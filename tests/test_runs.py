@@ -1,6 +1,6 @@
 """What a run leaves behind, and opening it again: also elsewhere, never with exchanged parts."""
 
-import json
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -153,7 +153,7 @@ def test_a_card_without_its_configuration_is_refused(world, tmp_path):
     arrays, card = artefact.read_artefact(world.target / "artefact")
     for config in ({}, card.config | {"pemt": {"no_such_field": 1}}, card.config | {"t5": None}):
         artefact.write_artefact(tmp_path / "run" / "artefact", arrays,
-                                artefact.dataclasses.replace(card, config=config))
+                                dataclasses.replace(card, config=config))
         with pytest.raises(PemtError, match="has no usable config"):
             open_run(tmp_path / "run")
 
@@ -183,27 +183,48 @@ def test_a_base_is_published_whole_after_its_weights(world, tmp_path):
     assert open_run(tmp_path / "run")[0].params.keys() == load_hf(world.base)[1].keys()
 
 
-PLACES = {
-    "a file": (lambda tmp_path: tmp_path / "file", "pemt_source", "x", "file is a file"),
-    "below a file": (lambda tmp_path: tmp_path / "file" / "run", "full", "x", "file is a file"),
-    "a name that is a path": (lambda tmp_path: tmp_path, "lora", "a/b", "'a/b' is no name"),
-    "no base": (lambda tmp_path: tmp_path, "adapter", "x", "'adapter' has no base to stand on"),
-    "a dtype": (lambda tmp_path: tmp_path, "full", "x", "'floaty' .* nearest: 'float32'"),
-    "a method": (lambda tmp_path: tmp_path, "fulll", "x", "nearest: 'full'"),
+# What is asked for, and the sentence.
+UNPUBLISHABLE = {
+    "a file": (dict(model_dir="file"), "file is a file"),
+    "below a file": (dict(model_dir="file/run"), "file is a file"),
+    "a name that is a path": (dict(expert_name="a/b"), "'a/b' is no name"),
+    "a name for no expert": (dict(method="adapter", expert_name="x"), "trains no expert"),
+    "no base": (dict(method="adapter", base=None), "'adapter' has no base to stand on"),
+    "a dtype": (dict(dtypes=("float32", "floaty")), "'floaty' .*nearest: 'float32'"),
+    "a method": (dict(method="loar"), "nearest: 'lora'"),
 }
 
 
-@pytest.mark.parametrize("place, method, name, sentence", PLACES.values(), ids=PLACES)
-def test_what_could_not_be_published_is_refused_first(tmp_path, place, method, name, sentence):
+def check(tmp_path, model_dir="run", expert_name=None, **changes):
+    arguments = dict(method="lora", base="base", library=str(tmp_path / "library"),
+                     dtypes=("float32",)) | changes
+    runs.check_publishable(tmp_path / model_dir, expert_name=expert_name, **arguments)
+
+
+@pytest.mark.parametrize("changes, sentence", UNPUBLISHABLE.values(), ids=UNPUBLISHABLE)
+def test_what_could_not_be_published_is_refused_before(tmp_path, changes, sentence):
     (tmp_path / "file").write_text("text")
-    base = None if "no base" in sentence else "base"
-    dtypes = ("float32", "floaty") if "floaty" in sentence else ("float32",)
-    with pytest.raises(UsageError, match=sentence.replace(" .* nearest", ".*nearest")):
-        runs.check_publishable(place(tmp_path), method, base, name, dtypes)
+    before = snapshot(tmp_path)
+    with pytest.raises(UsageError, match=sentence):
+        check(tmp_path, **changes)
+    assert snapshot(tmp_path) == before
 
 
 def test_new_folders_at_any_depth_can_be_published_to(tmp_path, monkeypatch):
+    for folder in ("run", "a/b/c"):
+        check(tmp_path, folder, expert_name="tiny", dtypes=("bfloat16", "float32"))
     monkeypatch.chdir(tmp_path)
-    for folder in (Path("run"), Path("a/b/c"), tmp_path / "x" / "y"):
-        runs.check_publishable(folder, "pemt_source", "base", "tiny", ("bfloat16",))
-    assert json.dumps(snapshot(tmp_path)) == "{}"
+    runs.check_publishable(Path("run"), "full", None, "library", None, ("bfloat16",))
+    assert snapshot(tmp_path) == {}
+
+
+def test_the_expert_of_another_run_is_not_replaced(world, tmp_path):
+    """Targets stand on experts by name; one that changed would break them all."""
+    experts = str(world.library)
+    with pytest.raises(UsageError, match="an expert 'tiny_mood' made by .*stage1/tiny_mood"):
+        check(tmp_path, library=experts, expert_name="tiny_mood")
+    runs.check_publishable(world.source, "pemt_source", "base", experts, "tiny_mood", ())
+    (tmp_path / "library" / "notes").mkdir(parents=True)
+    (tmp_path / "library" / "notes" / "diary.txt").write_text("precious")
+    with pytest.raises(PemtError, match="notes exists and is no artefact"):
+        check(tmp_path, expert_name="notes")

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import gin
 import jax
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from pemt_jax.config import PemtConfig, T5Config
 from pemt_jax.interop.hf import load_hf, save_hf
 from pemt_jax.library import load_expert, stack_experts
 from pemt_jax.models import PemtModel
+from pemt_jax.tasks import vocabulary
 from pemt_jax.tasks.descriptions import register_description
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 from pemt_jax.train_step import Trainer
@@ -180,13 +182,19 @@ class World:
     def gin_file(self) -> Path:
         return _once(self.folder / "tiny.gin", lambda path: path.write_text(GIN))
 
+    @property
+    def source(self) -> Path:
+        """The finished run of stage 1 on tiny_mood, which made the expert of that name."""
+        return (self.library and self.folder) / "stage1" / "tiny_mood"
+
     def _train_experts(self, library: Path) -> None:
         for name in EXPERTS:
-            self.train(self.folder / "stage1" / name, name, method="pemt_source",
-                       library=str(library))
+            assert not self.command("train", *self.train_flags(
+                self.folder / "stage1" / name, MIXTURE_OR_TASK_NAME=name, LIBRARY=library))
 
     def train(self, model_dir: Path, task: str = "tiny_mood", steps: int = 20, **options):
         """Call the command's function with the tiny system's defaults."""
+        gin.clear_config()  # what a command before has left
         if "initial_checkpoint_path" not in options:
             options |= {"initial_checkpoint_path": str(self.base)}
         defaults = dict(
@@ -203,7 +211,7 @@ class World:
         """Flags of a training command."""
         macros = {"MODEL_DIR": model_dir, "MIXTURE_OR_TASK_NAME": "tiny_mood",
                   "INITIAL_CHECKPOINT_PATH": self.base,
-                  "LIBRARY": self.folder / "library"} | macros
+                  "LIBRARY": model_dir.parent / "library"} | macros
         return [f"--gin_file={self.gin_file}",
                 *(f"--gin.{name}={value}" for name, value in macros.items() if value is not None)]
 
@@ -282,7 +290,11 @@ def world_fixture(tmp_path_factory, monkeypatch):
     before = {name: jax.config.values[name] for name in settings}
     for name, value in settings.items():
         jax.config.update(name, value)
+    vocabulary.prefer(None)
+    gin.clear_config()
     yield World(folder)
+    vocabulary.prefer(None)
+    gin.clear_config()
     for name, value in before.items():
         jax.config.update(name, value)
 

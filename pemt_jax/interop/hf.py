@@ -210,12 +210,15 @@ def read_config(path: str | os.PathLike) -> T5Config:
         return value
 
     projection = values.get("feed_forward_proj", "relu" if model_type == "t5" else "gated-gelu")
-    if projection not in ACTIVATIONS:
+    if not isinstance(projection, str) or projection not in ACTIVATIONS:
         raise PemtError(f"{path} has feed_forward_proj = {projection!r}, expected one of "
                         f"{sorted(ACTIVATIONS)}.")
     epsilon = values.get("layer_norm_epsilon", 1e-6)
     if epsilon != 1e-6:
         raise PemtError(f"{path} has layer_norm_epsilon = {epsilon!r}, expected T5's 1e-06.")
+    dropout_rate = values.get("dropout_rate", 0.1)
+    if type(dropout_rate) not in (int, float):
+        raise PemtError(f"{path} has dropout_rate = {dropout_rate!r}, expected a number.")
     return T5Config(
         vocab_size=size("vocab_size"),
         emb_dim=size("d_model"),
@@ -228,7 +231,7 @@ def read_config(path: str | os.PathLike) -> T5Config:
         logits_via_embedding=bool(values.get("scale_decoder_outputs",
                                              values.get("tie_word_embeddings",
                                                         model_type == "t5"))),
-        dropout_rate=float(values.get("dropout_rate", 0.1)),
+        dropout_rate=float(dropout_rate),
         relpos_buckets=size("relative_attention_num_buckets", 32),
         relpos_max_distance=size("relative_attention_max_distance", 128),
     )
