@@ -9,8 +9,11 @@ import time
 from pathlib import Path
 
 from pemt_jax import artefact
+from pemt_jax.assembly import MINI_T5
 from pemt_jax.evaluate import evaluate
+from pemt_jax.interop.hf import load_hf
 from pemt_jax.train import train
+from pemt_jax.weights import fingerprint
 
 SOURCES = ("vader_movies", "vader_tweets", "vader_nyt", "vader_domain")
 POOLED = "vader_sources"
@@ -28,6 +31,7 @@ class Experiment:
         self.folder = Path(folder)
         self.library = self.folder / "library"
         self.trained = 0  # runs made anew
+        self.base = fingerprint(load_hf(MINI_T5)[1])
 
     def command(self, main, *files: str, **macros) -> None:
         """Call a gin main as its command line would be; end the program when it fails."""
@@ -39,9 +43,10 @@ class Experiment:
             sys.exit(code)
 
     def train(self, name: str, file: str, task: str, **macros) -> None:
-        """Train a run, unless it has ended before."""
+        """Train a run, unless it has ended before on the same base."""
         run = self.folder / name
-        if not (run / "artefact" / "card.json").is_file():
+        card = run / "artefact"
+        if not card.is_dir() or artefact.read_card(card).base_fingerprint != self.base:
             self.trained += 1
             self.command(train, file, MIXTURE_OR_TASK_NAME=task, MODEL_DIR=run,
                          LIBRARY=self.library, **macros)  # fmt: skip

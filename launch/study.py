@@ -36,8 +36,9 @@ def main() -> None:
     watch, study = Stopwatch(), Experiment(folder)
     for task in SOURCES:
         study.source(task)
-    study.train(POOLED, "demo/stage1.gin", POOLED, METHOD="lora", TRAIN_STEPS=2000,  # as the four experts together
-                PROMPT_TEXT=tasks.description(TARGET))  # fmt: skip
+    # As many steps as the four experts had together.
+    study.train(POOLED, "demo/stage1.gin", POOLED, METHOD="lora", TRAIN_STEPS=2000,
+                EXPERT_NAME=POOLED, PROMPT_TEXT=tasks.description(TARGET))  # fmt: skip
     results = {"rates": {}, "test": {}, "gates": {}}
     for shots in SHOTS:
         trained = {method: tuned(study, method, shots, results) for method in METHODS
