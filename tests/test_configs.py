@@ -1,0 +1,73 @@
+"""Every installed gin file: it loads, needs what its header says, and the README names it."""
+
+import re
+from pathlib import Path
+
+import gin
+import pytest
+
+from pemt_jax import cli, configs
+from pemt_jax.errors import UsageError
+from pemt_jax.evaluate import evaluate
+from pemt_jax.gin_checks import load
+from pemt_jax.train import train
+
+ROOT = Path(configs.__file__).parent
+RUNS = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("*/*.gin") if p.parent.name != "models")
+RUNS.remove("runs/common.gin")
+RUNS.remove("runs/reference.gin")
+REQUIRED = {
+    "MODEL_DIR": "runs/x",
+    "MIXTURE_OR_TASK_NAME": "vader_movies",
+    "TRAIN_STEPS": "9000",
+    "INITIAL_CHECKPOINT_PATH": "t5-base",
+    "EXPERTS": "('a', 'b')",
+}
+
+
+@pytest.fixture(autouse=True)
+def clean_gin():
+    yield
+    gin.clear_config()
+
+
+def needed(name: str) -> list[tuple[str, str]]:
+    """Bindings for the macros that a file, or what it includes, requires."""
+    text = (ROOT / name).read_text()
+    for included in re.findall(r"include '(.*)'", text):
+        text += (ROOT / included).read_text()
+    macros = re.findall(r"^(\w+) = %gin.REQUIRED", text, re.M)
+    if name == "demo/pretrain.gin":
+        macros.append("MODEL_DIR")
+    return [(macro, REQUIRED[macro]) for macro in dict.fromkeys(macros)]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_loads_and_misses_nothing_but_what_its_header_asks_for(name):
+    load(train, [name], needed(name), [str(ROOT)])
+    with pytest.raises(UsageError, match="There is no value for .*MODEL_DIR"):
+        load(train, [name], [pair for pair in needed(name) if pair[0] != "MODEL_DIR"], [str(ROOT)])
+
+
+@pytest.mark.parametrize("name", ["runs/stage1.gin", "runs/stage2.gin"])
+def test_the_authors_choices_can_follow_a_run(name):
+    load(train, [name, "runs/reference.gin"], needed(name), [str(ROOT)])
+    assert gin.query_parameter("PemtConfig.prompt_init") == "normal"
+    assert gin.query_parameter("make_optimizer.name") == "adamw_hf"
+
+
+def test_the_file_of_a_run_also_serves_evaluate():
+    name = "runs/stage2.gin"
+    load(evaluate, [name], needed(name), [str(ROOT)])
+    assert gin.query_parameter("evaluate.model_dir").scoped_selector.startswith("MODEL_DIR")
+
+
+def test_a_misspelled_macro_of_a_run_is_named(capsys):
+    flags = [f"--gin.{name}={value}" for name, value in REQUIRED.items()]
+    assert cli.run(train, ["--gin_file=runs/stage2.gin", *flags, "--gin.BATCH_SIZES=3"]) == 2
+    assert "(nearest: 'BATCH_SIZE')" in capsys.readouterr().err
+
+
+def test_the_readme_names_every_run():
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text()
+    assert [name for name in RUNS if f"`{name}`" not in readme] == []
