@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from tiny_system import EXPERTS, LENGTHS, world_fixture  # noqa: F401
+from tiny_system import EXPERTS, LENGTHS, snapshot, world_fixture  # noqa: F401
 
 from pemt_jax.errors import UsageError
 from pemt_jax.evaluate import evaluate
@@ -46,20 +46,33 @@ def test_validation_metrics_are_those_of_the_best_checkpoint(world):
         np.testing.assert_allclose(value, card["metrics"][name], rtol=1e-5)
 
 
-def test_metrics_are_printed_and_written_beside_the_run(world, tmp_path, capsys):
+@pytest.fixture
+def run(world, tmp_path):
+    """A finished run whose folder a test may write to."""
     shutil.copytree(world.target / "artefact", tmp_path / "artefact")
-    metrics = evaluate(str(tmp_path), batch_size=16)
+    (tmp_path / "checkpoints").mkdir()
+    return tmp_path
+
+
+def test_metrics_are_printed_and_written_beside_the_run(run, capsys):
+    metrics = evaluate(str(run), batch_size=16)
     printed = capsys.readouterr().out
     assert json.loads(printed) == metrics
-    assert (tmp_path / "evaluation" / "tiny_mood-test.json").read_text() == printed
+    assert (run / "evaluation" / "tiny_mood-test.json").read_text() == printed
 
 
-def test_another_task_or_a_mixture_may_be_asked_for(world, tmp_path):
-    shutil.copytree(world.target / "artefact", tmp_path / "artefact")
-    other = evaluate(str(tmp_path), "tiny_topic", batch_size=16)
+def test_an_artefact_alone_is_left_as_it_is(run, capsys):
+    before = snapshot(run)
+    assert json.loads(json.dumps(evaluate(str(run / "artefact"), batch_size=16))) == json.loads(
+        capsys.readouterr().out)
+    assert snapshot(run) == before
+
+
+def test_another_task_or_a_mixture_may_be_asked_for(run):
+    other = evaluate(str(run), "tiny_topic", batch_size=16)
     assert 0 <= other["accuracy"] <= 1
-    both = evaluate(str(tmp_path), "tiny_both", batch_size=16)
-    mood = evaluate(str(tmp_path), batch_size=16)
+    both = evaluate(str(run), "tiny_both", batch_size=16)
+    mood = evaluate(str(run), batch_size=16)
     assert both["tiny_mood/accuracy"] == mood["accuracy"]
     assert both["tiny_topic/accuracy"] == other["accuracy"]
     np.testing.assert_allclose(both["average"], (mood["accuracy"] + other["accuracy"]) / 2)
@@ -67,7 +80,7 @@ def test_another_task_or_a_mixture_may_be_asked_for(world, tmp_path):
     np.testing.assert_allclose(
         both["cross_entropy"],
         np.average([mood["cross_entropy"], other["cross_entropy"]], weights=tokens), rtol=1e-5)
-    assert sorted(path.name for path in (tmp_path / "evaluation").iterdir()) == [
+    assert sorted(path.name for path in (run / "evaluation").iterdir()) == [
         "tiny_both-test.json", "tiny_mood-test.json", "tiny_topic-test.json"]
 
 

@@ -215,10 +215,14 @@ def test_arguments_of_evaluate_and_predict(world, tmp_path, refused):
     refused("predict", 2, "num_beams is 0", flags=[run, "--gin.NUM_BEAMS=0"])
     refused("predict", 2, "There is no file nowhere.txt",
             flags=[run, "--gin.INPUT_FILE=nowhere.txt"])
+
+
+def test_output_that_cannot_be_written(world, tmp_path, refused):
     (tmp_path / "file").write_text("precious")
     (tmp_path / "in.txt").write_text("mood: good\n")
-    refused("predict", 1, "Cannot write", flags=[
-        run, f"--gin.INPUT_FILE={tmp_path}/in.txt", f"--gin.OUTPUT_FILE={tmp_path}/file/out.txt"])
+    refused("predict", 1, "Cannot write", "out.txt", flags=[
+        f"--gin.MODEL_DIR={world.target}", f"--gin.INPUT_FILE={tmp_path}/in.txt",
+        f"--gin.OUTPUT_FILE={tmp_path}/file/out.txt"])
 
 
 @pytest.fixture
