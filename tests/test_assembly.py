@@ -142,7 +142,7 @@ FAULTS = {
     "no backbone": (dict(base=None), r"Found neither of a base and a T5 configuration"),
     "no prompt": (dict(prompt_text=None), r"'pemt_source' needs a prompt, expected PROMPT_TEXT"),
     "experts that are not mixed": (dict(experts=EXPERTS),
-                                   r"mixes no experts, found tiny_mood, tiny_topic"),
+                                   r"mixes no experts, found tiny_topic, tiny_mood"),
     "nothing to mix": (dict(method="pemt_target"), r"expert is named, expected at least one"),
     "a start for no expert": (dict(method="adapter", initial_expert="tiny_mood"),
                               r"'adapter' trains no expert that could start as 'tiny_mood'"),

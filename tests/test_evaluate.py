@@ -12,7 +12,7 @@ from pemt_jax.evaluate import evaluate
 
 
 def test_metrics_are_those_of_the_model_row_by_row(world):
-    metrics = evaluate(str(world.target), batch_size=4)
+    metrics = evaluate(str(world.target), batch_size=8)
     rows = world.by_hand(world.target)
     accuracy = np.mean([row["prediction"] == row["target"] for row in rows])
     assert metrics["accuracy"] == metrics["average"] == accuracy
