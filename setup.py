@@ -31,6 +31,7 @@ setup(
         "tensorflow-datasets>=4.9.8",
         "gin-config>=0.5.0",
         "clu>=0.0.12",
+        "tensorboard>=2.16",  # clu's TensorBoard writer imports it and does not say so
         "grain>=0.2.10",
         "safetensors>=0.5",
         "scikit-learn>=1.5",

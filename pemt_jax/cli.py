@@ -77,7 +77,9 @@ def run(main: Callable, argv: Sequence[str] | None = None, prog: str | None = No
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
         return 0
     except OSError as error:
-        print(f"error: {error.filename or 'A file'}: {error.strerror or error}.", file=sys.stderr)
+        error = original(error)
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("error: Stopped by Ctrl-C.", file=sys.stderr)

@@ -59,7 +59,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         reason = getattr(error, "strerror", None) or error
         raise PemtError(f"Cannot write {path}: {reason}.") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # its folder may not be one
+            partial.unlink(missing_ok=True)
 
 
 def load_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:

@@ -59,7 +59,8 @@ def test_the_authors_choices_can_follow_a_run(name):
 def test_the_file_of_a_run_also_serves_evaluate():
     name = "runs/stage2.gin"
     load(evaluate, [name], needed(name), [str(ROOT)])
-    assert gin.query_parameter("evaluate.model_dir").scoped_selector.startswith("MODEL_DIR")
+    model_dir = gin.query_parameter("pemt_jax.evaluate.evaluate.model_dir")
+    assert model_dir.scoped_selector.startswith("MODEL_DIR")
 
 
 def test_a_misspelled_macro_of_a_run_is_named(capsys):

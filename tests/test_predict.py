@@ -23,15 +23,14 @@ def lines(rows):
 
 def test_lines_of_standard_input_are_answered_in_order(world, rows, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO(lines(rows)))
-    predict(str(world.target), batch_size=4, max_input_length=16)
+    predict(str(world.target), batch_size=4)
     assert capsys.readouterr().out.splitlines() == [row["prediction"] for row in rows]
 
 
 def test_a_file_gets_an_object_a_line_with_score_and_gate(world, rows, tmp_path, capsys):
     (tmp_path / "in.txt").write_text(lines(rows))
     out = tmp_path / "new" / "out.jsonl"
-    predict(str(world.target), str(tmp_path / "in.txt"), str(out), batch_size=4,
-            max_input_length=16)
+    predict(str(world.target), str(tmp_path / "in.txt"), str(out), batch_size=4)
     assert capsys.readouterr().out == ""
     found = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(found) == len(rows)
@@ -45,8 +44,7 @@ def test_a_file_gets_an_object_a_line_with_score_and_gate(world, rows, tmp_path,
 
 def test_another_file_gets_a_prediction_a_line(world, rows, tmp_path):
     (tmp_path / "in.txt").write_text(lines(rows))
-    predict(str(world.target), str(tmp_path / "in.txt"), str(tmp_path / "out.txt"), batch_size=16,
-            max_input_length=16)
+    predict(str(world.target), str(tmp_path / "in.txt"), str(tmp_path / "out.txt"), batch_size=4)
     assert (tmp_path / "out.txt").read_text().splitlines() == [row["prediction"] for row in rows]
 
 
@@ -60,17 +58,17 @@ def test_a_model_without_experts_has_no_gate(world, tmp_path):
 
 def test_empty_lines_are_lines_and_no_input_is_no_output(world, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("\n\nmood: the good film"))
-    predict(str(world.target), batch_size=4, max_input_length=16)
+    predict(str(world.target), batch_size=4)
     assert len(capsys.readouterr().out.splitlines()) == 3
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     predict(str(world.target), batch_size=4)
     assert capsys.readouterr().out == ""
 
 
-def test_beams_find_nothing_less_likely_than_greedy(world, rows, tmp_path):
+def test_beams_answer_every_line_and_leave_the_gate_alone(world, rows, tmp_path):
     (tmp_path / "in.txt").write_text(lines(rows))
-    predict(str(world.target), str(tmp_path / "in.txt"), str(tmp_path / "out.jsonl"), batch_size=16,
-            max_input_length=16, num_beams=2)
+    predict(str(world.target), str(tmp_path / "in.txt"), str(tmp_path / "out.jsonl"), batch_size=4,
+            num_beams=2)
     found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [object_["input"] for object_ in found] == [row["input"] for row in rows]
     for object_, row in zip(found, rows, strict=True):
@@ -96,7 +94,7 @@ def test_input_that_is_no_text_is_one_sentence_and_no_output(world, tmp_path):
     before = snapshot(tmp_path)
     with pytest.raises(PemtError, match="in.txt is not UTF-8 text"):
         predict(str(world.target), str(tmp_path / "in.txt"), str(tmp_path / "out.txt"),
-                batch_size=1, max_input_length=16)
+                batch_size=1)
     assert snapshot(tmp_path) == before
 
 
