@@ -8,7 +8,7 @@ A main is a function with annotated arguments; its module ends with
         sys.exit(cli.run(train))
 
 The flags are t5x's. Departures from t5x:
-- A value that is no gin literal is a string: `--gin.MODEL_DIR=/tmp/x` needs no inner quotes.
+- A value that is no gin literal is a string: `--gin.MODEL_DIR=runs/x` needs no inner quotes.
 - A macro that nothing reads is an error (t5x trains the default for `--gin.TRIAN_STEPS=5`), and
   a macro that no file uses fills the main's argument of that name: MODEL_DIR, `model_dir`.
 - The module run as __main__ keeps its name, so a gin file says `from pemt_jax import train` and
