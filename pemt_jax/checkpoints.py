@@ -15,20 +15,14 @@ The identity says what a run is (names and sha256 of base and experts, method, t
 that holds another run's checkpoints is an error, never overwritten.
 """
 
-import contextlib
-import gc
 import json
 import logging
 import math
 import shutil
-import sys
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-import flax.traverse_util
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from pemt_jax.errors import PemtError, UsageError, nearest
@@ -36,10 +30,10 @@ from pemt_jax.manifest import (
     ITEM,
     flatten_state,
     leaf_record,
-    matches,
     read_manifest,
     replace_manifest,
 )
+from pemt_jax.restoring import nested, restore
 from pemt_jax.weights import replacing
 
 _policies = ocp.checkpoint_managers
@@ -52,11 +46,9 @@ class Checkpoints:
     Args:
         folder: of this run only; created when missing.
         identity: what makes this run this run, JSON values; compared with what the folder holds.
-            None compares nothing (reading only).
+            None compares nothing.
         best_metric: name of the metric by which the best checkpoint is kept, or None.
         higher_is_better: whether a larger metric is better.
-        read_only: for evaluation, beside a run that may still be saving: nothing is created or
-            cleaned up, and the folder must hold a checkpoint.
 
     Raises:
         UsageError: the folder holds the checkpoints of a run with another identity, or something
@@ -69,7 +61,6 @@ class Checkpoints:
         identity: Mapping[str, object] | None,
         best_metric: str | None = None,
         higher_is_better: bool = True,
-        read_only: bool = False,
     ):
         self.folder = Path(folder).absolute()
         # Through JSON and back, so that tuples compare equal to what a manifest holds.
@@ -81,19 +72,16 @@ class Checkpoints:
         if self.folder.exists() and not self.folder.is_dir():
             raise UsageError(f"{self.folder} is a file, expected a folder for checkpoints.")
         self._check_identity()
-        if read_only and not self._finished():
-            raise UsageError(f"{self.folder} holds no finished checkpoint, expected a run's.")
-        if not read_only and jax.process_index() == 0:
+        if jax.process_index() == 0:
             self._remove_unfinished()
         best = _policies.BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False)
         policy = _policies.AnyPreservationPolicy([_policies.LatestN(1), best])
         options = ocp.CheckpointManagerOptions(
             best_fn=_rank,
             preservation_policy=policy,
-            save_interval_steps=0 if read_only else 1,
-            create=not read_only,
-            cleanup_tmp_directories=not read_only,
-            read_only=read_only,
+            save_interval_steps=1,
+            create=True,
+            cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(
             self.folder, item_names=("state", ITEM), options=options
@@ -142,7 +130,7 @@ class Checkpoints:
         leaves = {path: leaf_record(leaf) for path, leaf in flat.items()}
         manifest = {"step": int(step), "identity": self.identity, "leaves": leaves, **facts}
         items = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(_nested(flat)), **{ITEM: ocp.args.JsonSave(manifest)}
+            state=ocp.args.PyTreeSave(nested(flat)), **{ITEM: ocp.args.JsonSave(manifest)}
         )
         try:
             self._manager.save(step, args=items, metrics=facts["score"], force=True)
@@ -158,13 +146,13 @@ class Checkpoints:
         Raises:
             PemtError: no such checkpoint, another set of leaves, other shapes, or damaged bytes.
         """
-        return self._restore(step, target, self.manifest(step)["leaves"])
+        return restore(self._manager, step, target, self.manifest(step)["leaves"])
 
     def restore_trainable(self, step: int, target: Mapping[str, jax.Array]) -> dict:
         """Return only the trained parameters of `step`, {path: array} like `target`."""
         leaves = self.manifest(step)["leaves"]
         leaves = {path: leaf for path, leaf in leaves.items() if path.startswith("trainable/")}
-        return self._restore(step, {"trainable": dict(target)}, leaves)["trainable"]
+        return restore(self._manager, step, {"trainable": dict(target)}, leaves)["trainable"]
 
     def wait(self) -> None:
         """Block until the last save is on disk.
@@ -245,86 +233,9 @@ class Checkpoints:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return PemtError(f"A checkpoint could not be written to {self.folder}: {reason}.")
 
-    def _restore(self, step: int, target, records: Mapping[str, Mapping]):
-        flat = flatten_state(target)
-        where = f"Checkpoint {self.folder / str(step)}"
-        for path in sorted(flat.keys() | records.keys()):
-            if path not in records:
-                raise PemtError(f"{where} has no {path}, expected shape {flat[path].shape}.")
-            if path not in flat:
-                raise PemtError(f"{where} has {path}, expected only what this run trains.")
-            found, expected = tuple(records[path]["shape"]), tuple(flat[path].shape)
-            if found != expected:
-                raise PemtError(f"{where} has {path} of shape {found}, expected {expected}.")
-        abstract = {
-            path: jax.ShapeDtypeStruct(
-                leaf.shape, np.dtype(records[path]["dtype"]), sharding=_sharding(leaf)
-            )
-            for path, leaf in flat.items()
-        }
-        restored = self._read(step, abstract)
-        if restored is None:
-            # Which leaf it is only reading them one by one can tell.
-            restored = {path: self._read(step, {path: abstract[path]}) for path in flat}
-            restored = {path: found and found[path] for path, found in restored.items()}
-        damaged = [
-            path for path in flat
-            if restored[path] is None or not matches(restored[path], records[path])
-        ]
-        if damaged:
-            more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-            raise PemtError(
-                f"{where} is damaged: the bytes of {damaged[0]}{more} differ from its manifest, "
-                f"expected sha256 {records[damaged[0]]['sha256']}."
-            )
-        leaves = [restored[path].astype(leaf.dtype) for path, leaf in flat.items()]
-        return jax.tree.unflatten(jax.tree.structure(target), leaves)
-
-    def _read(self, step: int, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict | None:
-        """Return {path: array} of the named leaves, or None when the files cannot be read."""
-        tree = _nested(abstract)
-        args = ocp.args.PyTreeRestore(
-            tree,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
-            partial_restore=True,
-        )
-        with _quiet():
-            try:
-                found = self._manager.restore(step, args=ocp.args.Composite(state=args))
-            except Exception:  # orbax and tensorstore raise many kinds for damaged files
-                found = None
-            if found is None:
-                # Reads that were under way die here, where their complaints are not heard.
-                gc.collect()
-                return None
-        return flatten_state(found["state"])
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Silence what orbax's other reads print when one of them fails; the caller says it once."""
-    hooks, level = (sys.unraisablehook, sys.excepthook), logging.root.manager.disable
-    sys.unraisablehook = sys.excepthook = lambda *_: None
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-        sys.unraisablehook, sys.excepthook = hooks
-
 
 def _rank(score: Mapping | None) -> tuple[float, int]:
     """Order of checkpoints, best last: by value, of equal ones the earlier last."""
     if not score:
         return (-math.inf, 0)
     return (score["value"], -score["step"])
-
-
-def _sharding(leaf):
-    return getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-
-
-def _nested(flat: Mapping) -> dict:
-    return flax.traverse_util.unflatten_dict(dict(flat), sep="/")

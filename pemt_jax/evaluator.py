@@ -9,7 +9,6 @@ over tasks of the mean of a task's metrics, and is there for a single task too.
 import numbers
 from collections.abc import Callable, Iterable, Mapping
 
-import clu.metrics
 import jax
 import numpy as np
 import seqio
@@ -38,7 +37,7 @@ class Evaluator:
         # Replicated results: every host of a pod can read all rows.
         replicated = NamedSharding(mesh, PartitionSpec())
         self._predict = jax.jit(lambda p, b: predict_fn(p, b), out_shardings=replicated)
-        self._eval = jax.jit(lambda p, b: _with_loss(*eval_fn(p, b), b), out_shardings=replicated)
+        self._eval = jax.jit(lambda p, b: eval_fn(p, b)[1], out_shardings=replicated)
 
     def predict(self, params, batches: EvalBatches) -> dict[int, str]:
         """Return {row index: predicted text} of batches as data.eval_batches yields them.
@@ -55,8 +54,7 @@ class Evaluator:
     def mean_metrics(self, params, batches: EvalBatches) -> dict[str, float]:
         """Return the model's metrics over all batches: loss, mean gates, ...
 
-        Every clu metric is merged by its own weights, so batch sizes do not matter; a model
-        without a metric `loss` gets its loss weighted by target tokens.
+        Every clu metric is merged by its own weights, so that the sizes of batches do not matter.
         """
         total = None
         for _, batch in batches:
@@ -70,13 +68,6 @@ class Evaluator:
         """Return the metrics of one task on a TokenizedSplit, given batches of all its rows."""
         predictions = self.predict(params, batches)
         return score(seqio.TaskRegistry.get(split.task_name), split, predictions)
-
-
-def _with_loss(loss: jax.Array, metrics: dict, batch: Mapping[str, jax.Array]) -> dict:
-    if "loss" in metrics:
-        return metrics
-    tokens = batch["decoder_loss_weights"].sum()
-    return {"loss": clu.metrics.Average(total=loss * tokens, count=tokens), **metrics}
 
 
 def decode(vocabulary, tokens: np.ndarray) -> str:

@@ -1,7 +1,8 @@
 """Where a run's numbers go: `metrics.jsonl` (one JSON object a line) and TensorBoard files.
 
 A line is {"step": n, "kind": "train" | "validation" | ..., "time": unix seconds, name: value}.
-A run that resumes at step n first drops the lines after n: those steps are made again.
+A run that resumes at step n drops the lines after n when it writes its first: those steps are made
+again by then, so that a resumption that fails (a damaged checkpoint) changes nothing.
 """
 
 import json
@@ -19,16 +20,18 @@ class MetricsLog:
 
     def __init__(self, folder: str | os.PathLike, start_step: int = 0, tensorboard: bool = True):
         self.path = Path(folder) / "metrics.jsonl"
+        self.start_step = start_step
+        self.tensorboard = tensorboard
         self._file = self._tensorboard = None
-        if jax.process_index() != 0:
-            return
+
+    def _open(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read_metrics(self.path) if row["step"] <= start_step]
+        kept = [row for row in read_metrics(self.path) if row["step"] <= self.start_step]
         scratch = self.path.with_suffix(".tmp")
         scratch.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         os.replace(scratch, self.path)
         self._file = self.path.open("a", encoding="utf-8")
-        if tensorboard:
+        if self.tensorboard:
             # clu imports TensorFlow, seconds that a run without TensorBoard need not spend.
             from clu.metric_writers import SummaryWriter
 
@@ -36,8 +39,10 @@ class MetricsLog:
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """Append one line, flushed, and the same scalars as `kind/name` to TensorBoard."""
-        if self._file is None:
+        if jax.process_index() != 0:
             return
+        if self._file is None:
+            self._open()
         row = {"step": int(step), "kind": kind, "time": round(time.time(), 3)}
         # JSON has no NaN or infinity.
         row |= {name: float(v) if math.isfinite(v) else None for name, v in values.items()}

@@ -128,8 +128,11 @@ def optimizer_shardings(opt_state, trainable_shardings: Mapping[str, NamedShardi
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raise UsageError when the rows of a batch cannot be dealt evenly to the data axis."""
+    """Raise UsageError when a batch is empty or cannot be dealt evenly to the data axis."""
     data = mesh.shape["data"]
+    if batch_size < 1:
+        raise UsageError(f"Found a batch of {batch_size} rows, expected a positive multiple of "
+                         f"the {data} data devices.")  # fmt: skip
     if batch_size % data:
         raise UsageError(
             f"A batch of {batch_size} rows cannot be dealt to {data} data devices, "

@@ -37,16 +37,20 @@ class TrainState:
 
 @flax.struct.dataclass
 class FirstBadStep(clu.metrics.Metric):
-    """The first step whose loss or gradient norm was not finite; `step` is -1 for none."""
+    """The first step with a loss or norm that was not finite; `step` is -1 for none.
+
+    The update counts too: an optimizer can overflow on a finite gradient.
+    """
 
     step: jax.Array
     loss: jax.Array
     gradient_norm: jax.Array
+    update_norm: jax.Array
 
     @classmethod
-    def of(cls, step: jax.Array, loss: jax.Array, gradient_norm: jax.Array) -> "FirstBadStep":
-        finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
-        return cls(jnp.where(finite, -1, step), loss, gradient_norm)
+    def of(cls, step: jax.Array, **values: jax.Array) -> "FirstBadStep":
+        finite = jnp.isfinite(jnp.stack(list(values.values()))).all()
+        return cls(jnp.where(finite, -1, step), **values)
 
     def merge(self, other: "FirstBadStep") -> "FirstBadStep":
         return jax.tree.map(lambda a, b: jnp.where(self.step >= 0, a, b), self, other)
@@ -78,7 +82,10 @@ def make_train_step(
             "loss": average(loss),
             "gradient_norm": average(gradient_norm),
             **reported,
-            "first_bad_step": FirstBadStep.of(state.step, loss, gradient_norm),
+            "first_bad_step": FirstBadStep.of(
+                state.step, loss=loss, gradient_norm=gradient_norm,
+                update_norm=optax.global_norm(updates),
+            ),  # fmt: skip
         }
         return TrainState(state.step + 1, trainable, opt_state), metrics
 
@@ -159,11 +166,6 @@ class Trainer:
             out_shardings=(self.state_shardings, replicated),
         )
         self._shapes: set = set()
-
-    @property
-    def compilations(self) -> int:
-        """Number of batch shapes met so far; each was compiled once."""
-        return len(self._shapes)
 
     def compiles(self, batch: Batch) -> bool:
         """Return whether the next step on this batch has to be compiled first."""

@@ -1,8 +1,8 @@
 """The training loop: when to log, evaluate, save and stop.
 
 Between two log points nothing is read back from the device: metrics are merged there, and so is
-the first step whose loss or gradient was not finite, which stops the run before it can be saved.
-The loop's own state (best evaluation so far, evaluations without a better one) is in every
+the first step whose loss, gradient or update was not finite, which stops the run before it can be
+saved. The loop's own state (best evaluation so far, evaluations without a better one) is in every
 checkpoint, so a resumed run also stops early where the uninterrupted one would.
 """
 
@@ -71,7 +71,7 @@ def train(
 
     Raises:
         Stopped: SIGTERM or SIGINT came; the state is saved and the same command resumes.
-        PemtError: a loss or gradient was not finite; the last finite checkpoint stays.
+        PemtError: a loss, gradient or update was not finite; the last finite checkpoint stays.
     """
     intervals = {"log_every": log_every, "eval_every": eval_every, "save_every": save_every,
                  "patience": patience}  # fmt: skip
@@ -171,8 +171,9 @@ class _Loop:
             last = "no checkpoint was saved before it" if kept is None else (
                 f"the last finite checkpoint is step {kept}")  # fmt: skip
             raise PemtError(
-                f"Step {int(bad.step)} had loss {float(bad.loss):g} and gradient norm "
-                f"{float(bad.gradient_norm):g}, expected finite numbers ({last})."
+                f"Step {int(bad.step)} had loss {float(bad.loss):g}, gradient norm "
+                f"{float(bad.gradient_norm):g} and update norm {float(bad.update_norm):g}, "
+                f"expected finite numbers ({last})."
             )
         values = compute_metrics(window) | self.progress.rates()
         self.progress.report(self.run.step, values)

@@ -34,9 +34,9 @@ SHOTS = (8, 32)
 SEEDS = (0, 1, 2, 3, 4)
 # Shares of the pretraining rows: the sources get a third, the smaller ones more of it than their
 # size asks for. T5 1.0 was pretrained on its supervised tasks too.
-PRETRAINING_RATES = {SPAN_CORRUPTION: 0.64, "vader_movies_pretrain": 0.20,
-                     "vader_tweets_pretrain": 0.06, "vader_nyt_pretrain": 0.05,
-                     "vader_domain_pretrain": 0.05}
+PRETRAINING_RATES = {SPAN_CORRUPTION: 0.74, "vader_movies_pretrain": 0.12,
+                     "vader_tweets_pretrain": 0.05, "vader_nyt_pretrain": 0.05,
+                     "vader_domain_pretrain": 0.04}
 
 Example = tuple[str, str, str]  # id, inputs, targets
 

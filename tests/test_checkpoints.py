@@ -148,20 +148,6 @@ def test_numbered_folder_of_the_user_is_not_touched(tmp_path):
     assert (tmp_path / "2024" / "thesis.txt").read_text() == "mine"
 
 
-def test_reading_beside_a_run_that_saves_leaves_its_unfinished_folder(tmp_path):
-    saved(tmp_path, 0.9)
-    (tmp_path / "20.orbax-checkpoint-tmp").mkdir()
-    with Checkpoints(tmp_path, None, read_only=True) as checkpoints:
-        assert checkpoints.latest_step() == 10
-    assert (tmp_path / "20.orbax-checkpoint-tmp").is_dir()
-
-
-def test_reading_where_nothing_was_trained_is_one_sentence(tmp_path):
-    with pytest.raises(UsageError, match="no finished checkpoint"):
-        Checkpoints(tmp_path / "runs", None, read_only=True)
-    assert not (tmp_path / "runs").exists()
-
-
 def test_flipped_byte_of_a_leaf_is_found_and_named(tmp_path, capfd):
     random = np.random.default_rng(0)
     params = {"a/kernel": random.normal(size=(40, 30)).astype("f4"), "b": np.arange(5.0)}

@@ -155,7 +155,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path, at, ke
     found = rf"^Step {at} had loss nan .*finite checkpoint is step {kept}\)\.$"
     with pytest.raises(PemtError, match=found):
         run(tmp_path, 20, batches=nan_at(at), save_every=4, log_every=3)
-    with Checkpoints(tmp_path, {"run": 1}, read_only=True) as checkpoints:
+    with Checkpoints(tmp_path, {"run": 1}) as checkpoints:
         assert checkpoints.latest_step() == kept
 
 
@@ -231,7 +231,7 @@ def test_each_batch_shape_is_compiled_once():
     trainer = make_trainer(counted)
     train(trainer, tiny.batches, 9, show_bar=False)
     assert sorted(traces) == [(8, 4), (8, 8)]
-    assert trainer.compilations == 2
+    assert not trainer.compiles(tiny.batch_at(0))
 
 
 def test_nothing_is_read_back_between_log_points(monkeypatch):
