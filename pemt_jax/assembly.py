@@ -67,6 +67,7 @@ def assemble(
     experts: Sequence[str] = (),
     initial_expert: str | None = None,
     dropout_rate: float | None = None,
+    broadcast_dropout: bool | None = None,
     dtype: str | None = None,
     embedding_rows: int | None = None,
     max_decode_length: int | None = None,
@@ -84,7 +85,7 @@ def assemble(
       library: folder of the expert library.
       experts: names of frozen experts, in the order of the gate's columns.
       initial_expert: an expert to start training from instead of a fresh one.
-      dropout_rate, dtype: override the base's.
+      dropout_rate, broadcast_dropout, dtype: override the base's.
       embedding_rows: keep only so many rows of the base's embedding (the authors cut T5's 32,128
         to the 32,100 of its vocabulary, which changes every softmax a little).
       max_decode_length: most tokens to generate; None for what the task's targets need.
@@ -103,7 +104,8 @@ def assemble(
         base_print = fingerprint(base_params)
     if embedding_rows is not None and base is not None and embedding_rows != t5.vocab_size:
         base_params |= cut_embedding(base_params, embedding_rows)
-    overrides = {"dropout_rate": dropout_rate, "dtype": dtype, "vocab_size": embedding_rows}
+    overrides = {"dropout_rate": dropout_rate, "broadcast_dropout": broadcast_dropout,
+                 "dtype": dtype, "vocab_size": embedding_rows}  # fmt: skip
     t5 = dataclasses.replace(t5, **{k: v for k, v in overrides.items() if v is not None})
     check_vocabulary(vocabulary, t5, base)
     if chosen.experts and not experts:

@@ -56,7 +56,8 @@ class FeedForward(nn.Module):
             branch = Dense(t5.mlp_dim, ("embed", "mlp"), dtype, name=wi)(x_BLD)
             branch = ACTIVATION_FUNCTIONS[name](branch)
             hidden_BLF = branch if hidden_BLF is None else hidden_BLF * branch
-        hidden_BLF = nn.Dropout(t5.dropout_rate)(hidden_BLF, deterministic=deterministic)
+        dropout = nn.Dropout(t5.dropout_rate, t5.dropout_dims, deterministic=deterministic)
+        hidden_BLF = dropout(hidden_BLF)
         hidden_BLF = with_sharding_constraint(hidden_BLF, ("batch", "length", "mlp"))
         z_BLD = Dense(t5.emb_dim, ("mlp", "embed"), dtype, name="wo")(hidden_BLF)
         if pemt.source_expert:

@@ -151,6 +151,7 @@ class Attention(nn.Module):
     head_dim: int
     dropout_rate: float
     dtype: jnp.dtype = jnp.float32
+    dropout_dims: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(
@@ -188,7 +189,8 @@ class Attention(nn.Module):
         scores_BHLM = jnp.einsum("blhk,bmhk->bhlm", query_BLHK, key_BMHK).astype(jnp.float32)
         weights_BHLM = jax.nn.softmax(scores_BHLM + bias_BHLM.astype(jnp.float32), axis=-1)
         weights_BHLM = weights_BHLM.astype(self.dtype)
-        weights_BHLM = nn.Dropout(self.dropout_rate)(weights_BHLM, deterministic=deterministic)
+        dropout = nn.Dropout(self.dropout_rate, self.dropout_dims, deterministic=deterministic)
+        weights_BHLM = dropout(weights_BHLM)
         y_BLHK = jnp.einsum("bhlm,bmhk->blhk", weights_BHLM, value_BMHK)
         y = y_BLHK.reshape(*y_BLHK.shape[:-2], width)
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")

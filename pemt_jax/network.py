@@ -45,10 +45,12 @@ class Layer(nn.Module):
         decode: bool = False,
     ) -> Array:
         t5, dtype = self.t5, self.t5.compute_dtype
-        dropout = nn.Dropout(t5.dropout_rate, deterministic=deterministic)
+        dropout = nn.Dropout(t5.dropout_rate, t5.dropout_dims, deterministic=deterministic)
 
         def attention(name: str) -> Attention:
-            return Attention(t5.num_heads, t5.head_dim, t5.dropout_rate, dtype, name=name)
+            return Attention(
+                t5.num_heads, t5.head_dim, t5.dropout_rate, dtype, t5.dropout_dims, name=name
+            )
 
         prefix = "" if self.in_encoder else "self_"
         y = RMSNorm(dtype, name=f"pre_{prefix}attention_layer_norm")(x_BLD)
@@ -92,7 +94,7 @@ class Stack(nn.Module):
         decode: bool = False,
     ) -> Array:
         t5, dtype = self.t5, self.t5.compute_dtype
-        dropout = nn.Dropout(t5.dropout_rate, deterministic=deterministic)
+        dropout = nn.Dropout(t5.dropout_rate, t5.dropout_dims, deterministic=deterministic)
         length = mask_bias.shape[-1]
         positions = RelativePositionBias(
             t5.num_heads, t5.relpos_buckets, t5.relpos_max_distance, self.in_encoder, dtype,

@@ -48,6 +48,7 @@ def train(
     initial_expert: str | None = None,
     expert_name: str | None = None,
     dropout_rate: float | None = None,
+    broadcast_dropout: bool | None = None,
     dtype: str | None = None,
     embedding_rows: int | None = None,
     frozen_dtype: str = "float32",
@@ -80,6 +81,7 @@ def train(
       expert_name: name under which an expert enters the library; None for the task's in stage 1,
         and for a `lora` to stay out of it.
       dropout_rate, dtype: override the base's; dtype "bfloat16" computes in it.
+      broadcast_dropout: one mask for all positions of a row, see config.T5Config.
       embedding_rows: keep only so many rows of the base's embedding.
       frozen_dtype: "bfloat16" halves the memory of the frozen parameters.
       base_dtype: in which method full stores its base, "float32" or "bfloat16".
@@ -113,8 +115,8 @@ def train(
     made = assembly.assemble(
         method, DEFAULT_VOCABULARY, base=initial_checkpoint_path, t5=t5, options=options,
         prompt_text=prompt_text, library=library, experts=experts, initial_expert=initial_expert,
-        dropout_rate=dropout_rate, dtype=dtype, embedding_rows=embedding_rows,
-        max_decode_length=max_decode_length, seed=seed,
+        dropout_rate=dropout_rate, broadcast_dropout=broadcast_dropout, dtype=dtype,
+        embedding_rows=embedding_rows, max_decode_length=max_decode_length, seed=seed,
     )  # fmt: skip
     parts = data.open_mixture(mixture_or_task_name, "train", lengths)
     identity = made.identity | {

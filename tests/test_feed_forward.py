@@ -1,9 +1,13 @@
 """The feed-forward sublayer, where PEMT enters, against NumPy."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 from tiny_model import SOURCE, T5, T5_1_1, TARGET, jit, random_params
 
+from pemt_jax.config import PemtConfig
 from pemt_jax.feed_forward import FeedForward
 
 
@@ -56,3 +60,16 @@ def test_encoder_gate_reads_its_activation_at_the_prompt_only():
     prompt[:, P - 1] *= 3
     np.testing.assert_array_equal(layer(text), layer(x))
     assert np.abs(layer(prompt) - layer(x)).min() > 1e-5
+
+
+@pytest.mark.parametrize("broadcast", [False, True])
+def test_broadcast_dropout_draws_one_mask_for_all_positions(broadcast):
+    t5 = dataclasses.replace(T5, dropout_rate=0.5, broadcast_dropout=broadcast)
+    p = random_params(T5, PemtConfig())["encoder"]["layers_0"]["mlp"]
+    layer = jit(lambda x, key: FeedForward(t5, PemtConfig(), in_encoder=True).apply(
+        {"params": p}, x, None, None, deterministic=False, rngs={"dropout": key}))
+    row = np.random.default_rng(0).normal(size=(2, 1, T5.emb_dim)).astype(np.float32)
+    z = layer(np.repeat(row, 7, axis=1), jax.random.key(0))
+    same = np.abs(z - z[:, :1]).max() < 1e-6
+    assert same == broadcast
+    assert np.abs(z[0] - layer(row, jax.random.key(1))[0]).max() > 1e-3
