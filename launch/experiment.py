@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+
 from pemt_jax import artefact
 from pemt_jax.assembly import MINI_T5
 from pemt_jax.evaluate import evaluate
@@ -31,6 +33,8 @@ class Experiment:
         self.folder = Path(folder)
         self.library = self.folder / "library"
         self.trained = 0  # runs made anew
+        # Runs that differ by seed or examples only share their compiled steps.
+        jax.config.update("jax_compilation_cache_dir", str((self.folder / "compiled").absolute()))
         self.base = fingerprint(load_hf(MINI_T5)[1])
 
     def command(self, main, *files: str, **macros) -> None:
