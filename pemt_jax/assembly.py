@@ -16,6 +16,7 @@ from flax import traverse_util
 
 import pemt_jax
 from pemt_jax import library as expert_library
+from pemt_jax import partitioning
 from pemt_jax.config import PemtConfig, T5Config
 from pemt_jax.errors import PemtError, UsageError
 from pemt_jax.interop.hf import load_hf
@@ -48,6 +49,11 @@ class Assembly:
     def nested(self, params: Mapping | None = None) -> dict:
         """The parameters as the model takes them: this assembly's, or another flat dict."""
         return traverse_util.unflatten_dict(dict(params or self.params), sep="/")
+
+    def placed(self, mesh: jax.sharding.Mesh) -> dict:
+        """These parameters on the devices of a mesh, as the model takes them."""
+        shardings = partitioning.parameter_shardings(self.params, self.params_axes, mesh)
+        return self.nested(partitioning.place(self.params, shardings))
 
 
 def prompt_tokens(vocabulary, text: str) -> list[int]:

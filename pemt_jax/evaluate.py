@@ -58,9 +58,7 @@ def evaluate(
     mesh = partitioning.make_mesh(model=model_parallel)
     partitioning.check_batch_size(batch_size, mesh)
     evaluator = Evaluator(made.model.predict_batch, made.model.eval_fn, DEFAULT_VOCABULARY, mesh)
-    shardings = partitioning.parameter_shardings(made.params, made.params_axes, mesh)
-    params = made.nested(partitioning.place(made.params, shardings))
-    metrics = Validation(evaluator, splits, batch_size, buckets)(params)
+    metrics = Validation(evaluator, splits, batch_size, buckets)(made.placed(mesh))
     text = json.dumps(metrics)
     if (Path(model_dir) / "checkpoints").is_dir():  # an artefact or a base is left as it is
         with replacing(Path(model_dir) / "evaluation" / f"{name}-{split}.json") as partial:

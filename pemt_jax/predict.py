@@ -64,9 +64,7 @@ def predict(
     lengths = card.config["task_feature_lengths"] if card else {"inputs": 512, "targets": 64}
     length = max_decode_length or made.model.max_decode_length or lengths["targets"]
     max_input_length = max_input_length or lengths["inputs"]
-    mesh = partitioning.make_mesh()
-    shardings = partitioning.parameter_shardings(made.params, made.params_axes, mesh)
-    params = made.nested(partitioning.place(made.params, shardings))
+    params = made.placed(partitioning.make_mesh())
     decode_batch = jax.jit(
         lambda params, batch: made.model.predict_batch_with_aux(
             params, batch, num_decodes=num_beams
