@@ -93,3 +93,7 @@ class Vocabulary(seqio.SentencePieceVocabulary):
 
 
 DEFAULT_VOCABULARY = Vocabulary()
+FEATURES = {  # of every text-to-text task
+    "inputs": seqio.Feature(DEFAULT_VOCABULARY, add_eos=True),
+    "targets": seqio.Feature(DEFAULT_VOCABULARY, add_eos=True),
+}
