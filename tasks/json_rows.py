@@ -64,20 +64,20 @@ class JsonRows:
         """Raise PemtError when a row of a split has not got all fields."""
         self.columns(split, fields)
 
-    def read(self, split: str, fields: Sequence[str], keep: np.ndarray | None = None,
+    def read(self, split: str, fields: Sequence[str], named: str, keep: np.ndarray | None = None,
              shards: Sequence[str] | None = None, shuffle: bool = False, seed: int | None = None
              ) -> tf.data.Dataset:
-        """(number, row) of the rows of a split; as TfdsRows.read, with one file a split."""
+        """As TfdsRows.read, with one file a split."""
         del shards
         numbers = np.arange(len(self._rows(split)))
         numbers = numbers if keep is None else numbers[keep]
         if shuffle:
             numbers = np.random.default_rng(seed).permutation(numbers)
-        columns = {}
+        columns = {"row": numbers, "split": [named] * len(numbers)}
         for field, values in self.columns(split, fields).items():
             columns[field] = (tf.ragged.constant([values[i] for i in numbers], dtype=tf.string)
                               if isinstance(values, list) else values[numbers])
-        return tf.data.Dataset.from_tensor_slices((numbers, columns))
+        return tf.data.Dataset.from_tensor_slices(columns)
 
     def _value(self, split: str, number: int, field: str) -> object:
         value = row = self._rows(split)[number]

@@ -97,11 +97,11 @@ class SplitSource(seqio.DataSource):
         shards = None
         if shard_info and shard_info.num_shards > 1:
             shards = self.list_shards(split)[shard_info.index::shard_info.num_shards]
-        dataset = self.data.read(part, self._fields, None if keep.all() else keep, shards, shuffle,
-                                 seed)
+        dataset = self.data.read(part, self._fields, split, None if keep.all() else keep, shards,
+                                 shuffle, seed)
         if shards is None:
             dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(rows)))
-        return dataset.map(lambda number, row: {**row, "row": number, "split": split})
+        return dataset
 
     def _part(self, split: str) -> str:
         if split not in self.policy.parts:

@@ -11,15 +11,12 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
 from pemt_jax.errors import PemtError, UsageError, nearest
-
-Row = dict[str, tf.Tensor]
 
 
 class TfdsRows:
@@ -70,32 +67,31 @@ class TfdsRows:
 
     def columns(self, split: str, fields: Sequence[str]) -> dict[str, np.ndarray]:
         """Some fields of all rows of a split, each a number or a text a row."""
-        self.check_fields(split, fields)
         return _columns(self, split, tuple(fields), repr(self.identity(split)))
 
     def check_fields(self, split: str, fields: Sequence[str]) -> None:
         """Raise PemtError when the rows of a split have not got all fields."""
-        have = _leaves(self._builder().info.features)
+        have = self._builder().info.features.tf_example_spec
         for field in fields:
             if field not in have:
                 raise PemtError(f"Row 0 of split {split!r} of task {self.task!r} has no field "
                                 f"{field!r}, expected one of {self.name}{nearest(field, have)}.")
 
-    def read(self, split: str, fields: Sequence[str], keep: np.ndarray | None = None,
+    def read(self, split: str, fields: Sequence[str], named: str, keep: np.ndarray | None = None,
              shards: Sequence[str] | None = None, shuffle: bool = False, seed: int | None = None
              ) -> tf.data.Dataset:
-        """(number, row) of the rows of a split.
+        """The rows of a split with their number as `row` and `named` as `split`.
 
         Args:
           split: of the data set.
           fields: which to decode; "answers/text" is a field of a field.
+          named: what the rows say their split is.
           keep: bool [rows], which to yield; None for all.
           shards: paths of the files to read; None for all.
           shuffle: read the files in another order, drawn by `seed`, and several at a time.
           seed: for `shuffle`.
         """
-        self.check_fields(split, fields)
-        features = _only(self._builder().info.features, fields)
+        spec = self._spec(split, fields)
         paths = self.shards(split)
         starts = np.cumsum([0, *self._split(split).shard_lengths])[:-1]
         wanted = [i for i, path in enumerate(paths) if shards is None or path in shards]
@@ -108,15 +104,22 @@ class TfdsRows:
 
         if shuffle:
             files = files.shuffle(len(wanted), seed=seed)
-            rows = files.interleave(numbered, cycle_length=16, block_length=16)
+            records = files.interleave(numbered, cycle_length=16, block_length=16)
         else:
-            rows = files.flat_map(numbered)
-        if keep is not None:  # before decoding, which costs most
+            records = files.flat_map(numbered)
+        if keep is not None:  # before parsing, which costs most
             kept = tf.constant(keep)
-            rows = rows.filter(lambda number, _: kept[number])
-        return rows.map(
-            lambda number, row: (number, _flat(features.deserialize_example(row), fields)),
+            records = records.filter(lambda number, _: kept[number])
+        return records.map(
+            lambda number, record: {**tf.io.parse_single_example(record, spec),
+                                    "row": number, "split": tf.constant(named)},
             num_parallel_calls=tf.data.AUTOTUNE)
+
+    def _spec(self, split: str, fields: Sequence[str]) -> dict:
+        """How the fields lie in a record."""
+        self.check_fields(split, fields)
+        known = self._builder().info.features.tf_example_spec
+        return {field: known[field] for field in fields}
 
     def _split(self, split: str):
         splits = self._builder().info.splits
@@ -150,44 +153,10 @@ def _open(folder: str, changed: int):
 def _columns(rows: TfdsRows, split: str, fields: tuple[str, ...], identity: str
              ) -> dict[str, np.ndarray]:
     del identity  # part of the cache's key
-    known = rows._builder().info.features.tf_example_spec
-    spec = {field: known[field] for field in fields}
+    spec = rows._spec(split, fields)
     # Parsing thousands of records in one call is ten times quicker than one by one.
     batches = tf.data.TFRecordDataset(rows.shards(split)).batch(4096).map(
         lambda records: tf.io.parse_example(records, spec))
     parts = list(batches.as_numpy_iterator())
     return {field: np.concatenate([part[field] for part in parts]) if parts
-            else np.zeros(0, known[field].dtype.as_numpy_dtype) for field in fields}
-
-
-def _leaves(feature: Any, name: str = "") -> list[str]:
-    """The paths of the fields below a TFDS feature."""
-    inner = getattr(feature, "feature", feature)  # a Sequence has one feature
-    if hasattr(inner, "items"):
-        return [leaf for key, value in inner.items()
-                for leaf in _leaves(value, f"{name}/{key}" if name else key)]
-    return [name]
-
-
-def _only(features: Any, fields: Sequence[str]) -> Any:
-    """The TFDS features of these fields alone."""
-    import tensorflow_datasets as tfds
-
-    wanted: dict = {}
-    for field in fields:
-        *parents, leaf = field.split("/")
-        place = wanted
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[leaf] = True
-    return tfds.decode.PartialDecoding(wanted).extract_features(features)
-
-
-def _flat(row: Any, fields: Sequence[str]) -> Row:
-    found = {}
-    for field in fields:
-        value = row
-        for part in field.split("/"):
-            value = value[part]
-        found[field] = value
-    return found
+            else np.zeros(0, spec[field].dtype.as_numpy_dtype) for field in fields}
