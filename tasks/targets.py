@@ -45,7 +45,9 @@ class Label:
 
     def render(self, row: Row) -> tf.Tensor:
         value = row[self.field]
-        return value if value.dtype == tf.string else tf.gather(self.words, tf.cast(value, tf.int32))
+        if value.dtype == tf.string:
+            return value
+        return tf.gather(self.words, tf.cast(value, tf.int32))
 
 
 @dataclass(frozen=True)

@@ -104,8 +104,8 @@ DATA = {
         "validation": rows_of(("question", "passage", "label", "idx"),
                               ("was it", "It was.", 1), ("is it", "It was not.", 0))},
     "super_glue/cb:1.0.2": {
-        "train": rows_of(INFERENCE, ("B: I know he left.", "he left", 0), ("A: I doubt it.", "it", 1),
-                         ("A: Did he?", "he did", 2), fill=3),
+        "train": rows_of(INFERENCE, ("B: I know he left.", "he left", 0),
+                         ("A: I doubt it.", "it", 1), ("A: Did he?", "he did", 2), fill=3),
         "validation": rows_of(INFERENCE, ("p0", "h0", 0), ("p1", "h1", 1), ("p2", "h2", 2),
                               ("p3", "h3", 0), ("p4", "h4", 1), ("p5", "h5", 2)),
         "test": rows_of(INFERENCE, ("no", "label", -1))},
@@ -129,7 +129,8 @@ DATA = {
             (PASSAGE, "@placeholder left", ["Anna", "Bob"], ["Anna", "Anna K."]),
             ("Nobody came.", "@placeholder came", [], []),
             *[(f"P{n}.", f"@placeholder {n}", ["X"], ["X"]) for n in range(18)]]),
-        "validation": record([("A?\n@highlight\nB", "@placeholder is", ["A", "B"], ["B", "b", "A"])])},
+        "validation": record([
+            ("A?\n@highlight\nB", "@placeholder is", ["A", "B"], ["B", "b", "A"])])},
     "super_glue/rte:1.0.2": {
         "train": rows_of(INFERENCE, ("All left.", "Bob left.", 0), ("a", "b", 1)),
         "validation": rows_of(INFERENCE, ("c", "d", 1), ("e", "f", 0))},
@@ -157,7 +158,8 @@ DATA = {
     "mrqa/trivia_qa:1.0.0": MRQA,
     "winogrande:1.2.0": {
         **{f"train_{size}": rows_of(("sentence", "option1", "option2", "label"),
-                                    ("The _ was too big.", "trophy", "case", 0)) for size in ("xs", "s", "m", "l")},
+                                    ("The _ was too big.", "trophy", "case", 0))
+           for size in ("xs", "s", "m", "l")},
         "train_xl": rows_of(("sentence", "option1", "option2", "label"),
                             ("The _ was too big?", "the trophy", "case", 0),
                             ("_ fell.", "Ann", "Bo", 1), fill=18),
