@@ -49,12 +49,13 @@ def accuracy(targets: Sequence[str], predictions: Sequence[str]) -> Scores:
 
 
 def with_f1(positive: str) -> Callable[..., Scores]:
-    """Accuracy, and F1 of the class `positive` beside it."""
-    return functools.partial(_accuracy_and_f1, positive=positive)
+    """The metric of a task whose F1 is that of one class."""
+    return functools.partial(accuracy_and_f1, positive=positive)
 
 
-def _accuracy_and_f1(targets: Sequence[str], predictions: Sequence[str], *,
-                     positive: str) -> Scores:
+def accuracy_and_f1(targets: Sequence[str], predictions: Sequence[str], *,
+                    positive: str) -> Scores:
+    """Accuracy, and F1 of the class `positive` beside it; see `with_f1`."""
     from sklearn.metrics import f1_score
 
     f1 = f1_score(np.array(targets) == positive, np.array(predictions) == positive,
@@ -63,12 +64,13 @@ def _accuracy_and_f1(targets: Sequence[str], predictions: Sequence[str], *,
 
 
 def with_macro_f1(words: Sequence[str]) -> Callable[..., Scores]:
-    """Accuracy, and beside it the mean F1 of the classes `words` that occur."""
-    return functools.partial(_accuracy_and_macro_f1, words=tuple(words))
+    """The metric of a task whose F1 is the mean over classes."""
+    return functools.partial(accuracy_and_macro_f1, words=tuple(words))
 
 
-def _accuracy_and_macro_f1(targets: Sequence[str], predictions: Sequence[str], *,
-                           words: Sequence[str]) -> Scores:
+def accuracy_and_macro_f1(targets: Sequence[str], predictions: Sequence[str], *,
+                          words: Sequence[str]) -> Scores:
+    """Accuracy, and the mean F1 of the classes `words` that occur; see `with_macro_f1`."""
     from sklearn.metrics import f1_score
 
     # nan leaves a class out of the mean that neither targets nor predictions have.

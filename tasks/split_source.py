@@ -78,7 +78,13 @@ class SplitSource(seqio.DataSource):
 
     def fingerprint(self, split: str) -> list:
         """What changes when the rows of a split do; see pemt_jax.cache_key."""
-        return [self.data.identity(self._part(split)), self._settings(split)]
+        return [self.data.identity(self._part(split)), self.settings(split)]
+
+    def settings(self, split: str) -> list:
+        """All that the rows of a split depend on but the data."""
+        few_shot = self.few_shot if split == "train" else None
+        return [split, self.policy, self._order, self._group, self._group and question_groups(),
+                self._drop_unlabelled, index_files.identity(self.base), few_shot]
 
     def rows(self, split: str) -> np.ndarray:
         """Row numbers of a split in the policy's order, int64."""
@@ -109,13 +115,9 @@ class SplitSource(seqio.DataSource):
                              f"{', '.join(self.policy.parts)}{nearest(split, self.policy.parts)}.")
         return self.policy.parts[split]
 
-    def _settings(self, split: str) -> list:
-        """Everything but the data that a split depends on."""
-        few_shot = self._few_shot_settings() if split == "train" else None
-        return [split, self.policy, self._order, self._group and question_groups(), self._group,
-                self._drop_unlabelled, index_files.identity(self.base), few_shot]
-
-    def _few_shot_settings(self) -> FewShot | None:
+    @property
+    def few_shot(self) -> FewShot | None:
+        """How few training rows are drawn, as gin says now; None for all."""
         return None if self._few_shot is None else FewShot(**self._few_shot)
 
     def _choose(self, split: str) -> np.ndarray:
@@ -126,7 +128,7 @@ class SplitSource(seqio.DataSource):
             columns = [self._column(part, field)[order] for field in self._group]
             groups = np.unique(np.stack(columns), axis=1, return_inverse=True)[1].ravel()
         positions = self.policy.positions(split, len(order), groups)
-        settings = self._few_shot_settings() if split == "train" else None
+        settings = self.few_shot if split == "train" else None
         labels = self._column(part, self.target.field)[order] if (
             self._drop_unlabelled or (settings and self.target.counted)) else None
         if self._drop_unlabelled:

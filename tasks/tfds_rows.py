@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import seqio
 import tensorflow as tf
+from etils import epath
 
 from pemt_jax.errors import PemtError, UsageError, nearest
 
@@ -34,8 +35,6 @@ class TfdsRows:
     @property
     def folder(self):
         """Where the prepared data are expected: a local or remote path."""
-        from etils import epath
-
         root = (seqio.utils.LazyTfdsLoader(self.name).data_dir or os.environ.get("TFDS_DATA_DIR")
                 or "~/tensorflow_datasets")
         return epath.Path(root).expanduser() / self.name.replace(":", "/")
@@ -58,8 +57,6 @@ class TfdsRows:
 
     def identity(self, split: str) -> list:
         """What changes when the rows of a split do."""
-        from etils import epath
-
         files = [(epath.Path(path).name, epath.Path(path).stat()) for path in self.shards(split)]
         info = (self.folder / "dataset_info.json").read_bytes()
         return [self.name, split, hashlib.sha256(info).hexdigest(),
