@@ -28,6 +28,7 @@ setup(
         "seqio>=0.0.20",
         "tensorflow>=2.17",
         "sentencepiece>=0.2",
+        "etils[epath]>=1.9",
         "tensorflow-datasets>=4.9.8",
         "gin-config>=0.5.0",
         "clu>=0.0.12",

@@ -52,8 +52,8 @@ def original_order(task: str, split: str, size: int) -> np.ndarray | None:
         return None
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
-        numbers = None if split not in listed else np.array(listed[split], np.int64)
-    except (ValueError, TypeError) as error:
+        numbers = np.array(listed[split], np.int64) if listed.get(split) is not None else None
+    except (ValueError, TypeError, AttributeError) as error:
         raise PemtError(f"The index file {path} is damaged ({error}), expected lists of row "
                         "numbers by split.") from error
     if numbers is None:
