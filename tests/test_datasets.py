@@ -152,32 +152,28 @@ def test_t5s_vocabulary_gives_literal_tokens():
         assert ([*vocabulary.encode(inputs), 1], [*vocabulary.encode(targets), 1]) == expected, name
 
 
-@pytest.mark.parametrize("pack", [False, True])
-def test_seqio_makes_batches_of_a_mixture(tiny_data, pack):
-    dataset = seqio.get_dataset(
-        "pemt_super_glue", LENGTHS, seqio.EncDecFeatureConverter(pack=pack), "train",
-        shuffle=True, seed=0)
+@pytest.mark.parametrize("name, pack", [("pemt_super_glue", False), ("pemt_cb", True)])
+def test_seqio_makes_batches(tiny_data, name, pack):
+    dataset = seqio.get_dataset(name, LENGTHS, seqio.EncDecFeatureConverter(pack=pack), "train",
+                                shuffle=True, seed=0)
     rows = list(dataset.as_numpy_iterator())
     assert rows and all(row["encoder_input_tokens"].shape == (64,) for row in rows)
     assert ("encoder_segment_ids" in rows[0]) == pack
 
 
-def test_seqios_evaluator_gives_the_metrics(tiny_data):
+@pytest.mark.parametrize("name, scores", [("pemt_multirc", ["f1", "em", "average"]),
+                                          ("pemt_squad", ["em", "f1", "average"])])
+def test_seqios_evaluator_gives_the_metrics(tiny_data, name, scores):
     evaluator = seqio.Evaluator(
-        "pemt_super_glue", seqio.EncDecFeatureConverter(pack=False), "test",
-        sequence_length=LENGTHS, async_compute_metrics=False)
-    vocabulary = seqio.TaskRegistry.get("pemt_cb").output_features["targets"].vocabulary
+        name, seqio.EncDecFeatureConverter(pack=False), "test", sequence_length=LENGTHS,
+        async_compute_metrics=False)
 
     def predict(dataset, model_feature_shapes=None):
         return [(index, row["decoder_target_tokens"].tolist())
                 for index, row in dataset.as_numpy_iterator()]
 
     metrics, _ = evaluator.evaluate(compute_metrics=True, predict_fn=predict)
-    found = metrics.result()
-    assert {task: scores["average"] for task, scores in found.items()} == {
-        f"pemt_{name}": 100.0 for name in ("multirc", "boolq", "wic", "wsc", "cb")}
-    assert found["pemt_multirc"] == {"f1": 100.0, "em": 100.0, "average": 100.0}
-    assert vocabulary.vocab_size > 0
+    assert metrics.result() == {name: dict.fromkeys(scores, 100.0)}
 
 
 def test_our_trainers_data_and_scores_are_seqios(tiny_data, tmp_path):

@@ -23,10 +23,9 @@ def run(tfds_folder, tmp_path):
     return run
 
 
-def test_list_shows_sizes_data_metric_and_source(run):
-    result = run("list", "pemt_c?", "pemt_multirc", "pemt_squad_8", "vader_movies")
-    assert (result.returncode, result.stderr) == (0, "")
-    lines = [line.split() for line in result.stdout.splitlines()]
+def test_list_shows_sizes_data_metric_and_source(tiny_data, capsys):
+    assert command.main(["list", "pemt_c?", "pemt_multirc", "pemt_squad_8", "vader_movies"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines == [
         "TASK TRAIN VALIDATION TEST DATA METRIC SOURCE".split(),
         "pemt_cb 6 3 3 on disk accuracy_and_macro_f1 tfds super_glue/cb:1.0.2".split(),
