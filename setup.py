@@ -28,7 +28,9 @@ setup(
         "seqio>=0.0.20",
         "tensorflow>=2.17",
         "sentencepiece>=0.2",
+        "etils[epath]>=1.9",
         "tensorflow-datasets>=4.9.8",
+        "importlib_resources>=5.12",  # TFDS prepares data with it and does not say so
         "gin-config>=0.5.0",
         "clu>=0.0.12",
         "tensorboard>=2.16",  # clu's TensorBoard writer imports it and does not say so

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import seqio
 
 import pemt_jax
+from pemt_jax.tasks import cached
 
 FORMAT = 1  # part of every key: a change of the files' meaning makes old caches unknown
 
@@ -20,14 +21,17 @@ FORMAT = 1  # part of every key: a change of the files' meaning makes old caches
 def cache_key(task: seqio.Task, split: str, lengths: Mapping[str, int]) -> str:
     """Hash of what the tokens of a split depend on."""
     parts = [FORMAT, pemt_jax.__version__, task.name, split, sorted(lengths.items()),
-             _source_identity(task.source, split)]
+             _rows_identity(task, split)]
     parts += [_step_identity(step) for step in task.preprocessors]
     parts += [(name, feature.add_eos, _vocabulary_identity(feature.vocabulary))
               for name, feature in sorted(task.output_features.items())]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def _source_identity(source: seqio.DataSource, split: str) -> object:
+def _rows_identity(task: seqio.Task, split: str) -> object:
+    source = task.source
+    if cached.usable(task, split):
+        return cached.identity(task, split)
     if hasattr(source, "fingerprint"):
         return source.fingerprint(split)
     if isinstance(source, seqio.TfdsDataSource):

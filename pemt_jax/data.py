@@ -6,6 +6,9 @@ An online transform (a preprocessor with the methods of pemt_jax.span_corruption
 ends what is cached; it runs at read time, drawn from (seed, epoch, row), so that its noise differs
 between epochs.
 
+Where SeqIO has the task in one of its folders of cached tasks, and the folder is not out of date,
+the rows are read from there.
+
 Departures from SeqIO: inputs that are too long keep their </s>; a target that is too long is an
 error, not a silently shortened label.
 """
@@ -25,6 +28,7 @@ import tensorflow as tf
 from pemt_jax import places
 from pemt_jax.cache_key import cache_key
 from pemt_jax.errors import PemtError, UsageError, nearest
+from pemt_jax.tasks import cached
 from pemt_jax.tokenized import Ragged, TokenizedSplit, to_json, type_names
 
 
@@ -128,6 +132,8 @@ def _cached_steps(task: seqio.Task) -> tuple[list, object | None]:
 
 
 def _rows(task: seqio.Task, split: str, lengths: Mapping[str, int]) -> tf.data.Dataset:
+    if cached.usable(task, split):  # nothing is trimmed without lengths
+        return task.get_dataset(None, split, use_cached=True, shuffle=False)
     dataset = task.source.get_dataset(split=split, shuffle=False)
     for step in _cached_steps(task)[0]:
         step = seqio.utils.add_kwargs_to_transform(

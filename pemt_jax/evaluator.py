@@ -3,7 +3,8 @@
 A task's metric functions see what they would see in SeqIO's evaluator: targets from the text
 before tokenisation, predictions decoded to text, both postprocessed with the example at hand.
 For a mixture each task is evaluated by itself and reported as `task/metric`; `average` is the mean
-over tasks of the mean of a task's metrics, and is there for a single task too.
+over tasks of a task's own `average`, or of its metrics where it has none, and is there for a single
+task too.
 """
 
 import numbers
@@ -114,8 +115,12 @@ def score(task: seqio.Task, split, predictions: Mapping[int, str]) -> dict[str, 
 
 
 def with_average(per_task: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Return flat metrics with `average`, the mean over tasks of the mean of a task's metrics."""
-    average = float(np.mean([np.mean(list(metrics.values())) for metrics in per_task.values()]))
+    """Return flat metrics with `average`, the mean over tasks of a task's average.
+
+    That is its own metric `average`, or else the mean of its metrics.
+    """
+    average = float(np.mean([metrics.get("average", np.mean(list(metrics.values())))
+                             for metrics in per_task.values()]))
     if len(per_task) == 1:
         (metrics,) = per_task.values()
         return {**metrics, "average": average}

@@ -27,12 +27,8 @@ from pemt_jax.tasks import vader
 from pemt_jax.tasks.descriptions import description, register_description
 from pemt_jax.tasks.pretraining import SPAN_CORRUPTION
 from pemt_jax.tasks.sources import TrackedSource
-from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
+from pemt_jax.tasks.vocabulary import FEATURES
 
-FEATURES = {
-    "inputs": seqio.Feature(DEFAULT_VOCABULARY, add_eos=True),
-    "targets": seqio.Feature(DEFAULT_VOCABULARY, add_eos=True),
-}
 DOMAIN_NAMES = {"movies": "movie", "tweets": "tweet", "nyt": "newspaper"}  # one piece each
 SHOTS = (8, 32)
 SEEDS = (0, 1, 2, 3, 4)

@@ -21,7 +21,7 @@ import tensorflow as tf
 from pemt_jax.errors import PemtError, UsageError
 from pemt_jax.span_corruption import SpanCorruption, chunk_length
 from pemt_jax.tasks.sources import TrackedSource
-from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
+from pemt_jax.tasks.vocabulary import FEATURES
 
 SPAN_CORRUPTION = "span_corruption"
 HELD_OUT = 200
@@ -108,9 +108,6 @@ seqio.TaskRegistry.add(
         tokenize_join_and_cut,
         SpanCorruption(),
     ],
-    output_features={
-        "inputs": seqio.Feature(DEFAULT_VOCABULARY, add_eos=True),
-        "targets": seqio.Feature(DEFAULT_VOCABULARY, add_eos=True),
-    },
+    output_features=FEATURES,
     metric_fns=[],
 )

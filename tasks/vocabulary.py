@@ -2,8 +2,9 @@
 
 Tasks register at import, before any configuration is read, so they share one object that asks for
 its path only when it is used: gin's `spiece_model.path`, else $PEMT_JAX_VOCABULARY, else the one
-that lies beside the base of the run, else that of the packaged mini T5. Two vocabularies are equal
-when their files' bytes and their numbers of sentinels are, wherever the files lie.
+that lies beside the base of the run, else that of the packaged mini T5. The file is a
+sentencepiece.model, a spiece.model or a tokenizer.json. Two vocabularies are equal when their
+files' bytes and their numbers of sentinels are, wherever the files lie.
 """
 
 import functools
@@ -17,6 +18,7 @@ import seqio
 
 import pemt_jax
 from pemt_jax.errors import PemtError
+from pemt_jax.tasks.tokenizer_json import sentencepiece_file
 
 PACKAGED = Path(pemt_jax.__file__).parent / "assets" / "mini_t5" / "spiece.model"
 SENTINELS = 100
@@ -33,8 +35,12 @@ def spiece_model(path: str | None = None) -> str:
 
 
 def prefer(path: str | Path | None) -> None:
-    """Let the default vocabulary open `path`, if it exists, where none is configured."""
-    _preferred[:] = [str(path)] if path is not None and Path(path).is_file() else []
+    """Let the default vocabulary open `path`, or the tokenizer.json beside it, if there is one.
+
+    A configured vocabulary goes first.
+    """
+    files = [] if path is None else [Path(path), Path(path).with_name("tokenizer.json")]
+    _preferred[:] = [str(file) for file in files if file.is_file()][:1]
 
 
 @functools.cache
@@ -46,7 +52,8 @@ class Vocabulary(seqio.SentencePieceVocabulary):
     """A sentencepiece vocabulary that reads nothing before its first use.
 
     Args:
-      path: the file; None means the configured default, looked up whenever it is used.
+      path: the file, a sentencepiece model or a tokenizer.json; None means the configured default,
+        looked up whenever it is used.
       extra_ids: number of sentinels after the pieces; <extra_id_0> has the last id, as in T5.
     """
 
@@ -56,7 +63,11 @@ class Vocabulary(seqio.SentencePieceVocabulary):
 
     @property
     def sentencepiece_model_file(self) -> str:
-        return self._path or spiece_model()
+        """The sentencepiece model; of a tokenizer.json, the one that was made of it."""
+        path = self._path or spiece_model()
+        if path.endswith(".json") and Path(path).is_file():
+            return str(sentencepiece_file(path))
+        return path
 
     @property
     def sha256(self) -> str:
@@ -93,3 +104,7 @@ class Vocabulary(seqio.SentencePieceVocabulary):
 
 
 DEFAULT_VOCABULARY = Vocabulary()
+FEATURES = {  # of every text-to-text task
+    "inputs": seqio.Feature(DEFAULT_VOCABULARY, add_eos=True),
+    "targets": seqio.Feature(DEFAULT_VOCABULARY, add_eos=True),
+}

@@ -44,3 +44,21 @@ def save_expert(tmp_path, expert_arrays):
                             metrics={"accuracy": 0.75}, config={"rank": 3})
         return tmp_path / "library"
     return save
+
+
+@pytest.fixture(scope="session")
+def tfds_folder(tmp_path_factory):
+    """Prepared TFDS folders of a few rows for every data set of the registry."""
+    import tiny_tfds
+
+    return tiny_tfds.write_all(tmp_path_factory.mktemp("tensorflow_datasets"))
+
+
+@pytest.fixture
+def tiny_data(tfds_folder):
+    """Let SeqIO look for TFDS data in the tiny folders."""
+    import seqio
+
+    seqio.set_tfds_data_dir_override(str(tfds_folder))
+    yield tfds_folder
+    seqio.set_tfds_data_dir_override(None)

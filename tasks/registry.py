@@ -1,0 +1,103 @@
+"""One row describes a data set; `register` makes SeqIO tasks of it.
+
+    register(Dataset(
+        name="reviews", data={"train": "train.jsonl", "validation": "dev.jsonl"},
+        inputs="review: {text}", target=Label(("bad", "good")), metric=metrics.accuracy,
+        splits=Halves(), description="Say whether a review is good or bad."))
+
+registers `reviews` and its few-shot variants `reviews_4`, `_8`, `_16`, `_32` and `reviews_few`,
+whose number of rows gin sets (`FewShot.shots`). All share validation and test rows.
+"""
+
+import functools
+import string
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import seqio
+
+from pemt_jax.errors import UsageError
+from pemt_jax.tasks import metrics
+from pemt_jax.tasks.descriptions import register_description
+from pemt_jax.tasks.rendering import render
+from pemt_jax.tasks.split_source import SplitSource
+from pemt_jax.tasks.splits import Own, Policy
+from pemt_jax.tasks.targets import Row, Target
+from pemt_jax.tasks.vocabulary import FEATURES
+
+SHOTS = (4, 8, 16, 32)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A row of the table of data sets.
+
+    Attributes:
+      name: of the task.
+      data: a TFDS name with its version, or paths of JSON-lines files by split.
+      inputs: the template of the inputs, with fields of a row in braces.
+      target: what makes the targets, see pemt_jax.tasks.targets.
+      metric: (targets, predictions) -> scores with their `average`, see pemt_jax.tasks.metrics.
+      description: what the task asks, in one sentence; its tokens make the prompt.
+      splits: what becomes training, validation and test rows, see pemt_jax.tasks.splits.
+      clean: changes a row before the template is filled, see pemt_jax.tasks.rendering.
+      clean_fields: fields that `clean` reads besides those of the template.
+      order: fields that number the rows in their original order.
+      group: fields that number the question which a row belongs to.
+      drop_unlabelled: leave out rows with a negative label.
+    """
+
+    name: str
+    data: str | Mapping[str, str]
+    inputs: str
+    target: Target
+    metric: Callable[..., Mapping[str, float]]
+    description: str
+    splits: Policy = Own()
+    clean: Callable[[Row], Row] | None = None
+    clean_fields: tuple[str, ...] = ()
+    order: tuple[str, ...] = ()
+    group: tuple[str, ...] = ()
+    drop_unlabelled: bool = False
+
+    @property
+    def fields(self) -> list[str]:
+        """The fields of a row that the task reads."""
+        named = [field for _, field, _, _ in string.Formatter().parse(self.inputs) if field]
+        return sorted({*named, *self.target.fields, *self.clean_fields, *self.group})
+
+
+def register(dataset: Dataset) -> None:
+    """Register a data set's task, its few-shot variants and its prompt text; reads no data.
+
+    Raises:
+      UsageError: the name is taken.
+    """
+    _register(dataset, dataset.name, None)
+    for shots in SHOTS:
+        _register(dataset, f"{dataset.name}_{shots}", {"shots": shots})
+    _register(dataset, f"{dataset.name}_few", {})
+
+
+def _register(row: Dataset, name: str, few_shot: Mapping[str, int] | None) -> None:
+    if name in seqio.TaskRegistry.names():
+        raise UsageError(f"There is a task {name!r} already, expected a name that is free.")
+    source = SplitSource(
+        name, row.data, row.fields, row.target, row.splits, order=row.order, group=row.group,
+        drop_unlabelled=row.drop_unlabelled, base=row.name, few_shot=few_shot)
+    seqio.TaskRegistry.add(
+        name,
+        source=source,
+        preprocessors=[
+            functools.partial(render, template=row.inputs, target=row.target, clean=row.clean,
+                              group=row.group),
+            # What SeqIO caches is text, so that it serves every vocabulary.
+            seqio.CacheDatasetPlaceholder(),
+            seqio.preprocessors.tokenize,
+            seqio.preprocessors.append_eos_after_trim,
+        ],
+        postprocess_fn=metrics.postprocess,
+        metric_fns=[row.metric],
+        output_features=FEATURES,
+    )
+    register_description(name, row.description)

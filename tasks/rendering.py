@@ -1,0 +1,113 @@
+"""From the fields of a row to `inputs` and `targets`, shared by all tasks.
+
+`render` fills a template such as "premise: {premise} hypothesis: {hypothesis}"; a task whose text
+needs work first names one of the functions below it, each from row to row. Formats are those of
+the T5 paper (Raffel et al. 2020, appendix D) without the task's name in front, as in the PEMT
+authors' code. All are TensorFlow operations, whose regular expressions are RE2's.
+"""
+
+import string
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+from pemt_jax.tasks.targets import Answers, Row, Target
+
+SPACE = r"\s\p{Z}\x0b\x1c-\x1f\x{85}"  # RE2's \s is ASCII's; text has more kinds of space
+
+
+def render(dataset: tf.data.Dataset, template: str, target: Target,
+           clean: Callable[[Row], Row] | None = None, group: Sequence[str] = ()
+           ) -> tf.data.Dataset:
+    """Turn rows into text-to-text examples.
+
+    Args:
+      dataset: rows as pemt_jax.tasks.split_source yields them.
+      template: of the inputs, with fields in braces.
+      target: what makes the targets.
+      clean: applied to a row first.
+      group: fields that say together which question a row belongs to.
+
+    Returns:
+      Examples with inputs, targets (string), row (int64, its number in the source's split) and,
+      where there are any, answers (string [answers]) and group (string).
+    """
+    def example(row: Row) -> Row:
+        row = clean(row) if clean else row
+        made = {"inputs": fill(template, row), "targets": target.render(row), "row": row["row"]}
+        if group:
+            made["group"] = tf.strings.join([tf.strings.as_string(row[name]) for name in group],
+                                            separator="/")
+        if isinstance(target, Answers):
+            made["answers"] = target.all(row)
+        if isinstance(target, Answers) and target.one_example_each:
+            made["split"] = row["split"]
+        return made
+
+    dataset = dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE)
+    if isinstance(target, Answers) and target.one_example_each:
+        dataset = dataset.flat_map(_one_example_each)
+    return dataset
+
+
+def fill(template: str, row: Row) -> tf.Tensor:
+    """The template with the texts of a row, string scalar."""
+    parts = []
+    for text, field, _, _ in string.Formatter().parse(template):
+        parts += [text] if field is None else [text, row[field]]
+    return tf.strings.join(parts)
+
+
+def _one_example_each(example: Row) -> tf.data.Dataset:
+    """In training one example an answer; elsewhere one a question."""
+    example = dict(example)
+    training = tf.equal(example.pop("split"), "train")
+    targets = tf.cond(training, lambda: example["answers"], lambda: example["answers"][:1])
+    return tf.data.Dataset.from_tensor_slices(targets).map(
+        lambda answer: {**example, "targets": answer})
+
+
+def pad_punctuation(text: tf.Tensor) -> tf.Tensor:
+    """Set spaces round each character that is no letter, mark, number, space or underscore."""
+    padded = tf.strings.regex_replace(text, rf"([^_\p{{L}}\p{{M}}\p{{N}}{SPACE}])", r" \1 ")
+    return tf.strings.strip(tf.strings.regex_replace(padded, f"[{SPACE}]+", " "))
+
+
+def padded_question(row: Row) -> Row:
+    """Punctuation of question, context and answers set apart, as T5 does for SQuAD."""
+    return {name: pad_punctuation(value) if value.dtype == tf.string and name != "split" else value
+            for name, value in row.items()}
+
+
+def without_markup(row: Row) -> Row:
+    """MultiRC: `<br>` becomes a space; `<b>` and `</b>` go."""
+    def plain(text: tf.Tensor) -> tf.Tensor:
+        text = tf.strings.regex_replace(text, "<br>", " ")
+        return tf.strings.regex_replace(text, "</?b>", "")
+
+    return {**row, **{name: plain(row[name]) for name in ("question", "answer", "paragraph")}}
+
+
+def record_passage(row: Row) -> Row:
+    """ReCoRD: highlights become sentences of the passage, entities one text."""
+    passage = tf.strings.regex_replace(row["passage"], r"""([.?!"'])\n@highlight\n""", r"\1 ")
+    passage = tf.strings.regex_replace(passage, r"\n@highlight\n", ". ")
+    entities = tf.strings.reduce_join(row["entities"], separator=", ")
+    return {**row, "passage": passage, "entities": entities}
+
+
+def marked_spans(row: Row) -> Row:
+    """WSC: `* span1 *` and `# span2 #`, each where its word number says it stands."""
+    first, second = row["span1_index"], row["span2_index"]
+    text = _mark(row["text"], row["span1_text"], first, "*")
+    # The marks of the first span are two words more before the second.
+    second += 2 * tf.cast(first < second, second.dtype)
+    return {**row, "text": _mark(text, row["span2_text"], second, "#")}
+
+
+def _mark(text: tf.Tensor, span: tf.Tensor, words_before: tf.Tensor, mark: str) -> tf.Tensor:
+    """Set marks round a span that follows a number of words; text without it stays as it is."""
+    literal = tf.strings.regex_replace(span, r"([!-/:-@\[-^`{-~])", r"\\\1")  # no metacharacters
+    pattern = tf.strings.join([r"^((?:\S+\s){", tf.strings.as_string(words_before), "})(",
+                               literal, ")"])
+    return tf.strings.regex_replace(text, pattern, rf"\1{mark} \2 {mark}", replace_global=False)

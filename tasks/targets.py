@@ -1,0 +1,127 @@
+"""What a task's target text is made of, and which label values a row may have.
+
+    Label    the word of a class               "entailment"
+    Number   a number with one decimal         "3.8"
+    Option   the text of the right option      "the trophy"
+    Answers  the first of several answers      "Denver Broncos"
+
+Each names the fields that it reads, finds faulty values before a data set is built, and renders
+the target of a row as TensorFlow operations. A nested field is written with a slash:
+"answers/text".
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+NO_ANSWER = "<unk>"  # what the authors' code has where a row has no answer
+
+Row = dict[str, tf.Tensor]
+
+
+@dataclass(frozen=True)
+class Label:
+    """The word of a class: `words` by class number, or the very texts where labels are texts."""
+
+    words: tuple[str, ...]
+    field: str = "label"
+    counted = True  # a few-shot draw takes rows of each value
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (self.field,)
+
+    @property
+    def expected(self) -> str:
+        return f"0 to {len(self.words) - 1} or one of {', '.join(self.words)}"
+
+    def faulty(self, values: np.ndarray) -> np.ndarray:
+        """Which values are no label of the task, bool [rows]."""
+        if values.dtype.kind in "OSU":
+            words = [word.encode() for word in self.words]
+            return np.array([value not in words for value in values], bool)
+        return (values < 0) | (values >= len(self.words))
+
+    def render(self, row: Row) -> tf.Tensor:
+        value = row[self.field]
+        if value.dtype == tf.string:
+            return value
+        return tf.gather(self.words, tf.cast(value, tf.int32))
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number from `low` to `high`, rounded to one decimal and to the even digit where it ties."""
+
+    field: str = "label"
+    low: float = 0.0
+    high: float = 5.0
+    counted = False
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (self.field,)
+
+    @property
+    def expected(self) -> str:
+        return f"{self.low:g} to {self.high:g}"
+
+    def faulty(self, values: np.ndarray) -> np.ndarray:
+        return ~((values >= self.low) & (values <= self.high))
+
+    def render(self, row: Row) -> tf.Tensor:
+        return tf.strings.as_string(tf.cast(row[self.field], tf.float64), precision=1)
+
+
+@dataclass(frozen=True)
+class Option:
+    """The text of the field among `options` whose number the label is."""
+
+    options: tuple[str, ...]
+    field: str = "label"
+    counted = False
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (self.field, *self.options)
+
+    @property
+    def expected(self) -> str:
+        return f"0 to {len(self.options) - 1} ({', '.join(self.options)})"
+
+    def faulty(self, values: np.ndarray) -> np.ndarray:
+        return (values < 0) | (values >= len(self.options))
+
+    def render(self, row: Row) -> tf.Tensor:
+        return tf.gather(tf.stack([row[name] for name in self.options]),
+                         tf.cast(row[self.field], tf.int32))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The first of a list of answers; the metric sees all of them.
+
+    Attributes:
+      field: a list of texts.
+      one_example_each: in training, every answer makes an example of its own (ReCoRD).
+    """
+
+    field: str = "answers"
+    one_example_each: bool = False
+    counted = False
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (self.field,)
+
+    def render(self, row: Row) -> tf.Tensor:
+        return self.all(row)[0]
+
+    def all(self, row: Row) -> tf.Tensor:
+        """All answers, string [answers >= 1]."""
+        answers = row[self.field]
+        return tf.cond(tf.size(answers) > 0, lambda: answers, lambda: tf.constant([NO_ANSWER]))
+
+
+Target = Label | Number | Option | Answers

@@ -1,0 +1,82 @@
+"""A Hugging Face tokenizer.json of a T5 as the sentencepiece model that it was made from.
+
+Such a file holds all that decides about tokens: the pieces with their scores, and the normaliser
+as sentencepiece's own compiled table. What it lacks (the options of the training that made the
+pieces) decides nothing. The sentinels <extra_id_...> are left out, as in sentencepiece.model;
+SeqIO adds them when it opens the file.
+
+The model is written to $PEMT_JAX_CACHE/vocabularies under the sha256 of the tokenizer.json, where
+TensorFlow reads it.
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+from pathlib import Path
+
+from pemt_jax.errors import PemtError
+from pemt_jax.places import cache_folder
+from pemt_jax.weights import replacing
+
+SENTINEL = "<extra_id_"
+
+
+def sentencepiece_file(path: str | Path) -> Path:
+    """The path of the sentencepiece model of a tokenizer.json, written where it is missing.
+
+    Raises:
+      PemtError: the file is no tokenizer.json of a unigram model with a sentencepiece normaliser.
+    """
+    content = Path(path).read_bytes()
+    file = cache_folder() / "vocabularies" / f"{hashlib.sha256(content).hexdigest()}.model"
+    if not file.is_file():
+        model = sentencepiece_model(content, str(path))
+        with replacing(file) as partial:
+            partial.write_bytes(model)
+    return file
+
+
+def sentencepiece_model(content: bytes, path: str) -> bytes:
+    """The serialised sentencepiece model of the bytes of a tokenizer.json; `path` is for errors."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    try:
+        found = json.loads(content)
+        model = found["model"]
+        pieces, unknown = model["vocab"], model["unk_id"]
+        special = {token["id"] for token in found["added_tokens"] if token["special"]}
+        charsmap = _charsmap(found["normalizer"])
+        if model["type"] != "Unigram" or charsmap is None:
+            raise ValueError(f"it is a {model['type']} model with normaliser "
+                             f"{(found['normalizer'] or {}).get('type')}")
+    except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
+        raise PemtError(f"{path} is not the tokenizer.json of a sentencepiece unigram model "
+                        f"({str(error).splitlines()[0]}), expected a T5's.") from error
+    kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
+    made = sentencepiece_model_pb2.ModelProto()
+    for number, (piece, score) in enumerate(pieces):
+        if piece.startswith(SENTINEL):
+            continue
+        kind = (kinds.UNKNOWN if number == unknown else
+                kinds.CONTROL if number in special else kinds.NORMAL)
+        made.pieces.add(piece=piece, score=score, type=kind)
+    trainer = made.trainer_spec
+    trainer.model_type = trainer.UNIGRAM
+    trainer.vocab_size = len(made.pieces)
+    trainer.pad_id, trainer.eos_id, trainer.unk_id, trainer.bos_id = 0, 1, unknown, -1
+    made.normalizer_spec.name = "nmt_nfkc"
+    made.normalizer_spec.precompiled_charsmap = charsmap
+    return made.SerializeToString(deterministic=True)
+
+
+def _charsmap(normalizer: dict | None) -> bytes | None:
+    """The compiled table of a Precompiled normaliser, also of one in a sequence."""
+    if normalizer is None:
+        return None
+    if normalizer["type"] == "Sequence":
+        found = [_charsmap(part) for part in normalizer["normalizers"]]
+        return next((table for table in found if table is not None), None)
+    if normalizer["type"] != "Precompiled":
+        return None
+    return base64.b64decode(normalizer["precompiled_charsmap"], validate=True)

@@ -1,0 +1,229 @@
+"""Every task and split of the registry, offline, on a few hand-written rows (tiny_tfds)."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import seqio
+from expected_examples import EXPECTED, T5_TOKENS
+from tiny_tfds import DATA
+
+from pemt_jax import data
+from pemt_jax.errors import PemtError
+from pemt_jax.evaluator import score, with_average
+from pemt_jax.tasks import datasets, description
+from pemt_jax.tasks.targets import Label
+from pemt_jax.tasks.vocabulary import Vocabulary
+
+TABLE = {row.name: row for row in (*datasets.SOURCES, *datasets.GLUE, *datasets.SUPER_GLUE,
+                                   *datasets.MRQA, *datasets.OTHERS, *datasets.EXTRAS)}
+LENGTHS = {"inputs": 64, "targets": 16}
+SIZES = {  # train, validation, test; ReCoRD trains on two answers of its first question
+    "pemt_mnli": (6, 2, 1), "pemt_qnli": (18, 2, 1), "pemt_qqp": (18, 2, 2),
+    "pemt_sst2": (18, 2, 2), "pemt_squad": (18, 2, 2), "pemt_record": (19, 2, 1),
+    "pemt_cola": (5, 2, 3), "pemt_mrpc": (2, 2, 2), "pemt_rte": (2, 1, 1),
+    "pemt_stsb": (3, 2, 2), "pemt_multirc": (2, 9, 9), "pemt_boolq": (2, 1, 1),
+    "pemt_wic": (2, 1, 1), "pemt_wsc": (4, 1, 1), "pemt_cb": (6, 3, 3), "pemt_nq": (18, 2, 2),
+    "pemt_hotpotqa": (18, 2, 2), "pemt_searchqa": (18, 2, 2), "pemt_newsqa": (18, 2, 2),
+    "pemt_winogrande": (18, 2, 2), "pemt_yelp": (18, 2, 2), "pemt_scitail": (2, 1, 2),
+    "pemt_paws": (2, 2, 2), "pemt_wnli": (2, 1, 1), "pemt_super_glue_rte": (2, 1, 1),
+    "pemt_copa": (2, 1, 1), "pemt_snli": (3, 3, 3), "pemt_triviaqa": (18, 2, 2)}
+
+
+@pytest.fixture(scope="module")
+def rendered(tfds_folder):
+    """The texts of every task and split as SeqIO makes them, in the order of the files."""
+    seqio.set_tfds_data_dir_override(str(tfds_folder))
+    found = {}
+    for name in TABLE:
+        task = seqio.TaskRegistry.get(name)
+        for split in task.splits:
+            dataset = task.preprocess_precache(task.source.get_dataset(split, shuffle=False))
+            found[name, split] = list(dataset.as_numpy_iterator())
+    seqio.set_tfds_data_dir_override(None)
+    return found
+
+
+def test_the_registry_holds_the_papers_tasks():
+    names = {row.name for row in datasets.SOURCES}
+    assert names == {f"pemt_{name}" for name in ("mnli", "qnli", "qqp", "sst2", "squad", "record")}
+
+    def tasks_of(mixture):
+        return {task.name.removeprefix("pemt_")
+                for task in seqio.MixtureRegistry.get(f"pemt_{mixture}").tasks}
+
+    assert tasks_of("sources") == {"mnli", "qnli", "qqp", "sst2", "squad", "record"}
+    assert tasks_of("glue") == {"cola", "mrpc", "rte", "stsb"}
+    assert tasks_of("super_glue") == {"multirc", "boolq", "wic", "wsc", "cb"}
+    assert tasks_of("mrqa") == {"nq", "hotpotqa", "searchqa", "newsqa"}
+    assert tasks_of("others") == {"winogrande", "yelp", "scitail", "paws"}
+    assert len(tasks_of("targets")) == 17
+    assert {row.name for row in datasets.EXTRAS} == {
+        f"pemt_{name}" for name in ("wnli", "super_glue_rte", "copa", "snli", "triviaqa")}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_split_renders_literally(rendered, name):
+    for split, expected in EXPECTED[name].items():
+        found = [(int(row["row"]), row["inputs"].decode(), row["targets"].decode())
+                 for row in rendered[name, split]]
+        assert [example for example in found if example in expected] == expected, split
+        assert len(found) == SIZES[name]["train validation test".split().index(split)]
+
+
+def test_question_answering_keeps_all_answers(rendered):
+    answers = {int(row["row"]): [text.decode() for text in row["answers"]]
+               for row in rendered["pemt_squad", "test"]}
+    assert answers == {0: ["end", "The end", "word"], 1: ["x ."]}
+    (row,) = rendered["pemt_record", "test"]
+    assert [text.decode() for text in row["answers"]] == ["B", "b", "A"]
+    assert [text.decode() for text in rendered["pemt_nq", "test"][1]["answers"]] == ["<unk>"]
+
+
+def test_no_row_is_in_two_splits(rendered):
+    for name, row in TABLE.items():
+        for part in set(row.splits.parts.values()):
+            splits = [{int(example["row"]) for example in rendered[name, split]}
+                      for split, source in row.splits.parts.items() if source == part]
+            assert sum(map(len, splits)) == len(set().union(*splits)), name
+
+
+def test_questions_of_multirc_are_in_one_half_with_all_their_answers(rendered):
+    groups = [[row["group"].decode() for row in rendered["pemt_multirc", split]]
+              for split in ("validation", "test")]
+    assert not set(groups[0]) & set(groups[1])
+    assert all(groups[half].count(group) == 3 for half in (0, 1) for group in groups[half])
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_targets_score_100_on_their_own_metric(rendered, name):
+    task = seqio.TaskRegistry.get(name)
+    examples = [row for split in task.splits for row in rendered[name, split]]
+    texts = [row["targets"].decode() for row in examples]
+    targets = [task.postprocess_fn(text, example=row, is_target=True)
+               for text, row in zip(texts, examples, strict=True)]
+    predictions = [task.postprocess_fn(f" {text} ", example=row, is_target=False)
+                   for text, row in zip(texts, examples, strict=True)]
+    (metric,) = task.predict_metric_fns
+    assert metric(targets, predictions) == pytest.approx(
+        dict.fromkeys(metric(targets, predictions), 100.0))
+    assert metric(targets, ["no label of any task"] * len(targets))["average"] == 0.0
+
+
+def test_long_inputs_are_cut_and_keep_their_end(tiny_data):
+    dataset = seqio.TaskRegistry.get("pemt_boolq").get_dataset(LENGTHS, "train", shuffle=False)
+    row = next(dataset.as_numpy_iterator())
+    assert len(row["inputs"]) == 64 and row["inputs"][-1] == 1 and row["targets"][-1] == 1
+
+
+def test_label_words_are_the_names_of_tfds_but_for_the_documented():
+    differ = {"pemt_yelp": ["1", "2"], "pemt_scitail": ["entails", "neutral"],
+              "pemt_paws": ["different_meaning", "paraphrase"]}
+    import tensorflow_datasets as tfds
+
+    for name, row in TABLE.items():
+        if isinstance(row.target, Label):
+            names = tfds.builder(row.data).info.features["label"].names
+            assert names == differ.get(name, list(row.target.words)), name
+
+
+def test_every_task_has_a_description_of_its_own():
+    texts = [description(name) for name in TABLE]
+    assert len(set(texts)) == 28 and all(text.endswith(".") for text in texts)
+    assert description("pemt_cb_8") == description("pemt_cb_few") == description("pemt_cb")
+
+
+def test_t5s_vocabulary_gives_literal_tokens():
+    beside = Path(__file__).parents[2] / "shared" / "t5_vocab" / "tokenizer.json"
+    path = os.environ.get("PEMT_JAX_T5_VOCABULARY", str(beside))
+    if not Path(path).is_file():
+        pytest.skip("T5's vocabulary is not here; set PEMT_JAX_T5_VOCABULARY to its tokenizer.json")
+    vocabulary = Vocabulary(path)
+    assert vocabulary.vocab_size == 32100
+    text = "translate English to German: The house is wonderful."
+    assert [*vocabulary.encode(text), 1] == [
+        13959, 1566, 12, 2968, 10, 37, 629, 19, 1627, 5, 1]
+    assert T5_TOKENS.keys() == TABLE.keys()
+    for name, expected in T5_TOKENS.items():
+        _, inputs, targets = EXPECTED[name]["train" if name == "pemt_squad" else "test"][0]
+        assert ([*vocabulary.encode(inputs), 1], [*vocabulary.encode(targets), 1]) == expected, name
+
+
+@pytest.mark.parametrize("name, pack", [("pemt_super_glue", False), ("pemt_cb", True)])
+def test_seqio_makes_batches(tiny_data, name, pack):
+    dataset = seqio.get_dataset(name, LENGTHS, seqio.EncDecFeatureConverter(pack=pack), "train",
+                                shuffle=True, seed=0)
+    rows = list(dataset.as_numpy_iterator())
+    assert rows and all(row["encoder_input_tokens"].shape == (64,) for row in rows)
+    assert ("encoder_segment_ids" in rows[0]) == pack
+
+
+@pytest.mark.parametrize("name, scores", [("pemt_multirc", ["f1", "em", "average"]),
+                                          ("pemt_squad", ["em", "f1", "average"])])
+def test_seqios_evaluator_gives_the_metrics(tiny_data, name, scores):
+    evaluator = seqio.Evaluator(
+        name, seqio.EncDecFeatureConverter(pack=False), "test", sequence_length=LENGTHS,
+        async_compute_metrics=False)
+
+    def predict(dataset, model_feature_shapes=None):
+        return [(index, row["decoder_target_tokens"].tolist())
+                for index, row in dataset.as_numpy_iterator()]
+
+    metrics, _ = evaluator.evaluate(compute_metrics=True, predict_fn=predict)
+    assert metrics.result() == {name: dict.fromkeys(scores, 100.0)}
+
+
+def test_our_trainers_data_and_scores_are_seqios(tiny_data, tmp_path):
+    split = data.open_split("pemt_record", "train", {"inputs": 64, "targets": 8}, tmp_path)
+    assert len(split) == 19
+    per_task = {}
+    for name in ("pemt_squad", "pemt_mrpc"):
+        split = data.open_split(name, "test", {"inputs": 64, "targets": 8}, tmp_path)
+        texts = {row: split.example(row)["targets_pretokenized"].decode()
+                 for row in range(len(split))}
+        per_task[name] = score(seqio.TaskRegistry.get(name), split, {**texts, 0: "wrong"})
+    assert per_task["pemt_squad"] == {"em": 50.0, "f1": 50.0, "average": 50.0}
+    assert per_task["pemt_mrpc"] == {"accuracy": 50.0, "f1": 0.0, "average": 50.0}
+    # F1 of MRPC has no part in the average, as in the paper.
+    assert with_average(per_task)["average"] == 50.0
+    assert with_average({"pemt_mrpc": per_task["pemt_mrpc"]})["average"] == 50.0
+
+
+def test_hosts_share_the_rows_of_a_split(tiny_data):
+    task = seqio.TaskRegistry.get("pemt_sst2")
+    rows = [{int(row["row"]) for row in task.get_dataset(
+        LENGTHS, "train", shuffle=False, shard_info=seqio.ShardInfo(index, 2)).as_numpy_iterator()}
+        for index in (0, 1)]
+    assert len(rows[0]) == len(rows[1]) == 9 and len(rows[0] | rows[1]) == 18
+
+
+def test_absent_data_are_one_sentence_that_names_the_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(PemtError) as caught:
+        seqio.TaskRegistry.get("pemt_cb").get_dataset(LENGTHS, "train")
+    assert str(caught.value) == (
+        f"The data of task 'pemt_cb' (super_glue/cb:1.0.2) are not in "
+        f"{tmp_path}/super_glue/cb/1.0.2, expected what `python -m pemt_jax.tasks prepare pemt_cb` "
+        "puts there.")
+    with pytest.raises(PemtError, match="prepare pemt_boolq` puts there"):
+        seqio.MixtureRegistry.get("pemt_super_glue").get_dataset(LENGTHS, "train")
+
+
+def test_importing_registers_quickly_and_opens_no_heavy_library():
+    program = ("import seqio, sys, time\n"
+               "start, before = time.process_time(), set(sys.modules)\n"
+               "import pemt_jax.tasks\n"
+               "new = set(sys.modules) - before\n"
+               "print(time.process_time() - start, sum('sklearn' in name for name in new))\n")
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                            check=True)
+    seconds, heavy = result.stdout.split()
+    assert float(seconds) < 1.0 and heavy == "0"
+
+
+def test_tiny_data_have_the_names_of_the_table():
+    assert {row.data for row in TABLE.values()} == set(DATA)
+    assert np.all([":" in name for name in DATA])
