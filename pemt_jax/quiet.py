@@ -2,7 +2,8 @@
 
 TensorFlow 2.21 logs to the file descriptor of stderr while it is imported, and no environment
 variable stops it. `silence_libraries` therefore catches stderr for the length of that import and
-passes on what is no such message.
+passes on what is no such message. In the same breath TensorFlow is kept off the GPU, whose memory
+it would take from JAX at its first operation; its complaint where there is none is silenced too.
 """
 
 import contextlib
@@ -18,7 +19,8 @@ from collections.abc import Iterator
 
 from absl import logging as absl_logging
 
-START_UP = re.compile(rb"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} ")
+START_UP = re.compile(rb"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} "
+                      rb"|E\d{4} .*failed call to cuInit")
 
 
 def silence_libraries() -> None:
@@ -45,6 +47,7 @@ class _QuietTensorFlow(importlib.abc.MetaPathFinder):
             def exec_module(module):
                 with _caught_start_up():
                     execute(module)
+                    module.config.set_visible_devices([], "GPU")
             spec.loader.exec_module = exec_module
         return spec
 

@@ -291,7 +291,9 @@ def test_config_is_written_nowhere_but_into_its_folder(tmp_path, kind):
 
 def test_libraries_are_silent_at_start(tmp_path):
     program = ("from pemt_jax import cli\n"
-               "def main():\n import jax, seqio, tensorflow; jax.numpy.zeros(3).sum()\n"
+               "def main():\n"
+               " import jax, seqio, tensorflow as tf; jax.numpy.zeros(3).sum(); tf.constant([1])\n"
+               " assert not tf.config.get_visible_devices('GPU')\n"
                "raise SystemExit(cli.run(main, []))")
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True,
                           text=True, timeout=120, env=os.environ | {"JAX_PLATFORMS": "cpu"})
