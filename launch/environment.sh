@@ -32,6 +32,8 @@ state="$("$python" -c 'import hashlib, os, sys
 print(hashlib.sha256(open("setup.py", "rb").read()).hexdigest(), sys.version_info[:2], os.getcwd())')"
 if [[ ! -f "$stamp" || "$(cat "$stamp")" != "$state" ]]; then
     echo "Installing pemt_jax and what it needs into $venv (minutes the first time)." >&2
-    "$python" -m pip install -qq --disable-pip-version-check --editable ".${extra:+[$extra]}" >&2
+    # Older pips that find `wheel` here would make a link that lacks the mapped folders; newer ones
+    # have no such choice and ignore the variable.
+    PIP_USE_PEP517=1 "$python" -m pip install -qq --disable-pip-version-check --editable ".${extra:+[$extra]}" >&2
     echo "$state" >"$stamp"
 fi
