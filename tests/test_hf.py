@@ -11,7 +11,7 @@ import pytest
 
 from pemt_jax.config import PemtConfig, T5Config
 from pemt_jax.errors import PemtError
-from pemt_jax.interop import hf
+from pemt_jax.interop import hf, hf_names
 from pemt_jax.layers import relative_position_bucket
 from pemt_jax.network import Transformer
 from pemt_jax.weights import fingerprint, load_weights, save_weights
@@ -87,12 +87,12 @@ def test_checkpoints_that_people_have_load_alike(tmp_path):
                              "decoder.embed_tokens.weight": shared},
         "another name": without | {"decoder.embed_tokens.weight": shared},
         "wrapped": {f"model.{name}": array for name, array in tensors.items()},
-        "first T5": tensors | {hf.UNREAD: np.ones((32, 3), np.float32)},
+        "first T5": tensors | {hf_names.UNREAD: np.ones((32, 3), np.float32)},
         "a head": tensors | {"classification_head.dense.weight": shared},
         "double": {name: array.astype(np.float64) for name, array in tensors.items()},
     }
     for name, variant in variants.items():
-        assert fingerprint(hf.from_hf_names(config, variant)) == fingerprint(flat), name
+        assert fingerprint(hf_names.from_hf_names(config, variant)) == fingerprint(flat), name
 
 
 def test_config_defaults_are_those_of_old_files(tmp_path):
@@ -158,8 +158,8 @@ def extra_block(folder):
     (lambda folder: edit_config(folder, feed_forward_proj="gated-relu"), "'gated-relu'"),
     (lambda folder: edit_config(folder, layer_norm_epsilon=1e-5), "layer_norm_epsilon"),
     (lambda folder: edit_config(folder, scale_decoder_outputs=True), "'lm_head.weight' .* differ"),
-    (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
-     "Expected model.safetensors .* found pytorch_model.bin"),
+    (lambda folder: (folder / "model.safetensors").rename(folder / "tf_model.h5"),
+     "Expected model.safetensors .* found tf_model.h5"),
     (drop("encoder.final_layer_norm.weight"), "'encoder.final_layer_norm.weight' is missing"),
     (drop("shared.weight"), "'shared.weight' is missing"),
     (extra_block, "does not account for.*'encoder.block.9"),
