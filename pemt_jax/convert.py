@@ -42,6 +42,8 @@ def convert(source: str, target: str, form: str, dtype: str | None = None) -> No
     Raises:
       UsageError: `target` is something else; PemtError: `source` is unfit, or writing fails.
     """
+    if "://" in target:
+        raise UsageError(f"Found --to {target}, expected a local folder.")
     place = Path(target)
     config, params = open_base(source)
     _check_target(place, form, source)
@@ -72,9 +74,7 @@ def convert(source: str, target: str, form: str, dtype: str | None = None) -> No
 
 
 def _check_target(target: Path, form: str, source: str) -> None:
-    """Raise UsageError where something would be lost, or a link or a remote place is meant."""
-    if "://" in str(target):
-        raise UsageError(f"Found --to {target}, expected a local folder.")
+    """Raise UsageError where something would be lost."""
     if not target.exists() and not target.is_symlink():
         return
     if "://" not in source and target.resolve() in (

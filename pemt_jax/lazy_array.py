@@ -26,7 +26,6 @@ class LazyArray:
     def T(self) -> "LazyArray":  # noqa: N802  (NumPy's name)
         return LazyArray(self.shape[::-1], self.dtype, lambda: self.read().T)
 
-    def astype(self, dtype, order="K") -> "LazyArray":
+    def astype(self, dtype) -> "LazyArray":
         dtype = np.dtype(dtype)
-        return LazyArray(self.shape, dtype,
-                         lambda: self.read().astype(dtype, order=order, copy=False))
+        return LazyArray(self.shape, dtype, lambda: self.read().astype(dtype, copy=False))

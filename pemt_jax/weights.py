@@ -1,11 +1,11 @@
 """Arrays on disk: the one place that writes and reads safetensors, and their hashes.
 
-Every weight file of the project goes through `save_weights`. It makes each array contiguous first:
-safetensors 0.8.0 takes the memory of a transposed view as it lies and writes wrong numbers without
-a word, and every kernel that comes from PyTorch is a transposed view. It writes one array after the
-other, which the library's own writer, that wants all of them in memory, does not; the bytes are the
-same. A file is written beside its place, flushed to the disk and renamed, so a reader never meets
-half a file. bfloat16 is kept, as NumPy's `ml_dtypes.bfloat16`. Nothing is ever unpickled.
+Every weight file of the project goes through `save_weights`. It writes each array in the order of
+its indices: safetensors 0.8.0 takes the memory of a transposed view as it lies and writes wrong
+numbers without a word, and every kernel that comes from PyTorch is a transposed view. And it writes
+one array after the other, where the library's own writer wants all of them in memory; the bytes are
+the same. A file is written beside its place, flushed to the disk and renamed, so a reader never
+meets half a file. bfloat16 is kept, as NumPy's `ml_dtypes.bfloat16`. Nothing is ever unpickled.
 """
 
 import contextlib
@@ -28,6 +28,7 @@ DTYPES = {code: np.dtype(kind) for code, kind in {
     "I32": np.int32, "BF16": ml_dtypes.bfloat16, "F16": np.float16, "U16": np.uint16,
     "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_}.items()}  # fmt: skip
 CODES = {dtype: code for code, dtype in DTYPES.items()}
+PART_BYTES = 2**24  # written at once
 
 
 def save_weights(path: str | os.PathLike, arrays: Mapping[str, np.ndarray | LazyArray],
@@ -62,7 +63,8 @@ def save_weights(path: str | os.PathLike, arrays: Mapping[str, np.ndarray | Lazy
         with open(partial, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for name in names:
-                file.write(_plain(arrays[name]).reshape(-1).view(np.uint8))
+                for part in _parts(np.asarray(arrays[name])):
+                    file.write(part.view(np.uint8))
         partial.chmod(0o644)  # whatever the umask: weights are shared
 
 
@@ -168,12 +170,13 @@ def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _plain(array) -> np.ndarray:
-    """A contiguous little-endian copy or view of `array` (0-d arrays stay 0-d)."""
-    array = np.asarray(array, order="C")
-    if array.dtype.byteorder == ">":
-        array = array.astype(array.dtype.newbyteorder("<"))
-    return array
+def _parts(array: np.ndarray) -> Iterator[np.ndarray]:
+    """The numbers of `array` in order, little-endian, as flat arrays of which none is large."""
+    little = array.dtype.newbyteorder("<")
+    rows = array if array.ndim else array[None]
+    step = max(1, PART_BYTES // max(1, nbytes(rows) // max(1, len(rows))))
+    for start in range(0, len(rows), step):  # a transposed array never has a whole copy
+        yield np.asarray(rows[start : start + step], little, order="C").reshape(-1)
 
 
 def _sync_folder(folder: Path) -> None:

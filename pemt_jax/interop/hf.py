@@ -73,8 +73,7 @@ def save_hf(folder: str | os.PathLike, config: T5Config,
     folder = Path(folder)
     tensors = to_hf_names(config, params)
     if dtype is not None:
-        tensors = {name: array.astype(np.dtype(dtype), order="C")
-                   for name, array in tensors.items()}
+        tensors = {name: array.astype(np.dtype(dtype)) for name, array in tensors.items()}
     shards: list[dict[str, np.ndarray | LazyArray]] = [{}]
     size = 0
     for name, array in tensors.items():
