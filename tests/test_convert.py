@@ -160,10 +160,11 @@ def test_help_is_printed_by_the_command():
     assert done.returncode == 0 and "--format hf|t5x" in done.stdout and not done.stderr
 
 
+# Not getrusage: its maximum is inherited from the process that starts this one.
 MEASURE = """
-import resource, sys
+import re, sys
 from pemt_jax import convert
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = lambda: 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
 before = peak()
 code = convert.main(sys.argv[1:])
 print(code, peak() - before)
@@ -171,6 +172,7 @@ print(code, peak() - before)
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_memory_is_a_few_times_the_largest_array_whatever_the_model(tmp_path):
     width = 1024
     config = T5Config(vocab_size=16 * width, emb_dim=width, num_heads=16, head_dim=64,
@@ -194,5 +196,5 @@ def test_memory_is_a_few_times_the_largest_array_whatever_the_model(tmp_path):
              "--format", form, *flags], capture_output=True, text=True, timeout=300)
         code, extra = map(int, done.stdout.split()[-2:])
         print(f"{source} to {target}: {extra / max(sizes):.2f} times the largest array")
-        assert code == 0 and extra < 3 * max(sizes), done.stdout
+        assert code == 0 and max(sizes) / 2 < extra < 3 * max(sizes), done.stdout
     shutil.rmtree(tmp_path)

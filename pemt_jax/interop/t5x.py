@@ -38,7 +38,7 @@ STEP = re.compile(r"checkpoint_(\d+)")
 INDEX, OCDBT, METADATA, STATE = "checkpoint", "manifest.ocdbt", "_METADATA", "state"
 ARRAY = re.compile(r"target\.([\w.]+)/(\.zarray|zarr\.json)")
 FLOATS = {np.dtype(kind) for kind in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)}
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 16 * 2**20
 VERSION = 3  # of T5X's legacy form
 
 
@@ -261,7 +261,14 @@ def _array(folder: epath.Path, kvstore: dict, name: str, driver: str) -> LazyArr
 
     def read() -> np.ndarray:
         try:
-            return store.read().result()
+            rows = store.chunk_layout.read_chunk.shape[0] if store.rank else 0
+            if not 0 < rows < store.shape[0]:
+                return store.read().result()
+            values = np.empty(store.shape, store.dtype.numpy_dtype)
+            for start in range(0, store.shape[0], rows):  # all at once, chunks are in memory twice
+                part = slice(start, min(start + rows, store.shape[0]))
+                values[part] = store[part].read().result()
+            return values
         except ValueError as error:
             raise _damaged(folder, error) from error
 
