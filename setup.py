@@ -42,6 +42,9 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "build>=1.2"],
+        "torch": ["torch>=2.6"],  # to read .pt and .bin files; earlier ones do not do it safely
+        "hub": ["huggingface_hub>=0.34"],
+        "parity": ["torch>=2.6", "transformers>=5.0", "peft>=0.18"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
     },

@@ -27,6 +27,7 @@ from pemt_jax.artefact import (
 from pemt_jax.assembly import Assembly, assemble
 from pemt_jax.config import DTYPES, PemtConfig
 from pemt_jax.errors import PemtError, UsageError, nearest
+from pemt_jax.interop.base import absolute
 from pemt_jax.interop.hf import save_hf
 from pemt_jax.methods import get_method
 from pemt_jax.tasks.vocabulary import Vocabulary, prefer
@@ -133,7 +134,7 @@ def publish(
     }
     config = {
         "model_dir": str(model_dir.resolve()),
-        "base": str(Path(base).resolve()),
+        "base": absolute(base),
         "library": str(Path(library).resolve()),
         "t5": identity["t5"],
         "pemt": identity["pemt"],
