@@ -21,6 +21,7 @@ from pemt_jax.interop.peft import import_adapter
 from pemt_jax.interop.reference import from_reference
 from pemt_jax.interop.reference_files import check_backbone, load_reference
 from pemt_jax.library import LORA, PROMPT, save_expert
+from pemt_jax.quiet import silence_libraries
 from pemt_jax.weights import fingerprint
 
 
@@ -136,9 +137,9 @@ def check_fits(expert: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray],
 
 def vocabulary_rows(request: Request, t5: T5Config, base: Mapping[str, np.ndarray]) -> np.ndarray:
     """The base's embedding rows [P, D] of the prompt's tokens."""
-    from pemt_jax.assembly import check_vocabulary, prompt_tokens  # these bring TensorFlow
-
     vocabulary = open_vocabulary(request.base, request.vocabulary)
+    from pemt_jax.assembly import check_vocabulary, prompt_tokens
+
     check_vocabulary(vocabulary, t5, request.base)
     tokens = prompt_tokens(vocabulary, request.prompt)
     return np.asarray(base["token_embedder/embedding"])[tokens]
@@ -146,18 +147,16 @@ def vocabulary_rows(request: Request, t5: T5Config, base: Mapping[str, np.ndarra
 
 def open_vocabulary(base: str | os.PathLike, file: str | None = None):
     """The vocabulary in `file`, else the one beside the base; UsageError when there is none."""
-    from pemt_jax.quiet import silence_libraries
-
-    silence_libraries()
-    from pemt_jax.tasks.vocabulary import Vocabulary
-
     beside = [Path(base, "spiece.model"), Path(base, "tokenizer.json")]
     candidates = [Path(file)] if file else beside
-    for path in candidates:
-        if path.is_file():
-            return Vocabulary(str(path))
-    raise UsageError(f"There is no vocabulary {' or '.join(map(str, candidates))}, expected "
-                     "--vocabulary with a spiece.model or a tokenizer.json.")
+    found = [path for path in candidates if path.is_file()]
+    if not found:
+        raise UsageError(f"There is no vocabulary {' or '.join(map(str, candidates))}, expected "
+                         "--vocabulary with a spiece.model or a tokenizer.json.")
+    silence_libraries()
+    from pemt_jax.tasks.vocabulary import Vocabulary  # brings TensorFlow: seconds
+
+    return Vocabulary(str(found[0]))
 
 
 def _check_target(request: Request) -> None:
