@@ -38,10 +38,6 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 def check_free(path: Path) -> None:
     """Raise UsageError when anything but an empty folder stands at `path`."""
-    try:
-        path.rmdir()  # only what is empty
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise UsageError(f"{path} exists already, expected a new name; nothing was written."
-                         ) from error
+    empty = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+    if os.path.lexists(path) and not empty:
+        raise UsageError(f"{path} exists already, expected a new name; nothing was written.")

@@ -19,8 +19,9 @@ def table(library: Path, names: Sequence[str]) -> tuple[str, list[PemtError]]:
             continue
         metrics = ", ".join(f"{key} {value:.4g}" for key, value in card.metrics.items())
         size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
-        rows.append((name, card.task, str(card.rank), card.base_name or card.base_fingerprint[:12],
-                     metrics or "-", f"{size:.1f}"))
+        rows.append((name, plain(card.task), str(card.rank),
+                     plain(card.base_name or card.base_fingerprint[:12]), plain(metrics or "-"),
+                     f"{size:.1f}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) if heading in ("RANK", "MB") else cell.ljust(width)
                        for cell, width, heading in zip(row, widths, rows[0], strict=True)).rstrip()
@@ -41,4 +42,9 @@ def facts(library: Path, name: str) -> str:
              "versions": ", ".join(f"{key} {value}" for key, value in card.versions.items()),
              **{f"config {key}": value for key, value in card.config.items()}}
     width = max(map(len, known))
-    return "\n".join(f"{key.ljust(width)}  {value}" for key, value in known.items())
+    return "\n".join(f"{plain(key.ljust(width))}  {plain(value)}" for key, value in known.items())
+
+
+def plain(value: object) -> str:
+    """Text for a terminal: a card from elsewhere must not steer it."""
+    return str(value) if str(value).isprintable() else ascii(str(value))
