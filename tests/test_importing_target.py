@@ -11,13 +11,15 @@ import pytest
 from tiny_system import EXPERTS, T5, world_fixture  # noqa: F401
 
 from pemt_jax import library
-from pemt_jax.artefact import read_artefact
+from pemt_jax.artefact import read_artefact, read_card
 from pemt_jax.assembly import assemble
 from pemt_jax.errors import PemtError, UsageError
-from pemt_jax.importing import Request
+from pemt_jax.exchange import add_expert
+from pemt_jax.importing import Request, import_peft
 from pemt_jax.importing_target import import_target
 from pemt_jax.interop import reference_files
 from pemt_jax.interop.hf import load_hf
+from pemt_jax.interop.peft import export_peft
 from pemt_jax.interop.reference import to_reference
 from pemt_jax.runs import open_run
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
@@ -104,6 +106,28 @@ def test_the_order_of_the_experts_and_all_that_no_file_says_are_needed(theirs, r
     (tmp_path / "run" / "something").touch()
     with pytest.raises(UsageError, match="exists already"):
         import_target(request_, tmp_path / "run", EXPERTS)
+
+
+def test_the_artefact_of_a_stage_1_run_is_an_expert_to_add(world, tmp_path):
+    expert = add_expert(tmp_path / "library", world.source / "artefact", "mood")
+    assert expert.sha256 == library.load_expert(world.library, "tiny_mood").sha256
+    with pytest.raises(PemtError, match="target artefact, expected an expert"):
+        add_expert(tmp_path / "library", world.target / "artefact", "target")
+
+
+def test_stage_2_trains_on_an_expert_that_has_been_to_peft(world, tmp_path):
+    for name in EXPERTS:
+        folder = tmp_path / f"{name}_peft"
+        export_peft(folder, library.load_expert(world.library, name),
+                    read_card(world.library / name))
+        import_peft(Request(tmp_path / "library", name, folder, base=str(world.base)))
+    world.train(tmp_path / "run", method="pemt_target", library=str(tmp_path / "library"),
+                experts=EXPERTS)
+    trained, card = read_artefact(tmp_path / "run" / "artefact")
+    expected, before = read_artefact(world.target / "artefact")
+    assert card.experts == before.experts  # names and hashes
+    for path, array in expected.items():
+        np.testing.assert_array_equal(trained[path], array, err_msg=path)
 
 
 def test_an_expert_that_covers_no_decoder_layer_can_be_mixed(world, tmp_path):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from pemt_jax import importing, library
+from pemt_jax.artefact import Card, write_card
 from pemt_jax.config import PemtConfig
 from pemt_jax.errors import PemtError, UsageError
 from pemt_jax.exchange import check_expert_folder
@@ -238,6 +239,8 @@ def test_files_that_are_missing_or_damaged_are_one_sentence(adapter_folder, tmp_
     fails(r"holds \.\./prompt, expected")
     save_weights(adapter_folder / peft.OUR_PROMPT, {library.PROMPT: np.ones((2, 2))})
     fails("pemt_card.json is damaged or edited by hand")
+    write_card(adapter_folder / peft.OUR_CARD, Card("target", "adapter", "t", ""))
+    fails("the card of a target, expected an expert's")
 
 
 def test_a_base_and_a_prompt_are_asked_for(adapter_folder, tmp_path):

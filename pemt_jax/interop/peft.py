@@ -106,6 +106,8 @@ def import_adapter(folder: str | os.PathLike) -> Adapter:
         raise PemtError(f"{folder / OUR_PROMPT} holds {', '.join(sorted(prompt)) or 'nothing'}, "
                         f"expected {PROMPT}.")
     card = read_card_file(folder / OUR_CARD)
+    if card.kind != "expert":
+        raise PemtError(f"{folder / OUR_CARD} is the card of a {card.kind}, expected an expert's.")
     facts = dict(card.config)
     if facts.pop("fingerprint", None) != fingerprint(lora | prompt):  # trained on, under PEFT
         facts |= {"imported": "peft", "changed_since_export": True}
