@@ -98,6 +98,7 @@ def publish(
     library: str,
     expert_name: str | None,
     base_dtype: str = "float32",
+    notes: Mapping[str, object] | None = None,
 ) -> Path:
     """Write what a run has trained and return the folder.
 
@@ -112,6 +113,7 @@ def publish(
       library: folder of the expert library that the run used, and that a source expert enters.
       expert_name: its name there; None to keep it out.
       base_dtype: in which a base is stored.
+      notes: more facts for the card.
     """
     trained = {path: np.asarray(value) for path, value in trained.items()}
     if assembly.method.name == "full":
@@ -142,6 +144,7 @@ def publish(
         "max_decode_length": assembly.model.max_decode_length,
         "vocabulary": identity["vocabulary"],
         "seed": identity["seed"],
+        **(notes or {}),
     }
     experts = tuple((record["name"], record["sha256"]) for record in identity["experts"])
     kind = "expert" if options.source_expert else "target"

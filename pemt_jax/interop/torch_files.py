@@ -8,6 +8,7 @@ it could be tricked, so an older torch is refused. torch is an extra of this pac
 import importlib
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,7 +39,9 @@ def load_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file:
             mapped = file.read(len(ZIP)) == ZIP
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unusual pickle protocols
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged or hostile pickle can raise whatever it likes
         raise _refusal(path, str(error)) from error
     if not isinstance(content, Mapping):
