@@ -37,7 +37,7 @@ def make(folder: Path, method: str, dropout_rate: float = 0.0) -> Assembly:
         tiny_system.random_base(base)
     common = dict(base=str(base), options=tiny_system.OPTIONS, dropout_rate=dropout_rate)
     experts = ("nli", "qa") if method == "pemt_target" else ()
-    for seed, name in enumerate(experts):
+    for seed, name in enumerate(experts if not library.exists() else ()):
         text = f"Answer {name}."
         made = assemble("pemt_source", DEFAULT_VOCABULARY, prompt_text=text, **common)
         random = np.random.default_rng(seed)
