@@ -1,4 +1,4 @@
-"""The tiny system under T5X: its trainer in this process, its commands in processes of their own."""
+"""The tiny system under T5X: its trainer in this process, its commands in others."""
 
 import subprocess
 import sys

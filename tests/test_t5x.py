@@ -2,12 +2,10 @@
 
 import importlib.util
 import json
-import os
 import signal
 import subprocess
 import time
 
-import gin
 import jax
 import numpy as np
 import pytest
@@ -24,10 +22,8 @@ from t5x_system import batch_at, command, make, make_t5x_trainer, run
 from tiny_system import EXPERTS, LENGTHS, world_fixture  # noqa: F401
 
 from pemt_jax import optimizers, t5x_bridge, t5x_runs, t5x_state
-from pemt_jax.assembly import assemble
 from pemt_jax.config import T5Config
 from pemt_jax.errors import PemtError, UsageError
-from pemt_jax.interop.hf import load_hf
 from pemt_jax.library import load_expert
 from pemt_jax.methods import split
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
