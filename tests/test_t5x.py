@@ -281,3 +281,20 @@ def test_t5x_evaluates_and_infers_what_our_commands_say_of_the_artefact(world, c
     for row, found in zip(expected, rows, strict=True):
         np.testing.assert_allclose(found["aux"]["scores"], row["score"], rtol=1e-4)
         np.testing.assert_allclose(found["aux"]["gate"], row["gate"], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_size_of_t5x_is_pretrained_by_its_recipe_and_leaves_a_base(world):
+    shape = {"emb_dim": 16, "num_heads": 2, "head_dim": 8, "mlp_dim": 32, "vocab_size": 8192,
+             "num_encoder_layers": 1, "num_decoder_layers": 1, "dtype": "float32"}  # fmt: skip
+    folder = train_once(
+        world, "t5x_pretrain", "pretrain", files=["t5x/examples/t5/t5_1_1/base.gin"],
+        MIXTURE_OR_TASK_NAME="tiny_both", INITIAL_CHECKPOINT_PATH=None,
+        **{f"network.T5Config.{name}": value for name, value in shape.items()},
+    )  # fmt: skip
+    t5, params = load_hf(folder / "base")
+    assert {name: getattr(t5, name) for name in shape} == shape
+    assert t5.mlp_activations == ("gelu", "linear") and not t5.logits_via_embedding
+    begun = assemble("full", DEFAULT_VOCABULARY, base=None, t5=t5, seed=42).params
+    moved = [path for path, value in begun.items() if not np.array_equal(value, params[path])]
+    assert len(moved) == len(begun)
