@@ -78,7 +78,7 @@ def batch_at(step: int) -> dict[str, np.ndarray]:
     return make_batch(pairs, 8, 16, 4)
 
 
-def command(world, script: str, *flags: str, devices: int = 1, **macros) -> list[str]:
+def command(world, script: str, *flags: str, **macros) -> list[str]:
     """The command line of `python -m t5x.{script}`."""
     (world.folder / "t5x.gin").write_text(GIN)
     (world.folder / "tasks.gin").write_text("\n".join(GIN.splitlines()[:3]))
@@ -92,6 +92,32 @@ def run(world, *arguments, devices: int = 1, **macros) -> None:
     """Run a command of T5X to its end."""
     done = subprocess.run(
         command(world, *arguments, **macros), cwd=world.folder, capture_output=True, text=True,
-        env=world.environment(devices), timeout=300,
+        env=world.environment(devices), timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def under_t5x(world, name, stage, files=(), **macros):
+    macros = {"MODEL_DIR": str(world.folder / name), "TRAIN_STEPS": 20,
+              "MIXTURE_OR_TASK_NAME": "tiny_mood", "INITIAL_CHECKPOINT_PATH": str(world.base),
+              "LIBRARY": str(world.folder / "t5x_library")} | macros
+    return ("train", *files, f"pemt_jax/configs/t5x/{stage}.gin", "t5x.gin"), macros
+
+
+def train_once(world, name, stage, devices=1, files=(), **macros):
+    """Train under T5X unless an earlier test has; return the run's folder."""
+    if not (world.folder / name).exists():
+        arguments, macros = under_t5x(world, name, stage, files, **macros)
+        run(world, *arguments, devices=devices, **macros)
+    return world.folder / name
+
+
+def experts_of_t5x(world):
+    for task in tiny_system.EXPERTS:
+        train_once(world, f"t5x_{task}", "stage1", MIXTURE_OR_TASK_NAME=task)
+    return world.folder / "t5x_library"
+
+
+def target_of_t5x(world):
+    experts_of_t5x(world)
+    return train_once(world, "t5x_target", "stage2", EXPERTS=tiny_system.EXPERTS, SAVE_FROZEN=False)

@@ -18,12 +18,24 @@ if importlib.util.find_spec("t5x") is None:
 import tiny_system
 from t5x import adafactor, utils
 from t5x.examples.t5 import network
-from t5x_system import batch_at, command, make, make_t5x_trainer, run
+from t5x_system import (
+    batch_at,
+    command,
+    experts_of_t5x,
+    make,
+    make_t5x_trainer,
+    run,
+    target_of_t5x,
+    train_once,
+    under_t5x,
+)
 from tiny_system import EXPERTS, LENGTHS, world_fixture  # noqa: F401
 
 from pemt_jax import optimizers, t5x_bridge, t5x_runs, t5x_state
+from pemt_jax.assembly import assemble
 from pemt_jax.config import T5Config
 from pemt_jax.errors import PemtError, UsageError
+from pemt_jax.interop.hf import load_hf
 from pemt_jax.library import load_expert
 from pemt_jax.methods import split
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
@@ -185,32 +197,6 @@ def test_a_folder_takes_up_no_run_but_its_own(folder):
 # Real commands of T5X, each a process of 10 to 40 seconds.
 
 
-def under_t5x(world, name, stage, files=(), **macros):
-    macros = {"MODEL_DIR": str(world.folder / name), "TRAIN_STEPS": 20,
-              "MIXTURE_OR_TASK_NAME": "tiny_mood", "INITIAL_CHECKPOINT_PATH": str(world.base),
-              "LIBRARY": str(world.folder / "t5x_library")} | macros
-    return ("train", *files, f"pemt_jax/configs/t5x/{stage}.gin", "t5x.gin"), macros
-
-
-def train_once(world, name, stage, devices=1, files=(), **macros):
-    """Train under T5X unless an earlier test has; return the run's folder."""
-    if not (world.folder / name).exists():
-        arguments, macros = under_t5x(world, name, stage, files, **macros)
-        run(world, *arguments, devices=devices, **macros)
-    return world.folder / name
-
-
-def experts_of_t5x(world):
-    for task in EXPERTS:
-        train_once(world, f"t5x_{task}", "stage1", MIXTURE_OR_TASK_NAME=task)
-    return world.folder / "t5x_library"
-
-
-def target_of_t5x(world):
-    experts_of_t5x(world)
-    return train_once(world, "t5x_target", "stage2", EXPERTS=EXPERTS, SAVE_FROZEN=False)
-
-
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits(world, tmp_path):
     experts_of_t5x(world)
@@ -253,8 +239,9 @@ def test_experts_of_our_trainer_are_mixed_by_t5x_on_two_by_two_devices(world):
             "partitioning.PjitPartitioner.num_partitions": None,
             "partitioning.PjitPartitioner.model_parallel_submesh": (1, 1, 1, 2)}),
     ]  # fmt: skip
-    info = (folders[1] / "model-info.txt").read_text()
-    assert "'model': 2" in info or "model" in info
+    placed = [(f / "checkpoint_20" / "state" / "_sharding").read_text() for f in folders]
+    assert "[1, 1]" in placed[0] and "[2, 2]" in placed[1]
+    assert "partition spec (None, 'model')" in (folders[1] / "model-info.txt").read_text()
     one, four = (load_weights(f / "artefact" / "weights.safetensors") for f in folders)
     for path, value in one.items():
         np.testing.assert_allclose(four[path], value, atol=1e-4, err_msg=path)
@@ -265,6 +252,8 @@ def test_t5x_evaluates_and_infers_what_our_commands_say_of_the_artefact(world, c
     """From a checkpoint that holds nothing frozen."""
     target = target_of_t5x(world)
     checkpoint = str(target / "checkpoint_20")
+    saved = (target / "checkpoint_20" / "state" / "_METADATA").read_text()
+    assert "gate" in saved and "token_embedder" not in saved and "lora_a" not in saved
     macros = {"MODEL_DIR": str(target), "CHECKPOINT_PATH": checkpoint,
               "MIXTURE_OR_TASK_NAME": "tiny_mood"}
     run(world, "eval", **macros, EVAL_OUTPUT_DIR=str(target / "eval"))
