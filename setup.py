@@ -14,7 +14,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=[*find_packages(include=["pemt_jax", "pemt_jax.*"]), "pemt_jax.tasks",
-              "pemt_jax.configs"],
+              "pemt_jax.configs", "pemt_jax.configs.t5x"],
     package_dir={"pemt_jax.tasks": "tasks", "pemt_jax.configs": "configs"},
     package_data={"pemt_jax": ["assets/*/*"], "pemt_jax.configs": ["*/*.gin"]},
     install_requires=[
