@@ -16,7 +16,7 @@ from pemt_jax.artefact import Card, check_name
 from pemt_jax.config import T5Config
 from pemt_jax.errors import PemtError, UsageError
 from pemt_jax.folders import check_free
-from pemt_jax.interop.hf import load_hf
+from pemt_jax.interop.base import load_base
 from pemt_jax.interop.peft import import_adapter
 from pemt_jax.interop.reference import from_reference
 from pemt_jax.interop.reference_files import check_backbone, load_reference
@@ -57,7 +57,7 @@ def import_peft(request: Request) -> Card:
                          "expected no --prompt.")
     base_print, base_name = (card.base_fingerprint, card.base_name) if card else ("", "")
     if request.base is not None:
-        t5, params = load_hf(request.base)
+        t5, params = load_base(request.base)
         base_print, base_name = fingerprint(params), Path(request.base).resolve().name
         check_fits(adapter.lora, params, str(request.path))
         if card is not None and card.base_fingerprint != base_print:
@@ -89,7 +89,7 @@ def import_reference(request: Request) -> Card:
     if request.base is None:
         raise UsageError("The authors' files do not say what they stand on, expected --base.")
     source, tensors = str(request.path), load_reference(request.path, stage=1)
-    t5, base = load_hf(request.base)
+    t5, base = load_base(request.base)
     rows = len(tensors.get("shared.weight", base["token_embedder/embedding"]))
     params = from_reference(dataclasses.replace(t5, vocab_size=rows), tensors, source)
     cut = {**base, "token_embedder/embedding": base["token_embedder/embedding"][:rows]}

@@ -16,7 +16,7 @@ from pemt_jax.config import PemtConfig
 from pemt_jax.errors import PemtError, UsageError
 from pemt_jax.folders import check_free
 from pemt_jax.importing import Request, open_vocabulary
-from pemt_jax.interop.hf import load_hf
+from pemt_jax.interop.base import open_base
 from pemt_jax.interop.reference import from_reference
 from pemt_jax.interop.reference_files import check_backbone, load_reference
 from pemt_jax.library import PROMPT
@@ -53,7 +53,7 @@ def import_target(request: Request, model_dir: Path, experts: Sequence[str]) -> 
     vocabulary = open_vocabulary(request.base, request.vocabulary)
     # They cut the embedding to the vocabulary's size.
     rows = len(tensors["shared.weight"]) if "shared.weight" in tensors else vocabulary.vocab_size
-    t5 = dataclasses.replace(load_hf(request.base)[0], vocab_size=rows)
+    t5 = dataclasses.replace(open_base(request.base)[0], vocab_size=rows)
     params = from_reference(t5, tensors, source)
     widths = {array.shape[1] for path, array in params.items()
               if path.endswith("/mlp/adapter/down/kernel")}
