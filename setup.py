@@ -26,7 +26,7 @@ setup(
         "optax>=0.2.4",
         "orbax-checkpoint>=0.11.20",
         "seqio>=0.0.20",
-        "tensorflow>=2.17",
+        "tensorflow>=2.20",
         "sentencepiece>=0.2",
         "etils[epath]>=1.9",
         "tensorflow-datasets>=4.9.8",
