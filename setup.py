@@ -14,7 +14,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=[*find_packages(include=["pemt_jax", "pemt_jax.*"]), "pemt_jax.tasks",
-              "pemt_jax.configs"],
+              "pemt_jax.configs", "pemt_jax.configs.t5x"],
     package_dir={"pemt_jax.tasks": "tasks", "pemt_jax.configs": "configs"},
     package_data={"pemt_jax": ["assets/*/*"], "pemt_jax.configs": ["*/*.gin"]},
     install_requires=[
@@ -42,6 +42,9 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "build>=1.2"],
+        "torch": ["torch>=2.6"],  # to read .pt and .bin files; earlier ones do not do it safely
+        "hub": ["huggingface_hub>=0.34"],
+        "parity": ["torch>=2.6", "transformers>=5.0", "peft>=0.18"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
     },

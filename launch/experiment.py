@@ -13,7 +13,7 @@ import jax
 from pemt_jax import artefact
 from pemt_jax.assembly import MINI_T5
 from pemt_jax.evaluate import evaluate
-from pemt_jax.interop.hf import load_hf
+from pemt_jax.interop.base import load_base
 from pemt_jax.train import train
 from pemt_jax.weights import fingerprint
 
@@ -35,7 +35,7 @@ class Experiment:
         self.trained = 0  # runs made anew
         # Runs that differ by seed or examples only share their compiled steps.
         jax.config.update("jax_compilation_cache_dir", str((self.folder / "compiled").absolute()))
-        self.base = fingerprint(load_hf(MINI_T5)[1])
+        self.base = fingerprint(load_base(MINI_T5)[1])
 
     def command(self, main, *files: str, **macros) -> None:
         """Call a gin main as its command line would be; end the program when it fails."""

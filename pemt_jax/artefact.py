@@ -66,8 +66,7 @@ def write_artefact(folder: str | os.PathLike, arrays: Mapping[str, np.ndarray], 
         save_weights(partial / WEIGHTS, arrays)
         card = dataclasses.replace(card, versions=versions(),
                                    sha256=sha256_file(partial / WEIGHTS))
-        with replacing(partial / CARD) as path:
-            path.write_text(_to_json(card), encoding="utf-8")
+        write_card(partial / CARD, card)
         partial.chmod(0o755)  # mkdtemp gives a private folder, a library is shared
         _put_in_place(partial, folder)
     except OSError as error:
@@ -106,9 +105,20 @@ def read_card(folder: str | os.PathLike) -> Card:
         names = [p.parent.name for p in folder.parent.glob(f"[!.]*/{CARD}")]
         state = f"has no {CARD}" if folder.is_dir() else "does not exist"
         raise PemtError(f"{folder} {state}, expected an artefact{nearest(folder.name, names)}.")
+    return read_card_file(path)
+
+
+def write_card(path: Path, card: Card) -> None:
+    """Write a card with the sha256 of itself. PemtError when it cannot be written as JSON."""
+    with replacing(path) as partial:
+        partial.write_text(_to_json(card), encoding="utf-8")
+
+
+def read_card_file(path: Path) -> Card:
+    """Return the verified card in the file `path`. PemtError when it is no good."""
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PemtError(f"{path} is no readable JSON ({error}), expected a card.") from error
     if not isinstance(fields, dict) or fields.pop("card_sha256", None) != _digest(fields):
         raise PemtError(f"{path} is damaged or edited by hand: its content does not have the "

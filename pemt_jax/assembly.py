@@ -19,7 +19,7 @@ from pemt_jax import library as expert_library
 from pemt_jax import partitioning
 from pemt_jax.config import PemtConfig, T5Config
 from pemt_jax.errors import PemtError, UsageError
-from pemt_jax.interop.hf import load_hf
+from pemt_jax.interop.base import load_base
 from pemt_jax.methods import Method, get_method
 from pemt_jax.models import PemtModel
 from pemt_jax.weights import fingerprint, sha256_file
@@ -84,7 +84,7 @@ def assemble(
     Args:
       method: name of a row of methods.METHODS.
       vocabulary: of the tasks; it must be the base's.
-      base: folder of a pretrained T5; None to start from `t5`, randomly initialised.
+      base: a pretrained T5 (see interop.base); None to start from `t5`, randomly initialised.
       t5: the shape, where there is no base.
       options: the user's choices; modules, names and lengths in it are filled in here.
       prompt_text: the task's description.
@@ -106,7 +106,7 @@ def assemble(
         raise UsageError(f"Found {found} of a base and a T5 configuration, expected one of them.")
     base_params, base_print = {}, None
     if base is not None:
-        t5, base_params = load_hf(base)
+        t5, base_params = load_base(base)
         base_print = fingerprint(base_params)
     if embedding_rows is not None and base is not None and embedding_rows != t5.vocab_size:
         base_params |= cut_embedding(base_params, embedding_rows)

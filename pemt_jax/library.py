@@ -7,12 +7,10 @@ Stage 1 saves into it, stage 2 loads by name, in the order that the gate will ha
 Experts of different ranks are stacked by filling the smaller with zeros: u A B is a sum over rank,
 so its value and its norm are exactly what they were (the product has no factor alpha/R).
 
-    python -m pemt_jax.library list|show|verify [--library DIR] [NAME ...]
-
-The folder is --library, else $PEMT_JAX_LIBRARY, else runs/library.
+`python -m pemt_jax.library` is library_command.py: the commands for people. What enters from
+elsewhere comes through exchange.py, importing.py and hub.py.
 """
 
-import argparse
 import dataclasses
 import os
 import re
@@ -22,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pemt_jax.artefact import CARD, Card, check_name, read_artefact, read_card, write_artefact
+from pemt_jax.artefact import CARD, Card, check_name, read_artefact, write_artefact
 from pemt_jax.errors import PemtError, UsageError, nearest
 
 PROMPT = "prompt/embedding"
@@ -79,7 +77,11 @@ def load_expert(library: str | os.PathLike, name: str, base_fingerprint: str | N
 
     UsageError for an unknown name; PemtError when it is damaged or stands on another base.
     """
-    folder = expert_folder(library, name)
+    return read_expert(expert_folder(library, name), name, base_fingerprint)
+
+
+def read_expert(folder: Path, name: str, base_fingerprint: str | None = None) -> Expert:
+    """Read and verify the expert in `folder`, wherever that lies; PemtError as `load_expert`."""
     arrays, card = read_artefact(folder, base_fingerprint)
     if card.kind != "expert":
         raise PemtError(f"{folder} is a {card.kind} artefact, expected an expert.")
@@ -176,89 +178,7 @@ def _take_apart(name: str, arrays: Mapping[str, np.ndarray]
     return prompt, lora
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run `list`, `show NAME ...` or `verify [NAME ...]`; return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pemt_jax.library", description="Look into a library of experts.",
-        epilog="The exit code is 0, 1 when an expert is damaged, 2 when a name is unknown.")
-    parser.add_argument("command", metavar="list|show|verify",
-                        help="list: one line an expert; show: all that a card says; verify: hash "
-                        "every file of the experts named, or of all")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="an expert")
-    parser.add_argument("--library", type=Path, default=default_library(), metavar="DIR",
-                        help="default: $PEMT_JAX_LIBRARY, else runs/library")
-    arguments = parser.parse_args(argv)
-    try:
-        if arguments.command not in COMMANDS:
-            raise UsageError(f"There is no command {arguments.command!r}, expected one of "
-                             f"{', '.join(COMMANDS)}{nearest(arguments.command, COMMANDS)}.")
-        if not arguments.library.is_dir():
-            raise UsageError(f"There is no library {arguments.library}, expected a folder that "
-                             "stage 1 has saved experts in or another --library.")
-        return COMMANDS[arguments.command](arguments.library, arguments.names)
-    except PemtError as error:
-        return _report([error])
-
-
-def _list(library: Path, names: Sequence[str]) -> int:
-    rows, faults = [("EXPERT", "TASK", "RANK", "BASE", "METRICS", "MB")], []
-    for name in names or expert_names(library):
-        try:
-            card = read_card(folder := expert_folder(library, name))
-        except PemtError as error:
-            faults.append(error)
-            continue
-        metrics = ", ".join(f"{key} {value:.4g}" for key, value in card.metrics.items())
-        size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
-        rows.append((name, card.task, str(card.rank), card.base_name or card.base_fingerprint[:12],
-                     metrics or "-", f"{size:.1f}"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows if len(rows) > 1 else ():
-        cells = [cell.rjust(width) if heading in ("RANK", "MB") else cell.ljust(width)
-                 for cell, width, heading in zip(row, widths, rows[0], strict=True)]
-        print("  ".join(cells).rstrip())
-    if len(rows) == 1 and not faults:
-        print(f"no experts in {library}")
-    return _report(faults)
-
-
-def _show(library: Path, names: Sequence[str]) -> int:
-    if not names:
-        raise UsageError(f"No expert was named, expected one of "
-                         f"{', '.join(expert_names(library)) or 'none'} in {library}.")
-    for name in names:
-        expert, card = load_expert(library, name), read_card(library / name)
-        D, F = expert.widths
-        facts = {"expert": name, "folder": library / name, "task": card.task,
-                 "method": card.method, "prompt": card.description,
-                 "shape": f"rank {card.rank}, model width {D}, feed-forward width {F}, "
-                          f"{len(expert.lora)} layers, {len(expert.prompt)} prompt rows",
-                 "base": f"{card.base_name} {card.base_fingerprint}".strip(),
-                 **card.metrics, "sha256": card.sha256,
-                 "versions": ", ".join(f"{key} {value}" for key, value in card.versions.items()),
-                 **{f"config {key}": value for key, value in card.config.items()}}
-        width = max(map(len, facts))
-        print("\n".join(f"{key.ljust(width)}  {value}" for key, value in facts.items()))
-    return 0
-
-
-def _verify(library: Path, names: Sequence[str]) -> int:
-    faults = []
-    for name in names or expert_names(library):
-        try:
-            print(f"{name}  ok  sha256 {load_expert(library, name).sha256}")
-        except PemtError as error:
-            faults.append(error)
-    return _report(faults)
-
-
-def _report(faults: Sequence[PemtError]) -> int:
-    for fault in faults:
-        print(f"error: {fault}", file=sys.stderr)
-    return max((fault.exit_code for fault in faults), default=0)
-
-
-COMMANDS = {"list": _list, "show": _show, "verify": _verify}
-
 if __name__ == "__main__":
+    from pemt_jax.library_command import main
+
     sys.exit(main())

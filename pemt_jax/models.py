@@ -158,12 +158,13 @@ class PemtModel:
           batch: see the module; T is the most tokens generated unless `max_decode_length` is set.
           rng: not used, decoding is deterministic.
           decoder_params: `alpha` of the length penalty of beam search.
-          return_all_decodes: return [B, num_decodes, T], best first, instead of the best.
+          return_all_decodes: return [B, num_decodes, T], best last as in T5X, instead of the best.
           num_decodes: 1 for greedy search, more for that many beams.
 
         Returns:
-          Tokens and {"scores": log probabilities, for beams divided by the length penalty}; for
-          a model with experts also "gate", the mean gate of the encoder's layers [B, E].
+          Tokens and {"scores": log probabilities, for beams divided by the length penalty}, [B]
+          or, where all decodes are returned, [B, num_decodes]; for a model with experts also
+          "gate", the mean gate of the encoder's layers [B, E].
         """
         del rng
         length = self.max_decode_length or batch["decoder_target_tokens"].shape[1]
@@ -194,21 +195,36 @@ class PemtModel:
         if self.pemt.num_experts:
             aux["gate"] = mean_gate(traverse_util.flatten_dict(collected["pemt"], sep="/"))
         if num_decodes == 1:
-            tokens, aux["scores"] = decoding.greedy_search(next_logits, cache, rows_N, length)
-            return (tokens[:, None] if return_all_decodes else tokens), aux
-        alpha = (decoder_params or {}).get("alpha", 0.6)
-        tokens, scores = decoding.beam_search(
-            next_logits, cache, rows_B, length, num_decodes, alpha
-        )
-        aux["scores"] = scores if return_all_decodes else scores[:, 0]
-        return (tokens if return_all_decodes else tokens[:, 0]), aux
+            tokens, scores = decoding.greedy_search(next_logits, cache, rows_N, length)
+            tokens, scores = tokens[:, None], scores[:, None]
+        else:
+            alpha = (decoder_params or {}).get("alpha", 0.6)
+            tokens, scores = decoding.beam_search(
+                next_logits, cache, rows_B, length, num_decodes, alpha
+            )
+            tokens, scores = tokens[:, ::-1], scores[:, ::-1]
+        if return_all_decodes:
+            return tokens, aux | {"scores": scores}
+        return tokens[:, -1], aux | {"scores": scores[:, -1]}
 
-    def score_batch(self, params: Mapping, batch: Batch) -> Array:
-        """Return the log likelihood [B] of the targets."""
+    def score_batch(self, params: Mapping, batch: Batch, return_intermediates: bool = False):
+        """Return the log likelihood [B] of the targets.
+
+        With `return_intermediates` also T5X's {"decoder": {"token_scores", "target_tokens",
+        "loss_weights"}}, each a tuple of one array [B, T].
+        """
         logits_BTV, _ = self.apply(params, batch)
+        targets_BT = batch["decoder_target_tokens"]
         weights_BT = batch["decoder_loss_weights"].astype(jnp.float32)
-        _, ce_BT = token_cross_entropy(logits_BTV, batch["decoder_target_tokens"], weights_BT)
-        return -jnp.sum(ce_BT * weights_BT, axis=1)
+        _, ce_BT = token_cross_entropy(logits_BTV, targets_BT, weights_BT)
+        scores_BT = -ce_BT * weights_BT
+        scores_B = jnp.sum(scores_BT, axis=1)
+        if not return_intermediates:
+            return scores_B
+        return scores_B, {"decoder": {
+            "token_scores": (scores_BT,), "target_tokens": (targets_BT,),
+            "loss_weights": (batch["decoder_loss_weights"],),
+        }}  # fmt: skip
 
 
 def row_weights(batch: Batch) -> Array:

@@ -27,6 +27,7 @@ from pemt_jax.artefact import (
 from pemt_jax.assembly import Assembly, assemble
 from pemt_jax.config import DTYPES, PemtConfig
 from pemt_jax.errors import PemtError, UsageError, nearest
+from pemt_jax.interop.base import absolute
 from pemt_jax.interop.hf import save_hf
 from pemt_jax.methods import get_method
 from pemt_jax.tasks.vocabulary import Vocabulary, prefer
@@ -97,6 +98,7 @@ def publish(
     library: str,
     expert_name: str | None,
     base_dtype: str = "float32",
+    notes: Mapping[str, object] | None = None,
 ) -> Path:
     """Write what a run has trained and return the folder.
 
@@ -111,6 +113,7 @@ def publish(
       library: folder of the expert library that the run used, and that a source expert enters.
       expert_name: its name there; None to keep it out.
       base_dtype: in which a base is stored.
+      notes: more facts for the card.
     """
     trained = {path: np.asarray(value) for path, value in trained.items()}
     if assembly.method.name == "full":
@@ -133,7 +136,7 @@ def publish(
     }
     config = {
         "model_dir": str(model_dir.resolve()),
-        "base": str(Path(base).resolve()),
+        "base": absolute(base),
         "library": str(Path(library).resolve()),
         "t5": identity["t5"],
         "pemt": identity["pemt"],
@@ -141,6 +144,7 @@ def publish(
         "max_decode_length": assembly.model.max_decode_length,
         "vocabulary": identity["vocabulary"],
         "seed": identity["seed"],
+        **(notes or {}),
     }
     experts = tuple((record["name"], record["sha256"]) for record in identity["experts"])
     kind = "expert" if options.source_expert else "target"

@@ -73,7 +73,8 @@ def train(
       train_steps, batch_size: updates and rows an update.
       optimizer: an optax optimizer, see optimizers.make_optimizer.
       method: a row of methods.METHODS.
-      initial_checkpoint_path: the base, a Hugging Face T5 folder; None to start from `t5`.
+      initial_checkpoint_path: the base, a Hugging Face T5 folder or a T5X checkpoint; None
+        to start from `t5`.
       t5, options: shape of a new backbone; choices of PEMT.
       prompt_text: the prompt's text; None for the task's own description.
       library, experts: the expert library and the names of the experts to mix.

@@ -139,7 +139,7 @@ OTHERS = (
         inputs="premise: {premise} hypothesis: {hypothesis}",
         target=Label(("entailment", "neutral")), splits=Halves(), metric=metrics.accuracy,
         description="Say whether a premise from a science text entails a hypothesis."),
-    Dataset(  # targets are '0' and '1'
+    Dataset(  # targets are '0' and '1'; the authors' source has the tokenized text of these rows
         name="pemt_paws", data="paws_wiki/labeled_final_raw:1.1.0",
         inputs="sentence1: {sentence1} sentence2: {sentence2}",
         target=Label(("0", "1")), metric=metrics.accuracy,
@@ -158,13 +158,15 @@ EXTRAS = (
         inputs="premise: {premise} choice1: {choice1} choice2: {choice2}",
         target=Label(("choice1", "choice2")),
         description="Choose the likelier cause or effect of a premise."),
-    Dataset(  # pairs on whose label the raters did not agree are left out
+    # The authors' SNLI, which no experiment uses, has numbers as targets and the policy HeldOut;
+    # here it has words and its own splits. Pairs whose raters did not agree are left out.
+    Dataset(
         name="pemt_snli", data="snli:1.1.0",
         inputs="premise: {premise} hypothesis: {hypothesis}",
         target=Label(("entailment", "neutral", "contradiction")), drop_unlabelled=True,
         metric=metrics.accuracy,
         description="Say how a hypothesis relates to a premise that describes a picture."),
-    question(
+    question(  # the authors' `triviaqa` reads SQuAD
         name="pemt_triviaqa", data="mrqa/trivia_qa:1.0.0",
         description="Answer a trivia question with words of a web page."),
 )

@@ -34,8 +34,8 @@ SHOTS = (8, 32)
 SEEDS = (0, 1, 2, 3, 4)
 # Shares of the pretraining rows: the sources get a third, the smaller ones more of it than their
 # size asks for. T5 1.0 was pretrained on its supervised tasks too.
-PRETRAINING_RATES = {SPAN_CORRUPTION: 0.64, "vader_movies_pretrain": 0.16,
-                     "vader_tweets_pretrain": 0.08, "vader_nyt_pretrain": 0.08,
+PRETRAINING_RATES = {SPAN_CORRUPTION: 0.90, "vader_movies_pretrain": 0.03,
+                     "vader_tweets_pretrain": 0.015, "vader_nyt_pretrain": 0.015,
                      "vader_domain_pretrain": 0.04}
 
 Example = tuple[str, str, str]  # id, inputs, targets

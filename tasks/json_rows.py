@@ -52,6 +52,11 @@ class JsonRows:
     def _column(self, split: str, field: str) -> np.ndarray | list:
         values = [self._value(split, number, field) for number in range(len(self._rows(split)))]
         for number, value in enumerate(values):
+            if _kind(value) is None:
+                raise PemtError(
+                    f"Row {number} of split {split!r} of task {self.task!r} has {value!r} in the "
+                    f"field {field!r}, expected a text, a number, true or false, or a list of "
+                    "texts.")
             if _kind(value) != _kind(values[0]):
                 raise PemtError(
                     f"Row {number} of split {split!r} of task {self.task!r} has {value!r} in the "
@@ -84,8 +89,9 @@ class JsonRows:
         for part in field.split("/"):
             value = value.get(part) if isinstance(value, dict) else None
         if value is None:
+            others = [name for name in row if name != field]
             raise PemtError(f"Row {number} of split {split!r} of task {self.task!r} has no field "
-                            f"{field!r} ({self._file(split)}){nearest(field, row)}.")
+                            f"{field!r} ({self._file(split)}){nearest(field, others)}.")
         return value
 
     def _rows(self, split: str) -> list[dict]:
@@ -102,13 +108,14 @@ class JsonRows:
         return self.files[split]
 
 
-def _kind(value: object) -> str:
+def _kind(value: object) -> str | None:
+    """What a value is, None for what rows cannot have."""
     if isinstance(value, list):
-        return "a list of texts" if all(isinstance(item, str) for item in value) else "a mixed list"
+        return "a list of texts" if all(isinstance(item, str) for item in value) else None
     for types, name in ((bool, "true or false"), (int | float, "a number"), (str, "a text")):
         if isinstance(value, types):
             return name
-    return "another type"
+    return None
 
 
 @functools.lru_cache(16)

@@ -133,7 +133,7 @@ def normalized(text: str) -> str:
 def token_f1(answer: str, prediction: str) -> float:
     """F1 of the words that two texts share, from 0 to 1, after normalisation."""
     wanted, found = normalized(answer).split(), normalized(prediction).split()
-    if wanted == found:  # two texts without a word too
+    if wanted == found:  # two texts without a word too, which the authors' code gives 0
         return 1.0
     shared = sum((Counter(wanted) & Counter(found)).values())
     return 2 * shared / (len(wanted) + len(found))

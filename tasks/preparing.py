@@ -1,6 +1,7 @@
 """Downloading data sets and caching tasks, so that they work without network afterwards."""
 
 import importlib
+import logging
 import sys
 
 import seqio
@@ -55,7 +56,12 @@ def prepare(task: seqio.Task, folder: str) -> None:
 
 def _download(data: TfdsRows) -> None:
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download import downloader
 
+    downloader.MAX_RETRIES = 5  # without network that is six seconds; its own ten are 200
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # which warns of every retry
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
     name = data.name
     root = data.folder
     for _ in name.replace(":", "/").split("/"):

@@ -71,12 +71,24 @@ def register(dataset: Dataset) -> None:
     """Register a data set's task, its few-shot variants and its prompt text; reads no data.
 
     Raises:
-      UsageError: the name is taken.
+      UsageError: the name is taken, or the template has no fields.
     """
+    _check_template(dataset)
     _register(dataset, dataset.name, None)
     for shots in SHOTS:
         _register(dataset, f"{dataset.name}_{shots}", {"shots": shots})
     _register(dataset, f"{dataset.name}_few", {})
+
+
+def _check_template(row: Dataset) -> None:
+    try:
+        fields = [field for _, field, _, _ in string.Formatter().parse(row.inputs)
+                  if field is not None]
+    except ValueError:  # a brace without its other half
+        fields = []
+    if not fields or not all(field and not field.isdigit() for field in fields):
+        raise UsageError(f"The template {row.inputs!r} of task {row.name!r} cannot be filled, "
+                         "expected fields in braces, such as {text}.")
 
 
 def _register(row: Dataset, name: str, few_shot: Mapping[str, int] | None) -> None:

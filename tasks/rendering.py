@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from pemt_jax.tasks.targets import Answers, Row, Target
+from pemt_jax.errors import UsageError
+from pemt_jax.tasks.targets import Answers, Row, Target, as_text
 
 SPACE = r"\s\p{Z}\x0b\x1c-\x1f\x{85}"  # RE2's \s is ASCII's; text has more kinds of space
 
@@ -32,6 +33,7 @@ def render(dataset: tf.data.Dataset, template: str, target: Target,
       Examples with inputs, targets (string), row (int64, its number in the source's split) and,
       where there are any, answers (string [answers]) and group (string).
     """
+    @tf.autograph.experimental.do_not_convert  # which would wrap our errors in its own
     def example(row: Row) -> Row:
         row = clean(row) if clean else row
         made = {"inputs": fill(template, row), "targets": target.render(row), "row": row["row"]}
@@ -51,10 +53,16 @@ def render(dataset: tf.data.Dataset, template: str, target: Target,
 
 
 def fill(template: str, row: Row) -> tf.Tensor:
-    """The template with the texts of a row, string scalar."""
+    """The template with the texts and numbers of a row, string scalar."""
     parts = []
     for text, field, _, _ in string.Formatter().parse(template):
-        parts += [text] if field is None else [text, row[field]]
+        parts.append(text)
+        if field is None:
+            continue
+        if row[field].shape.rank != 0:
+            raise UsageError(f"The field {field!r} of the template {template!r} is a list, "
+                             "expected a text or a number (`clean` can join it).")
+        parts.append(as_text(row[field]))
     return tf.strings.join(parts)
 
 
@@ -108,6 +116,6 @@ def marked_spans(row: Row) -> Row:
 def _mark(text: tf.Tensor, span: tf.Tensor, words_before: tf.Tensor, mark: str) -> tf.Tensor:
     """Set marks round a span that follows a number of words; text without it stays as it is."""
     literal = tf.strings.regex_replace(span, r"([!-/:-@\[-^`{-~])", r"\\\1")  # no metacharacters
-    pattern = tf.strings.join([r"^((?:\S+\s){", tf.strings.as_string(words_before), "})(",
-                               literal, ")"])
+    pattern = tf.strings.join([f"^((?:[^{SPACE}]+[{SPACE}]){{", tf.strings.as_string(words_before),
+                               "})(", literal, ")"])
     return tf.strings.regex_replace(text, pattern, rf"\1{mark} \2 {mark}", replace_global=False)

@@ -18,7 +18,7 @@ from pemt_jax.errors import PemtError, UsageError, nearest
 from pemt_jax.tasks import index_files
 from pemt_jax.tasks.json_rows import JsonRows
 from pemt_jax.tasks.splits import FewShot, Halves, Policy, question_groups
-from pemt_jax.tasks.targets import Target
+from pemt_jax.tasks.targets import Target, as_numbers
 from pemt_jax.tasks.tfds_rows import TfdsRows
 
 
@@ -97,6 +97,9 @@ class SplitSource(seqio.DataSource):
         del sequence_length, use_cached, num_epochs
         part = self._part(split)
         rows = self.rows(split)
+        if not len(rows):
+            raise PemtError(f"Split {split!r} of task {self.task!r} is empty, expected a row at "
+                            "least.")
         keep = np.zeros(self.data.size(part), bool)
         keep[rows] = True
         self._check_labels(split, keep)
@@ -123,19 +126,17 @@ class SplitSource(seqio.DataSource):
     def _choose(self, split: str) -> np.ndarray:
         part = self._part(split)
         order = self._original_order(part)
+        if self._drop_unlabelled:
+            order = order[~(as_numbers(self._column(part, self.target.field)[order]) < 0)]
         groups = None
         if self._group and question_groups() and isinstance(self.policy, Halves):
             columns = [self._column(part, field)[order] for field in self._group]
             groups = np.unique(np.stack(columns), axis=1, return_inverse=True)[1].ravel()
         positions = self.policy.positions(split, len(order), groups)
         settings = self.few_shot if split == "train" else None
-        labels = self._column(part, self.target.field)[order] if (
-            self._drop_unlabelled or (settings and self.target.counted)) else None
-        if self._drop_unlabelled:
-            positions = positions[labels[positions] >= 0]
         if settings:
-            positions = settings.draw(positions, len(order),
-                                      labels if self.target.counted else None)
+            labels = self._column(part, self.target.field)[order] if self.target.counted else None
+            positions = settings.draw(positions, len(order), labels)
         return order[positions]
 
     def _original_order(self, part: str) -> np.ndarray:
@@ -155,17 +156,28 @@ class SplitSource(seqio.DataSource):
 
     def _check_labels(self, split: str, keep: np.ndarray) -> None:
         if not hasattr(self.target, "faulty"):
+            self._check_answers(split, keep)
             return
         values = self._column(self._part(split), self.target.field)
-        faulty = np.flatnonzero(keep & self.target.faulty(values))
+        faulty = np.flatnonzero(keep & (isinstance(values, list) or self.target.faulty(values)))
         if not len(faulty):
             return
         row, value = faulty[0], values[faulty[0]]
-        value = value.decode() if isinstance(value, bytes) else value.item()
+        value = value.decode() if isinstance(value, bytes) else np.asarray(value).tolist()
         unlabelled = isinstance(value, int | float) and value < 0
         meaning = ", which means that it is not labelled" if unlabelled else ""
         raise PemtError(f"Row {row} of split {split!r} of task {self.task!r} has the label "
                         f"{value!r}{meaning}, expected {self.target.expected}.")
+
+    def _check_answers(self, split: str, keep: np.ndarray) -> None:
+        """A question may have no answer; a split without any is not labelled."""
+        field = self.target.field
+        found = self.data.read(self._part(split), [field], split, keep)
+        if not any(np.size(row[field]) for row in found.as_numpy_iterator()):
+            raise PemtError(f"Row {np.flatnonzero(keep)[0]} of split {split!r} of task "
+                            f"{self.task!r} has no answer and nor has another row, which means "
+                            "that the split is not labelled, expected answers in the field "
+                            f"{field!r}.")
 
 
 @functools.lru_cache(256)

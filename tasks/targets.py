@@ -20,6 +20,20 @@ NO_ANSWER = "<unk>"  # what the authors' code has where a row has no answer
 Row = dict[str, tf.Tensor]
 
 
+def as_text(value: tf.Tensor) -> tf.Tensor:
+    """Texts as they are, numbers in their shortest form, `true` and `false`."""
+    if value.dtype == tf.string:
+        return value
+    return tf.strings.as_string(value, shortest=value.dtype.is_floating)
+
+
+def as_numbers(values: np.ndarray) -> np.ndarray:
+    """Numbers and truths as float64, nan for a text; float64 [rows]."""
+    if values.dtype.kind in "OSU":
+        return np.full(len(values), np.nan)
+    return values.astype(np.float64)
+
+
 @dataclass(frozen=True)
 class Label:
     """The word of a class: `words` by class number, or the very texts where labels are texts."""
@@ -41,7 +55,7 @@ class Label:
         if values.dtype.kind in "OSU":
             words = [word.encode() for word in self.words]
             return np.array([value not in words for value in values], bool)
-        return (values < 0) | (values >= len(self.words))
+        return ~np.isin(as_numbers(values), range(len(self.words)))
 
     def render(self, row: Row) -> tf.Tensor:
         value = row[self.field]
@@ -68,7 +82,8 @@ class Number:
         return f"{self.low:g} to {self.high:g}"
 
     def faulty(self, values: np.ndarray) -> np.ndarray:
-        return ~((values >= self.low) & (values <= self.high))
+        numbers = as_numbers(values)
+        return ~((numbers >= self.low) & (numbers <= self.high))
 
     def render(self, row: Row) -> tf.Tensor:
         return tf.strings.as_string(tf.cast(row[self.field], tf.float64), precision=1)
@@ -91,7 +106,7 @@ class Option:
         return f"0 to {len(self.options) - 1} ({', '.join(self.options)})"
 
     def faulty(self, values: np.ndarray) -> np.ndarray:
-        return (values < 0) | (values >= len(self.options))
+        return ~np.isin(as_numbers(values), range(len(self.options)))
 
     def render(self, row: Row) -> tf.Tensor:
         return tf.gather(tf.stack([row[name] for name in self.options]),
@@ -103,7 +118,7 @@ class Answers:
     """The first of a list of answers; the metric sees all of them.
 
     Attributes:
-      field: a list of texts.
+      field: a list of texts, or one text.
       one_example_each: in training, every answer makes an example of its own (ReCoRD).
     """
 
@@ -120,7 +135,7 @@ class Answers:
 
     def all(self, row: Row) -> tf.Tensor:
         """All answers, string [answers >= 1]."""
-        answers = row[self.field]
+        answers = tf.reshape(as_text(row[self.field]), [-1])
         return tf.cond(tf.size(answers) > 0, lambda: answers, lambda: tf.constant([NO_ANSWER]))
 
 

@@ -336,8 +336,11 @@ EXPECTED = {
 for _name in ("pemt_hotpotqa", "pemt_searchqa", "pemt_newsqa", "pemt_triviaqa"):
     EXPECTED[_name] = EXPECTED["pemt_nq"]
 
-# Tokens of the first test row of each task under T5's vocabulary: inputs, targets.
+# Tokens under T5's vocabulary: inputs and targets of the first test row of each task (of the first
+# training row of SQuAD, whose first test row is very long), and the first example of T5's paper.
 T5_TOKENS = {
+    "translate":
+        ([13959, 1566, 12, 2968, 10, 37, 629, 19, 1627, 5, 1], [644, 4598, 229, 19250, 5, 1]),
     "pemt_mnli":
         ([3, 17398, 10, 3, 51, 22455, 10, 3, 29, 1], [7163, 1]),
     "pemt_qnli":
@@ -410,3 +413,10 @@ T5_TOKENS = {
         ([822, 10, 1615, 59, 3, 58, 2625, 10, 3, 9, 834, 115, 3, 75, 3, 22, 3, 7, 3, 29,
          9, 2, 162, 3, 5, 1], [3, 75, 3, 22, 3, 7, 1]),
 }
+
+
+def t5_texts(name):
+    """The texts whose tokens T5_TOKENS has."""
+    if name == "translate":
+        return ("translate English to German: The house is wonderful.", "Das Haus ist wunderbar.")
+    return EXPECTED[name]["train" if name == "pemt_squad" else "test"][0][1:]

@@ -1,7 +1,9 @@
 """Hugging Face folders in and out, against the numbers of its own PyTorch T5 (data/)."""
 
 import json
+import pickle
 import shutil
+import sys
 from pathlib import Path
 
 import flax.traverse_util
@@ -9,9 +11,10 @@ import jax
 import numpy as np
 import pytest
 
+from pemt_jax import convert
 from pemt_jax.config import PemtConfig, T5Config
 from pemt_jax.errors import PemtError
-from pemt_jax.interop import hf
+from pemt_jax.interop import hf, hf_names
 from pemt_jax.layers import relative_position_bucket
 from pemt_jax.network import Transformer
 from pemt_jax.weights import fingerprint, load_weights, save_weights
@@ -87,12 +90,12 @@ def test_checkpoints_that_people_have_load_alike(tmp_path):
                              "decoder.embed_tokens.weight": shared},
         "another name": without | {"decoder.embed_tokens.weight": shared},
         "wrapped": {f"model.{name}": array for name, array in tensors.items()},
-        "first T5": tensors | {hf.UNREAD: np.ones((32, 3), np.float32)},
+        "first T5": tensors | {hf_names.UNREAD: np.ones((32, 3), np.float32)},
         "a head": tensors | {"classification_head.dense.weight": shared},
         "double": {name: array.astype(np.float64) for name, array in tensors.items()},
     }
     for name, variant in variants.items():
-        assert fingerprint(hf.from_hf_names(config, variant)) == fingerprint(flat), name
+        assert fingerprint(hf_names.from_hf_names(config, variant)) == fingerprint(flat), name
 
 
 def test_config_defaults_are_those_of_old_files(tmp_path):
@@ -131,6 +134,109 @@ def test_shards_are_read_by_their_index(folder):
         hf.load_hf(folder)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_large_model_is_written_in_shards(version, tmp_path, folder):
+    config, flat = hf.load_hf(DATA / version)
+    hf.save_hf(tmp_path / "new", config, flat, "float32")  # a whole file, which shards replace
+    hf.save_hf(tmp_path / "new", config, flat, "float32", shard_bytes=20_000)
+    index = json.loads((tmp_path / "new" / "model.safetensors.index.json").read_text())
+    files = sorted(path.name for path in (tmp_path / "new").glob("*.safetensors"))
+    assert files == [f"model-{i + 1:05}-of-{len(files):05}.safetensors" for i in range(len(files))]
+    assert len(files) > 3 and set(index["weight_map"].values()) == set(files)
+    sizes = [sum(array.nbytes for array in load_weights(tmp_path / "new" / file).values())
+             for file in files]
+    assert max(sizes) <= 20_000 and sum(sizes) == index["metadata"]["total_size"]
+    assert fingerprint(hf.load_hf(tmp_path / "new")[1]) == fingerprint(flat)
+
+
+def test_opened_parameters_are_read_when_they_are_asked_for(folder):
+    config, params = hf.open_hf(folder)
+    whole = hf.load_hf(folder)[1]
+    assert params.keys() == whole.keys()
+    (folder / "model.safetensors").rename(folder / "moved")
+    assert params["token_embedder/embedding"].shape == (48, 24)
+    with pytest.raises(PemtError, match="no weight file"):
+        np.asarray(params["token_embedder/embedding"])
+    (folder / "moved").rename(folder / "model.safetensors")
+    for path, array in whole.items():
+        np.testing.assert_array_equal(np.asarray(params[path]), array)
+
+
+def to_bin(folder: Path, torch, shards: int = 1) -> dict[str, str]:
+    """Put the weights into PyTorch's own files instead; return where each tensor is."""
+    tensors = load_weights(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    weight_map = {}
+    for i in range(shards):
+        file = f"pytorch_model-{i + 1:05}-of-{shards:05}.bin" if shards > 1 else "pytorch_model.bin"
+        part = {name: torch.tensor(tensors[name]) for name in list(tensors)[i::shards]}
+        torch.save(part, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    if shards > 1:
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return weight_map
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("shards", [1, 3])
+def test_pytorch_files_are_read(folder, shards):
+    torch = pytest.importorskip("torch", reason='needs torch: pip install "pemt_jax[torch]"')
+    whole = fingerprint(hf.load_hf(folder)[1])
+    to_bin(folder, torch, shards)
+    assert fingerprint(hf.load_hf(folder)[1]) == whole
+
+
+@pytest.mark.parity
+def test_unfit_pytorch_files_are_one_sentence(folder):
+    torch = pytest.importorskip("torch", reason='needs torch: pip install "pemt_jax[torch]"')
+    weight_map = to_bin(folder, torch, 2)
+    index = folder / "pytorch_model.bin.index.json"
+
+    def refuse(message, **changes):
+        index.write_text(json.dumps({"weight_map": weight_map | changes}))
+        with pytest.raises(PemtError, match=message) as caught:
+            hf.load_hf(folder)
+        assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
+
+    refuse("no weight file", **{"shared.weight": "pytorch_model-00003-of-00002.bin"})
+    refuse("inside its own folder", **{"shared.weight": "../evil.bin"})
+    refuse("expected a .bin file", **{"shared.weight": "config.json"})
+    first, second = sorted(set(weight_map.values()))
+    whole = (folder / second).read_bytes()
+    (folder / second).write_bytes(whole[: len(whole) // 2])
+    refuse("truncated, damaged")
+
+    class Hostile:
+        def __reduce__(self):
+            return open, (str(folder / "victim"), "w")
+
+    torch.save({"shared.weight": Hostile()}, folder / second)
+    refuse("asks to run .*nothing was executed")
+    assert not (folder / "victim").exists()
+
+
+def test_a_hostile_pickle_is_not_executed_with_torch_or_without(folder):
+    """The command that meets one leaves nothing behind either."""
+    class Hostile:
+        def __reduce__(self):
+            return open, (str(folder / "victim"), "w")
+
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"shared.weight": Hostile()}))
+    with pytest.raises(PemtError, match="needs torch|asks to run|truncated, damaged"):
+        hf.load_hf(folder)
+    target = folder.parent / "new"
+    assert convert.main(["--from", str(folder), "--to", str(target), "--format", "hf"]) == 1
+    assert not (folder / "victim").exists() and not target.exists()
+
+
+def test_without_torch_the_sentence_says_how_to_get_it(folder, monkeypatch):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(PemtError, match=r'pip install "pemt_jax\[torch\]"'):
+        hf.load_hf(folder)
+
+
 def drop(name):
     return lambda folder: edit_weights(folder, lambda tensors: tensors.pop(name))
 
@@ -158,8 +264,8 @@ def extra_block(folder):
     (lambda folder: edit_config(folder, feed_forward_proj="gated-relu"), "'gated-relu'"),
     (lambda folder: edit_config(folder, layer_norm_epsilon=1e-5), "layer_norm_epsilon"),
     (lambda folder: edit_config(folder, scale_decoder_outputs=True), "'lm_head.weight' .* differ"),
-    (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
-     "Expected model.safetensors .* found pytorch_model.bin"),
+    (lambda folder: (folder / "model.safetensors").rename(folder / "tf_model.h5"),
+     "Expected model.safetensors .* found tf_model.h5"),
     (drop("encoder.final_layer_norm.weight"), "'encoder.final_layer_norm.weight' is missing"),
     (drop("shared.weight"), "'shared.weight' is missing"),
     (extra_block, "does not account for.*'encoder.block.9"),

@@ -270,20 +270,29 @@ def test_beams_of_a_model_equal_exhaustive_search():
             length = 1 if sequence[0] == 1 else 2
             score = sum(log_probs[t, sequence[t]] for t in range(length))
             scores.append(float(score / length_penalty(length, 0.6)))
-        order = np.argsort(scores)[::-1]
+        order = np.argsort(scores)  # as T5X: the best is the last
         np.testing.assert_allclose(aux["scores"][row], np.array(scores)[order], rtol=1e-4)
         assert tokens_BKT[row].tolist() == [list(sequences[i]) for i in order]
 
 
 def test_one_decode_has_an_axis_of_its_own_only_where_all_are_asked_for(params_1_1, greedy):
-    all_BKT, _ = jax.eval_shape(
+    all_BKT, all_aux = jax.eval_shape(
         lambda p: PemtModel(T5_1_1, TARGET).predict_batch_with_aux(
             p, GENERATED, return_all_decodes=True), params_1_1)
     best_BT, aux = jax.eval_shape(
         lambda p: PemtModel(T5_1_1, TARGET).predict_batch_with_aux(
             p, GENERATED, num_decodes=3), params_1_1)
     assert all_BKT.shape == (ROWS, 1, 7) and best_BT.shape == (ROWS, 7)
-    assert aux["scores"].shape == (ROWS,)
+    assert aux["scores"].shape == (ROWS,) and all_aux["scores"].shape == (ROWS, 1)
+
+
+def test_scores_are_sums_of_the_scores_of_tokens(params_1_1):
+    score = jit(PemtModel(T5_1_1, TARGET).score_batch, static_argnames="return_intermediates")
+    scores, intermediates = score(params_1_1, GENERATED, return_intermediates=True)
+    (tokens_BT,) = intermediates["decoder"]["token_scores"]
+    np.testing.assert_allclose(scores, np.sum(tokens_BT, axis=1), rtol=1e-6)
+    np.testing.assert_array_equal(scores, score(params_1_1, GENERATED))
+    assert (np.asarray(tokens_BT)[GENERATED["decoder_loss_weights"] > 0] < 0).all()
 
 
 def program(t5, pemt, params) -> str:

@@ -9,7 +9,7 @@ from pemt_jax import data
 from pemt_jax.errors import PemtError, UsageError
 from pemt_jax.tasks import Dataset, description, metrics, register
 from pemt_jax.tasks.splits import Halves, Own
-from pemt_jax.tasks.targets import Answers, Label
+from pemt_jax.tasks.targets import Answers, Label, Number, Option
 
 LENGTHS = {"inputs": 32, "targets": 4}
 
@@ -84,6 +84,74 @@ def test_faults_name_task_split_and_row(add, files):
     with pytest.raises(PemtError, match="Row 6 of split 'validation' of task 'reviews' has no "
                                         "field 'text'"):
         texts("reviews", "test")
+
+
+def own(folder, *rows, **changes):
+    """A row of a data set whose only split is a file of these rows."""
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return reviews(folder, data={"train": str(folder / "train.jsonl")},
+                   splits=Own("train", None, None), **changes)
+
+
+def test_numbers_and_truths_are_written_out(add, tmp_path):
+    add(own(tmp_path, {"text": 3, "n": 2.5, "b": True, "label": True},
+            {"text": -1, "n": 1e-3, "b": False, "label": False},
+            inputs="{text} {n} {b}", target=Label(("bad", "good"))))
+    assert texts("reviews", "train") == [("3 2.5 true", "good"), ("-1 0.001 false", "bad")]
+
+
+def test_one_answer_need_not_be_a_list(add, tmp_path):
+    add(own(tmp_path, {"text": "Who?", "answer": "Ann"}, inputs="{text}",
+            target=Answers("answer"), metric=metrics.squad))
+    assert texts("reviews", "train") == [("Who?", "Ann")]
+
+
+def test_unlabelled_rows_of_texts_and_numbers_are_left_out(add, tmp_path):
+    add(own(tmp_path, {"text": "a", "label": -1}, {"text": "b", "label": 0}, drop_unlabelled=True))
+    assert texts("reviews", "train") == texts("reviews_4", "train") == [("review: b", "bad")]
+    add(own(tmp_path, {"text": "a", "label": "good"}, drop_unlabelled=True, name="of_texts"))
+    assert texts("of_texts", "train") == [("review: a", "good")]
+
+
+@pytest.mark.parametrize("rows, changes, message", [
+    ([{"text": "a", "label": 0}, {"text": "b", "label": 0.5}], {},
+     "Row 1 of split 'train' of task 'reviews' has the label 0.5, expected 0 to 1 or one of "
+     "bad, good."),
+    ([{"text": "a", "label": ["bad"]}], {},
+     "Row 0 of split 'train' of task 'reviews' has the label ['bad'], expected 0 to 1 or one of "
+     "bad, good."),
+    ([{"text": "a", "label": "3"}], {"target": Number()},
+     "Row 0 of split 'train' of task 'reviews' has the label '3', expected 0 to 5."),
+    ([{"text": "a", "b": "b", "label": "1"}], {"target": Option(("text", "b"))},
+     "Row 0 of split 'train' of task 'reviews' has the label '1', expected 0 to 1 (text, b)."),
+    ([{"text": "a", "label": 0}, {"text": "a", "label": None}], {},
+     "Row 1 of split 'train' of task 'reviews' has no field 'label' (FILE)."),
+    ([{"text": "a", "label": {"a": 1}}], {},
+     "Row 0 of split 'train' of task 'reviews' has {'a': 1} in the field 'label', expected a text, "
+     "a number, true or false, or a list of texts."),
+    ([{"text": "a", "all": ["b", 3]}], {"target": Answers("all")},
+     "Row 0 of split 'train' of task 'reviews' has ['b', 3] in the field 'all', expected a text, "
+     "a number, true or false, or a list of texts."),
+    ([{"text": "a", "all": []}, {"text": "b", "all": []}], {"target": Answers("all")},
+     "Row 0 of split 'train' of task 'reviews' has no answer and nor has another row, which means "
+     "that the split is not labelled, expected answers in the field 'all'."),
+    ([{"text": ["a"], "label": 0}], {},
+     "The field 'text' of the template 'review: {text}' is a list, expected a text or a number "
+     "(`clean` can join it)."),
+    ([], {}, "Split 'train' of task 'reviews' is empty, expected a row at least."),
+])
+def test_rows_that_do_not_fit_are_one_sentence(add, tmp_path, rows, changes, message):
+    add(own(tmp_path, *rows, **changes))
+    with pytest.raises(PemtError) as caught:
+        texts("reviews", "train")
+    assert str(caught.value) == message.replace("FILE", str(tmp_path / "train.jsonl"))
+
+
+@pytest.mark.parametrize("template", ["review: {}", "review: {0}", "review: {text", "review"])
+def test_a_template_without_fields_is_refused(add, files, template):
+    with pytest.raises(UsageError, match="template .* of task 'reviews' cannot be filled"):
+        add(reviews(files, inputs=template))
+    assert "reviews" not in seqio.TaskRegistry.names()
 
 
 def test_a_name_that_is_taken_is_refused(add, files):

@@ -74,6 +74,10 @@ def test_spans_of_wsc_are_marked_where_they_stand():
         "a * $^[x]|{2} * # \u00e9t\u00e9_ # b")
 
 
+def test_words_end_at_any_space_of_unicode():
+    assert marked("a\u00a0b\u2003he c", "he", 2, "c", 3) == "a\u00a0b\u2003* he * # c #"
+
+
 def test_a_span_that_is_not_there_leaves_the_text():
     assert marked("a b c", "x", 1, "c", 0) == "a b c"
 

@@ -11,7 +11,7 @@ from pemt_jax import data
 from pemt_jax.errors import PemtError, UsageError
 from pemt_jax.tasks.split_source import SplitSource
 from pemt_jax.tasks.splits import Halves, HeldOut, Own
-from pemt_jax.tasks.targets import Label, Option
+from pemt_jax.tasks.targets import Answers, Label, Option
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +81,13 @@ def test_gin_sets_shots_seed_and_the_reference_leak(tiny_data):
     assert rows("pemt_squad_4", "train") != first
 
 
+def test_the_reference_leak_draws_no_unlabelled_row(tiny_data):
+    # Of SNLI's four tiny rows the second has the label -1.
+    assert sorted(rows("pemt_snli_4", "train")) == [0, 2, 3]
+    configure("splits.FewShot.from_whole_train = True")
+    assert sorted(rows("pemt_snli_4", "train")) == [0, 2, 3]
+
+
 def test_rates_and_numbers_of_examples(tiny_data):
     mixture = seqio.MixtureRegistry.get("pemt_sources")
     assert {task.name: mixture.get_rate(task) for task in mixture.tasks} == {
@@ -117,6 +124,18 @@ def test_an_unlabelled_split_is_one_sentence(tmp_path, monkeypatch):
     assert str(caught.value) == (
         "Row 1 of split 'train' of task 'mine' has the label -1, which means that it is not "
         "labelled, expected 0 to 1 or one of no, yes.")
+
+
+def test_an_unlabelled_split_of_questions_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    tiny_tfds.write(tmp_path, "super_glue/record:1.0.2", {"test": tiny_tfds.record(
+        [("P.", "@placeholder", ["X"], []), ("Q.", "@placeholder", ["X"], [])])})
+    source = SplitSource("mine", "super_glue/record:1.0.2", ["query", "answers"], Answers(),
+                         Own(train="test", validation=None, test=None))
+    with pytest.raises(PemtError, match="Row 0 of split 'train' of task 'mine' has no answer and "
+                                        "nor has another row, which means that the split is not "
+                                        "labelled, expected answers in the field 'answers'"):
+        source.get_dataset("train")
 
 
 def test_a_label_outside_the_list_is_one_sentence(tmp_path, monkeypatch):

@@ -3,14 +3,18 @@
 import os
 import subprocess
 import sys
+import textwrap
+import time
+from pathlib import Path
 
 import pytest
 import seqio
+import tensorflow as tf
 
 from pemt_jax import data
 from pemt_jax.errors import PemtError, UsageError
 from pemt_jax.tasks import __main__ as command
-from pemt_jax.tasks import cached, listing, preparing
+from pemt_jax.tasks import cached, listing, preparing, tfds_rows
 
 
 @pytest.fixture
@@ -32,6 +36,31 @@ def test_list_shows_sizes_data_metric_and_source(tiny_data, capsys):
         "pemt_multirc 2 ? ? on disk multirc tfds super_glue/multirc:1.0.2".split(),
         "pemt_squad_8 8 2 2 on disk squad tfds squad/v1.1:3.0.0".split(),
         "vader_movies ? ? ? - accuracy TrackedSource".split()]
+
+
+def test_listing_builds_no_data_set(tiny_data, monkeypatch):
+    def refused(*_, **__):
+        raise AssertionError("a data set was opened")
+
+    monkeypatch.setattr(tfds_rows, "_open", refused)
+    monkeypatch.setattr(tf.data, "TFRecordDataset", refused)
+    monkeypatch.setattr(tf.data.Dataset, "from_tensor_slices", refused)
+    monkeypatch.setattr(seqio.Task, "get_dataset", refused)
+    names = seqio.TaskRegistry.names()
+    assert len(listing.table(sorted(names)).splitlines()) == 1 + len(names) > 168
+
+
+def test_the_readmes_data_sets_of_ones_own_work(run, tmp_path):
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    start = readme.index("    # my_tasks.py\n")
+    module = readme[start:readme.index("\n\n`python -m pemt_jax.tasks --import my_tasks", start)]
+    (tmp_path / "my_tasks.py").write_text(textwrap.dedent(module))
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "So good.", "label": "good"}\n')
+    result = run("--import", "my_tasks", "show", "reviews", "my_boolq", "--rows", "2")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "inputs   'review: So good.'\ntargets  'good'\n" in result.stdout
+    assert "inputs   'passage: It is big. question: is it small'\ntargets  'no'\n" in result.stdout
 
 
 @pytest.fixture
@@ -134,6 +163,20 @@ def test_a_download_that_fails_is_one_sentence(tmp_path, monkeypatch):
         preparing.prepare(seqio.TaskRegistry.get("pemt_cb"), str(tmp_path / "cache"))
     assert asked == [("super_glue/cb:1.0.2", str(tmp_path))]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_without_network_a_download_ends_soon_and_says_so_once(run, tmp_path):
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"),
+                            "http://127.0.0.1:9")  # the port of `discard`, where nothing listens
+    start = time.monotonic()
+    result = run("prepare", "pemt_cb", TFDS_DATA_DIR=str(tmp_path / "data"), **nowhere)
+    assert time.monotonic() - start < 100  # TFDS alone takes 200 s
+    assert result.returncode == 1 and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: The data of task 'pemt_cb' (super_glue/cb:1.0.2) could "
+                                    "not be downloaded to ")
+    assert result.stderr.endswith("expected network or a folder that was prepared elsewhere.\n")
+    assert not (tmp_path / "data" / "super_glue" / "cb" / "1.0.2").exists()
 
 
 def test_a_mixture_stands_for_its_tasks():

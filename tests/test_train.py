@@ -180,7 +180,7 @@ def test_a_step_that_is_not_finite_ends_the_run_and_publishes_nothing(
 
     options = dict(method="pemt_source", library=str(tmp_path / "library"), save_every=2)
     Recorder(world, monkeypatch, 5, poison)
-    with pytest.raises(PemtError, match="Step 5 had loss nan .*last finite checkpoint is step 4"):
+    with pytest.raises(PemtError, match="Step 5 had loss nan, .*last finite checkpoint is step 4"):
         world.train(tmp_path / "run", **options)
     assert not (tmp_path / "run" / "artefact").exists() and not (tmp_path / "library").exists()
     assert losses(tmp_path / "run")[-1][0] == 5

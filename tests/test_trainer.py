@@ -148,7 +148,8 @@ def nan_at(step):
 
 @pytest.mark.parametrize(("at", "kept"), [(6, 4), (7, 4), (8, 8)])
 def test_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path, at, kept):
-    found = rf"^Step {at} had loss nan .*finite checkpoint is step {kept}\)\.$"
+    found = (rf"^Step {at} had loss nan, gradient norm nan and update norm nan, expected finite "
+             rf"numbers \(the last finite checkpoint is step {kept}\)\.$")
     with pytest.raises(PemtError, match=found):
         run(tmp_path, 20, batches=nan_at(at), save_every=4, log_every=3)
     with Checkpoints(tmp_path, {"run": 1}) as checkpoints:

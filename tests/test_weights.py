@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from pemt_jax import weights
 from pemt_jax.errors import PemtError
+from pemt_jax.lazy_array import LazyArray
 
 
 def test_transposed_kernel_keeps_its_numbers(tmp_path):
@@ -21,6 +22,41 @@ def test_transposed_kernel_keeps_its_numbers(tmp_path):
     other_reader = load_file(tmp_path / "w.safetensors")
     np.testing.assert_array_equal(other_reader["kernel"], kernel_DF.T)
     np.testing.assert_array_equal(other_reader["every_other"], kernel_DF[:, ::2])
+
+
+def test_bytes_are_those_of_the_library(tmp_path):
+    arrays = {f"{dtype}.{'x' * len(shape)}": np.ones(shape, dtype)
+              for shape in ((), (0, 2), (3,), (2, 3, 2)) for dtype in weights.CODES}
+    save_file(arrays, tmp_path / "theirs")
+    weights.save_weights(tmp_path / "ours", dict(reversed(arrays.items())))
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    save_file(arrays, tmp_path / "theirs", {"made": "h\u00e9re"})
+    weights.save_weights(tmp_path / "ours", arrays, {"made": "h\u00e9re"})
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    with pytest.raises(PemtError, match="'c' is an array of complex64, expected one of uint64"):
+        weights.save_weights(tmp_path / "ours", {"c": np.ones(2, np.complex64)})
+
+
+def test_lazy_arrays_are_read_one_by_one_when_they_are_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "PART_BYTES", 20)  # an array is more than one part
+    numbers, log = np.arange(24, dtype=np.float32).reshape(6, 4), []
+
+    def lazy(name):
+        def read():
+            log.append(name)
+            return numbers
+
+        return LazyArray(numbers.shape, numbers.dtype, read)
+
+    arrays = {"a": lazy("a"), "b": lazy("b").T, "c": lazy("c").astype(np.float16).T}
+    weights.save_weights(tmp_path / "w.safetensors", arrays)
+    assert log == ["a", "b", "c"]
+    expected = {"a": numbers, "b": numbers.T, "c": numbers.T.astype(np.float16)}
+    for opened in (load_file(tmp_path / "w.safetensors"),
+                   weights.open_weights(tmp_path / "w.safetensors")):
+        for name, array in expected.items():
+            assert (opened[name].shape, opened[name].dtype) == (array.shape, array.dtype)
+            np.testing.assert_array_equal(np.asarray(opened[name]), array)
 
 
 @settings(max_examples=25, deadline=None)

@@ -1,31 +1,26 @@
-"""T5 as Hugging Face keeps it on disk: config.json and model.safetensors, in and out.
+"""T5 as Hugging Face keeps it on disk: config.json and weight files, in and out.
 
-A base model is such a folder everywhere in this project.  Versions 1.0 (relu, tied embeddings)
-and 1.1 (gated gelu, an output projection of its own; also LM-adapted, mT5 and FLAN) are read.  In
-memory parameters carry T5X's names: a kernel is the transposed PyTorch weight, the relative
-position table is [heads, buckets], everything else is equal.
-
-Files on disk differ in what they repeat: `encoder.embed_tokens.weight`, its decoder twin and a tied
-`lm_head.weight` may stand beside `shared.weight` or in its place, a wrapper's prefix may stand
-before every name, and the first T5 checkpoints carry a cross-attention position table that no T5
-code reads.  All of these are accepted.  Heads of other models (a classifier's) are left out.
+Versions 1.0 (relu, tied embeddings) and 1.1 (gated gelu, an output projection of its own; also
+LM-adapted, mT5 and FLAN) are read, from safetensors or PyTorch's own files, whole or in shards, and
+written as safetensors.  `hf_names` says which tensor is which parameter.
 
 transformers 5 writes `tie_word_embeddings: true` for every T5 and tells 1.0 from 1.1 by
-`scale_decoder_outputs`; older versions write only the former.  Both are read.
+`scale_decoder_outputs`; older versions write only the former.  Both are read, both are written.
 """
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
-import ml_dtypes
 import numpy as np
 
 from pemt_jax.config import T5Config
 from pemt_jax.errors import PemtError, nearest
-from pemt_jax.weights import load_weights, replacing, save_weights
+from pemt_jax.interop.hf_names import rename, to_hf_names
+from pemt_jax.interop.torch_files import load_torch_file
+from pemt_jax.lazy_array import LazyArray
+from pemt_jax.weights import nbytes, open_weights, replacing, save_weights
 
 # feed_forward_proj -> T5X's mlp_activations ("gelu" is the tanh approximation in both).
 ACTIVATIONS = {
@@ -33,103 +28,9 @@ ACTIVATIONS = {
     "gated-gelu": ("gelu", "linear"),
     "gated-silu": ("silu", "linear"),
 }
-EMBEDDING_COPIES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-UNREAD = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
-
-
-class Entry(NamedTuple):
-    """One parameter: its PyTorch name, our path, our shape, and whether PyTorch's is transposed."""
-
-    hf_name: str
-    path: str
-    shape: tuple[int, ...]
-    transposed: bool
-
-
-def parameter_table(config: T5Config) -> Iterator[Entry]:
-    """Every parameter of a T5 of this shape, once."""
-    width, joined, hidden = config.emb_dim, config.num_heads * config.head_dim, config.mlp_dim
-    inner = ["wi"] if len(config.mlp_activations) == 1 else ["wi_0", "wi_1"]
-    yield Entry("shared.weight", "token_embedder/embedding", (config.vocab_size, width), False)
-    for stack, num_layers, attentions in (
-        ("encoder", config.num_encoder_layers, (("attention", "SelfAttention"),)),
-        ("decoder", config.num_decoder_layers, (("self_attention", "SelfAttention"),
-                                                ("encoder_decoder_attention", "EncDecAttention"))),
-    ):
-        yield Entry(f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
-                    f"{stack}/relpos_bias/rel_embedding",
-                    (config.num_heads, config.relpos_buckets), True)
-        yield Entry(f"{stack}.final_layer_norm.weight", f"{stack}/{stack}_norm/scale",
-                    (width,), False)
-        for i in range(num_layers):
-            for j, (ours, theirs) in enumerate(attentions):
-                block, layer = f"{stack}.block.{i}.layer.{j}", f"{stack}/layers_{i}"
-                norm = "cross_attention" if theirs == "EncDecAttention" else ours
-                yield Entry(f"{block}.layer_norm.weight", f"{layer}/pre_{norm}_layer_norm/scale",
-                            (width,), False)
-                for letter, name in zip("qkv", ("query", "key", "value"), strict=True):
-                    yield Entry(f"{block}.{theirs}.{letter}.weight",
-                                f"{layer}/{ours}/{name}/kernel", (width, joined), True)
-                yield Entry(f"{block}.{theirs}.o.weight", f"{layer}/{ours}/out/kernel",
-                            (joined, width), True)
-            block = f"{stack}.block.{i}.layer.{len(attentions)}"
-            yield Entry(f"{block}.layer_norm.weight", f"{layer}/pre_mlp_layer_norm/scale",
-                        (width,), False)
-            for name in inner:
-                yield Entry(f"{block}.DenseReluDense.{name}.weight", f"{layer}/mlp/{name}/kernel",
-                            (width, hidden), True)
-            yield Entry(f"{block}.DenseReluDense.wo.weight", f"{layer}/mlp/wo/kernel",
-                        (hidden, width), True)
-    if not config.logits_via_embedding:
-        yield Entry("lm_head.weight", "decoder/logits_dense/kernel",
-                    (width, config.vocab_size), True)
-
-
-def from_hf_names(config: T5Config, tensors: Mapping[str, np.ndarray],
-                  source: str = "the checkpoint") -> dict[str, np.ndarray]:
-    """PyTorch names and layouts to T5X's, as contiguous float32.
-
-    Args:
-      config: the shape that the tensors must have.
-      tensors: PyTorch name -> array.
-      source: what to call the tensors in an error.
-
-    Raises:
-      PemtError: a tensor is missing, has another shape, or is a part of no T5.
-    """
-    tensors = _canonical(config, tensors, source)
-    params = {}
-    for entry in parameter_table(config):
-        if entry.hf_name not in tensors:
-            raise PemtError(f"Tensor {entry.hf_name!r} is missing in {source}"
-                            f"{nearest(entry.hf_name, tensors)}.")
-        array = np.asarray(tensors.pop(entry.hf_name))
-        array = array.T if entry.transposed else array
-        if array.shape != entry.shape:
-            found, expected = ((s[::-1] if entry.transposed else s)
-                               for s in (array.shape, entry.shape))
-            raise PemtError(f"Tensor {entry.hf_name!r} in {source} has shape {list(found)}, "
-                            f"expected {list(expected)} from its configuration.")
-        params[entry.path] = np.asarray(array, np.float32, order="C")
-    unknown = sorted(name for name in tensors if name.startswith(("encoder.", "decoder.")))
-    if unknown:
-        raise PemtError(f"{source} has {len(unknown)} tensors that its configuration does not "
-                        f"account for, the first is {unknown[0]!r}.")
-    return params
-
-
-def to_hf_names(config: T5Config, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inverse of `from_hf_names`: T5X's flat names to PyTorch's, dtypes kept."""
-    tensors = {}
-    for entry in parameter_table(config):
-        if entry.path not in params:
-            raise PemtError(f"Parameter {entry.path!r} is missing{nearest(entry.path, params)}.")
-        array = np.asarray(params[entry.path])
-        if array.shape != entry.shape:
-            raise PemtError(f"Parameter {entry.path!r} has shape {list(array.shape)}, expected "
-                            f"{list(entry.shape)} from the configuration.")
-        tensors[entry.hf_name] = array.T if entry.transposed else array
-    return tensors
+CONFIG, WHOLE, TORCH = "config.json", "model.safetensors", "pytorch_model.bin"
+INDEX = ".index.json"  # after the name of the file that the shards are of
+SHARD_BYTES = 5 * 10**9  # a larger model is written in shards
 
 
 def load_hf(folder: str | os.PathLike) -> tuple[T5Config, dict[str, np.ndarray]]:
@@ -138,59 +39,67 @@ def load_hf(folder: str | os.PathLike) -> tuple[T5Config, dict[str, np.ndarray]]
     Raises:
       PemtError: a file or tensor is missing or damaged, or does not fit config.json.
     """
+    config, params = open_hf(folder)
+    return config, {path: np.asarray(array, np.float32, order="C")
+                    for path, array in params.items()}
+
+
+def open_hf(folder: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray]]:
+    """As `load_hf`, but parameters in their stored dtypes, each read when it is asked for."""
     folder = Path(folder)
     if not folder.is_dir():
         siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
         raise PemtError(f"There is no model folder {folder}, expected one with config.json and "
                         f"model.safetensors{nearest(folder.name, siblings)}.")
-    config = read_config(folder / "config.json")
-    tensors: dict[str, np.ndarray] = {}
+    config = read_config(folder / CONFIG)
+    tensors: dict[str, LazyArray | np.ndarray] = {}
     for file in _weight_files(folder):
-        tensors.update(load_weights(file))
-    return config, from_hf_names(config, tensors, source=str(folder))
+        tensors |= open_weights(file) if file.suffix == ".safetensors" else load_torch_file(file)
+    return config, rename(config, tensors, source=str(folder))
 
 
-def save_hf(folder: str | os.PathLike, config: T5Config, params: Mapping[str, np.ndarray],
-            dtype: str = "bfloat16") -> None:
+def save_hf(folder: str | os.PathLike, config: T5Config,
+            params: Mapping[str, np.ndarray | LazyArray], dtype: str | None = "bfloat16",
+            shard_bytes: int = SHARD_BYTES) -> None:
     """Write `params` (flat, T5X's names) as a folder that Hugging Face and `load_hf` read.
 
     Args:
       folder: made when missing; other files in it are left alone.
       config: the shape of the model.
       params: path -> array; entries that are not T5's (an expert's) are left out.
-      dtype: "bfloat16" or "float32", how numbers are stored.
+      dtype: "bfloat16" or "float32", how numbers are stored; None as they are.
+      shard_bytes: most bytes of tensors in one file.
     """
-    number = {"bfloat16": ml_dtypes.bfloat16, "float32": np.float32}[dtype]
     folder = Path(folder)
-    tensors = {name: array.astype(number) for name, array in to_hf_names(config, params).items()}
-    save_weights(folder / "model.safetensors", tensors, {"format": "pt"})
-    projection = {v: k for k, v in ACTIVATIONS.items()}[config.mlp_activations]
-    description = {
-        "architectures": ["T5ForConditionalGeneration"],
-        "model_type": "t5",
-        "vocab_size": config.vocab_size,
-        "d_model": config.emb_dim,
-        "d_kv": config.head_dim,
-        "d_ff": config.mlp_dim,
-        "num_layers": config.num_encoder_layers,
-        "num_decoder_layers": config.num_decoder_layers,
-        "num_heads": config.num_heads,
-        "relative_attention_num_buckets": config.relpos_buckets,
-        "relative_attention_max_distance": config.relpos_max_distance,
-        "dropout_rate": config.dropout_rate,
-        "layer_norm_epsilon": 1e-6,
-        "initializer_factor": 1.0,
-        "feed_forward_proj": projection,
-        "tie_word_embeddings": config.logits_via_embedding,
-        "is_encoder_decoder": True,
-        "use_cache": True,
-        "decoder_start_token_id": 0,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-        "torch_dtype": dtype,
-    }
-    with replacing(folder / "config.json") as partial:
-        partial.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    tensors = to_hf_names(config, params)
+    if dtype is not None:
+        tensors = {name: array.astype(np.dtype(dtype)) for name, array in tensors.items()}
+    shards: list[dict[str, np.ndarray | LazyArray]] = [{}]
+    size = 0
+    for name, array in tensors.items():
+        if shards[-1] and size + nbytes(array) > shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = array
+        size += nbytes(array)
+    weight_map = {}
+    for i, shard in enumerate(shards, 1):
+        file = f"model-{i:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else WHOLE
+        save_weights(folder / file, shard, {"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+    if len(shards) > 1:
+        total = sum(map(nbytes, tensors.values()))
+        _write_json(folder / (WHOLE + INDEX), {"metadata": {"total_size": total},
+                                               "weight_map": weight_map})
+        (folder / WHOLE).unlink(missing_ok=True)  # it would be read instead
+    stored = str(np.dtype(tensors["shared.weight"].dtype))
+    _write_json(folder / CONFIG, _describe(config, stored))
+
+
+def is_hf(folder: str | os.PathLike) -> bool:
+    """Whether `folder` looks like a Hugging Face model, whole or not."""
+    folder = Path(folder)
+    return folder.is_dir() and ((folder / CONFIG).is_file() or bool(_found(folder)))
 
 
 def read_config(path: str | os.PathLike) -> T5Config:
@@ -237,43 +146,67 @@ def read_config(path: str | os.PathLike) -> T5Config:
     )
 
 
-def _canonical(config: T5Config, tensors: Mapping[str, np.ndarray], source: str) -> dict:
-    """Drop a wrapper's prefix and copies of the embedding; keep one `shared.weight`."""
-    tensors = dict(tensors)
-    prefixes = {name[: name.index("encoder.block.0.")] for name in tensors
-                if name == f"{name.partition('encoder.block.0.')[0]}encoder.block.0.layer.0."
-                           "layer_norm.weight"}
-    if len(prefixes) == 1 and (prefix := prefixes.pop()):
-        tensors = {name.removeprefix(prefix): array for name, array in tensors.items()}
-    tensors.pop(UNREAD, None)
-    names = [*EMBEDDING_COPIES, *(["lm_head.weight"] if config.logits_via_embedding else [])]
-    copies = [(name, tensors.pop(name)) for name in names if name in tensors]
-    for name, copy in copies[1:]:
-        if not np.array_equal(copy, copies[0][1]):
-            raise PemtError(f"Tensors {copies[0][0]!r} and {name!r} in {source} differ, expected "
-                            "equal ones because config.json ties them.")
-    if copies:
-        tensors["shared.weight"] = copies[0][1]
-    return tensors
-
+def _describe(config: T5Config, dtype: str) -> dict:
+    """The content of config.json."""
+    return {
+        "architectures": ["T5ForConditionalGeneration"],
+        "model_type": "t5",
+        "vocab_size": config.vocab_size,
+        "d_model": config.emb_dim,
+        "d_kv": config.head_dim,
+        "d_ff": config.mlp_dim,
+        "num_layers": config.num_encoder_layers,
+        "num_decoder_layers": config.num_decoder_layers,
+        "num_heads": config.num_heads,
+        "relative_attention_num_buckets": config.relpos_buckets,
+        "relative_attention_max_distance": config.relpos_max_distance,
+        "dropout_rate": config.dropout_rate,
+        "layer_norm_epsilon": 1e-6,
+        "initializer_factor": 1.0,
+        "feed_forward_proj": {v: k for k, v in ACTIVATIONS.items()}[config.mlp_activations],
+        "tie_word_embeddings": config.logits_via_embedding,
+        "scale_decoder_outputs": config.logits_via_embedding,
+        "is_encoder_decoder": True,
+        "use_cache": True,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "torch_dtype": dtype,
+    }
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: the whole one, or the shards that the index names."""
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if whole.is_file():
-        return [whole]
-    if not index.is_file():
-        found = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
-        raise PemtError(f"Expected model.safetensors (or its index) in {folder}, found "
-                        f"{', '.join(found) or 'no weight file'}.")
+    """The weight files of a folder: a whole one, or the shards that an index names."""
+    for name in (WHOLE, TORCH):
+        if (folder / name).is_file():
+            return [folder / name]
+        if (folder / (name + INDEX)).is_file():
+            return _shards(folder / (name + INDEX), Path(name).suffix)
+    raise PemtError(f"Expected {WHOLE} or {TORCH} (or an index of shards) in {folder}, found "
+                    f"{', '.join(_found(folder)) or 'no weight file'}.")
+
+
+def _shards(index: Path, suffix: str) -> list[Path]:
+    """The files that an index names, which must lie beside it."""
     shards = _read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise PemtError(f"{index} has no weight_map, expected tensor names and their files.")
     files = sorted(set(map(str, shards.values())))
     for file in files:
-        if file in (".", "..") or "/" in file or "\\" in file:
-            raise PemtError(f"{index} names the file {file!r}, expected one inside its own folder.")
-    return [folder / file for file in files]
+        if "/" in file or "\\" in file or not file.endswith(suffix):
+            raise PemtError(f"{index} names the file {file!r}, expected a {suffix} file inside its "
+                            "own folder.")
+    return [index.parent / file for file in files]
+
+
+def _found(folder: Path) -> list[str]:
+    """Names of what could be weight files."""
+    kinds = (".safetensors", ".bin", ".h5", ".msgpack")
+    return sorted(p.name for p in folder.iterdir() if p.suffix in kinds)
+
+
+def _write_json(path: Path, values: dict) -> None:
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _read_json(path: Path) -> dict:

@@ -21,7 +21,7 @@ import numpy as np
 
 from pemt_jax.config import T5Config
 from pemt_jax.errors import PemtError
-from pemt_jax.interop.hf import parameter_table
+from pemt_jax.interop.hf_names import parameter_table
 
 # A state dict lists shared tensors under every name; named_parameters() lists these copies never.
 COPIES = re.compile(r"lm_head\.weight|(encoder|decoder)\.(embed_tokens\.weight|task_emb)"

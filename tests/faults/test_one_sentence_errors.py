@@ -78,8 +78,9 @@ NAMES = {
     "text for a number": (2, "'many'", "expected int", {"TRAIN_STEPS": "many"}),
     "mesh": (2, "3 model needs 3 devices", {"MODEL_PARALLEL": 3}),
     "no model axis": (2, "0 model", {"MODEL_PARALLEL": 0}),
-    "no rows": (1, "batch size 0", {"BATCH_SIZE": 0}),
-    "no rows to evaluate": (2, "0 rows a batch of evaluation", {"EVAL_BATCH_SIZE": 0}),
+    "no rows": (2, "a batch of 0 rows", "positive multiple of the", {"BATCH_SIZE": 0}),
+    "no rows to evaluate": (2, "a batch of 0 rows", "positive multiple of the",
+                            {"EVAL_BATCH_SIZE": 0}),
     "seed": (2, "SEED -1", {"SEED": -1}),
     "dtype": (2, "'float23'", "nearest: 'float32'", {"FROZEN_DTYPE": "float23"}),
     "compute dtype": (2, "'float23'", "nearest: 'float32'", {"DTYPE": "float23"}),
@@ -210,7 +211,7 @@ def test_arguments_of_evaluate_and_predict(world, tmp_path, refused):
     refused("evaluate", 2, "no split 'tset'", "nearest: 'test'", flags=[run, "--gin.SPLIT=tset"])
     refused("evaluate", 2, "'tiny_mod'", "nearest: 'tiny_mood'",
             flags=[run, "--gin.MIXTURE_OR_TASK_NAME=tiny_mod"])
-    refused("evaluate", 2, "0 rows a batch", flags=[run, "--gin.BATCH_SIZE=0"])
+    refused("evaluate", 2, "a batch of 0 rows", flags=[run, "--gin.BATCH_SIZE=0"])
     refused("evaluate", 1, "is empty", flags=[run, "--gin.MIXTURE_OR_TASK_NAME=tiny_empty"])
     refused("predict", 2, "num_beams is 0", flags=[run, "--gin.NUM_BEAMS=0"])
     refused("predict", 2, "There is no file nowhere.txt",

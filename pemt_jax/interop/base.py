@@ -1,0 +1,48 @@
+"""A pretrained T5 from wherever it comes: what every path of a base may be.
+
+A Hugging Face folder (`hf`), or a T5X checkpoint or run, local or gs:// (`t5x`).
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from etils import epath
+
+from pemt_jax.config import T5Config
+from pemt_jax.errors import PemtError, nearest
+from pemt_jax.interop import hf, t5x
+from pemt_jax.lazy_array import LazyArray
+
+
+def load_base(path: str | os.PathLike) -> tuple[T5Config, dict[str, np.ndarray]]:
+    """Read a pretrained T5: its shape and flat float32 parameters under T5X's names.
+
+    Raises:
+      PemtError: nothing there, nothing known, or a file that is damaged or does not fit.
+    """
+    config, params = open_base(path)
+    return config, {name: np.asarray(array, np.float32, order="C")
+                    for name, array in params.items()}
+
+
+def open_base(path: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray]]:
+    """As `load_base`, but parameters in their stored dtypes, each read when it is asked for."""
+    path = os.fspath(path)
+    if "://" not in path and hf.is_hf(path):
+        return hf.open_hf(path)
+    if t5x.is_t5x(path):
+        return t5x.open_t5x(path)
+    expected = "expected a Hugging Face T5 (config.json, model.safetensors) or a T5X checkpoint"
+    place = epath.Path(path)
+    if not place.exists():
+        siblings = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
+        raise PemtError(f"There is no model folder {path}, {expected}"
+                        f"{nearest(place.name, siblings)}.")
+    raise PemtError(f"{path} is no model folder, {expected}.")
+
+
+def absolute(path: str | os.PathLike) -> str:
+    """The path of a base as a card keeps it, so that it is found from anywhere."""
+    path = os.fspath(path)
+    return path if "://" in path else str(Path(path).resolve())

@@ -1,0 +1,281 @@
+"""T5X checkpoints as backbones, in and out, without T5X.
+
+T5X writes three forms, all of which are read; only the parameters (`target`), never the optimizer:
+
+    checkpoint_N/checkpoint, target.encoder.layers_0.../    legacy: msgpack, a zarr array each
+    checkpoint_N/state/checkpoint, target.encoder.../       orbax of 2023, much the same
+    checkpoint_N/state/_METADATA, manifest.ocdbt, d/        orbax: zarr arrays in one OCDBT store
+
+Arrays are found by the names they are stored under.  What a checkpoint says about their places is
+not followed: it is a stranger's file, and could point anywhere.  A chunk that is missing is an
+error, not the zeros that tensorstore makes of it.
+
+Written is the legacy form, which every T5X reads (`RestoreCheckpointConfig` as well as
+`load_t5x_checkpoint`) and which is written array by array with flax and tensorstore alone.
+Paths are local or gs://.  A checkpoint does not say what a shape does not show: a gated
+feed-forward is taken for gelu's, as in every public one, and distances for T5's 128.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import flax.serialization
+import flax.traverse_util
+import ml_dtypes
+import numpy as np
+import tensorstore
+from etils import epath
+
+from pemt_jax.config import T5Config
+from pemt_jax.errors import PemtError, nearest
+from pemt_jax.interop.hf_names import parameter_table
+from pemt_jax.lazy_array import LazyArray
+from pemt_jax.weights import nbytes
+
+STEP = re.compile(r"checkpoint_(\d+)")
+INDEX, OCDBT, METADATA, STATE = "checkpoint", "manifest.ocdbt", "_METADATA", "state"
+ARRAY = re.compile(r"target\.([\w.]+)/(\.zarray|zarr\.json)")
+FLOATS = {np.dtype(kind) for kind in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)}
+CHUNK_BYTES = 16 * 2**20
+VERSION = 3  # of T5X's legacy form
+
+
+def load_t5x(path: str | os.PathLike) -> tuple[T5Config, dict[str, np.ndarray]]:
+    """Read a T5X checkpoint: its shape and flat float32 parameters.
+
+    Args:
+      path: a checkpoint_N, or a folder of several, of which the newest is read.
+
+    Raises:
+      PemtError: no checkpoint, a damaged one, or one of another model than a T5.
+    """
+    config, params = open_t5x(path)
+    return config, {name: np.asarray(array, np.float32, order="C")
+                    for name, array in params.items()}
+
+
+def open_t5x(path: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray]]:
+    """As `load_t5x`, but parameters in their stored dtypes, each read when it is asked for."""
+    found = open_target(path)
+    config = infer_config({name: array.shape for name, array in found.items()}, str(path))
+    params = {}
+    for entry in parameter_table(config):
+        if entry.path not in found:
+            raise PemtError(f"Parameter {entry.path!r} is missing in {path}"
+                            f"{nearest(entry.path, found)}.")
+        array = params[entry.path] = found[entry.path]
+        if array.shape != entry.shape:
+            raise PemtError(f"Parameter {entry.path!r} in {path} has shape {list(array.shape)}, "
+                            f"expected {list(entry.shape)} as its other parameters have it.")
+    if unknown := sorted(found.keys() - params.keys()):
+        raise PemtError(f"{path} has {len(unknown)} parameters that are no part of a T5, the first "
+                        f"is {unknown[0]!r}.")
+    return config, params
+
+
+def open_target(path: str | os.PathLike) -> dict[str, LazyArray | np.ndarray]:
+    """Every parameter of a T5X checkpoint of any model, by its '/'-joined path."""
+    folder = find_checkpoint(path)
+    arrays = dict(_inline(folder))
+    try:
+        kvstore = _store(folder, ocdbt=(folder / OCDBT).exists())
+        for key in tensorstore.KvStore.open(kvstore).result().list().result():
+            if match := ARRAY.fullmatch(key.decode()):
+                name = match[1].replace(".", "/")
+                arrays[name] = _array(folder, kvstore, f"target.{match[1]}",
+                                      "zarr" if match[2] == ".zarray" else "zarr3")
+    except ValueError as error:
+        raise _damaged(folder, error) from error
+    if not arrays:
+        raise PemtError(f"{folder} holds no parameters, expected arrays named target.*.")
+    for name, array in arrays.items():
+        if array.dtype not in FLOATS:
+            raise PemtError(f"Parameter {name!r} in {folder} is of {array.dtype}, expected floating"
+                            "-point numbers.")
+    return arrays
+
+
+def is_t5x(path: str | os.PathLike) -> bool:
+    """Whether `path` is, or holds, a T5X checkpoint."""
+    return _find(epath.Path(path)) is not None
+
+
+def find_checkpoint(path: str | os.PathLike) -> epath.Path:
+    """The folder of arrays that `path` means: its own, or that of its newest checkpoint_N.
+
+    Raises:
+      PemtError: there is none.
+    """
+    path = epath.Path(path)
+    if found := _find(path):
+        return found
+    state = "holds none" if path.is_dir() else "does not exist"
+    raise PemtError(f"{path} {state}, expected a T5X checkpoint or a folder of checkpoint_N.")
+
+
+def infer_config(shapes: Mapping[str, tuple[int, ...]], source: str = "the checkpoint") -> T5Config:
+    """The T5 that has parameters of these shapes.
+
+    Raises:
+      PemtError: a parameter from which to tell is missing or has a strange shape.
+    """
+    def shape(name: str, rank: int = 2) -> tuple[int, ...]:
+        if name not in shapes:
+            raise PemtError(f"{source} is no T5 as T5X names it: expected a parameter {name!r}"
+                            f"{nearest(name, shapes)}.")
+        if len(shapes[name]) != rank:
+            raise PemtError(f"Parameter {name!r} in {source} has shape {list(shapes[name])}, "
+                            f"expected {rank} axes (scanned layers are not read).")
+        return shapes[name]
+
+    def layers(stack: str) -> int:
+        layer = re.compile(rf"{stack}/layers_(\d+)/")
+        return len({match[1] for name in shapes if (match := layer.match(name))})
+
+    vocab_size, emb_dim = shape("token_embedder/embedding")
+    num_heads, buckets = shape("encoder/relpos_bias/rel_embedding")
+    joined = shape("encoder/layers_0/attention/query/kernel")[1]
+    if not num_heads or joined % num_heads:
+        raise PemtError(f"{source} has attention kernels of width {joined} for {num_heads} heads, "
+                        "expected a multiple.")
+    gated = "encoder/layers_0/mlp/wi_0/kernel" in shapes
+    return T5Config(
+        vocab_size=vocab_size,
+        emb_dim=emb_dim,
+        num_heads=num_heads,
+        head_dim=joined // num_heads,
+        mlp_dim=shape(f"encoder/layers_0/mlp/{'wi_0' if gated else 'wi'}/kernel")[1],
+        num_encoder_layers=layers("encoder"),
+        num_decoder_layers=layers("decoder"),
+        mlp_activations=("gelu", "linear") if gated else ("relu",),
+        logits_via_embedding="decoder/logits_dense/kernel" not in shapes,
+        relpos_buckets=buckets,
+    )
+
+
+def save_t5x(folder: str | os.PathLike, params: Mapping[str, np.ndarray | LazyArray],
+             dtype: str | None = None, step: int = 0) -> None:
+    """Write `params` (flat) as the legacy T5X checkpoint `folder`, which has no optimizer state.
+
+    T5X wants the folder to be named checkpoint_N.  It counts as a checkpoint when it is whole: the
+    file that makes it one comes last.
+
+    Args:
+      folder: local or gs://; made when missing.
+      params: path -> array.
+      dtype: "bfloat16" or "float32", how numbers are stored; None as they are.
+      step: the training step that T5X continues from.
+
+    Raises:
+      PemtError: it cannot be written.
+    """
+    folder = epath.Path(folder)
+    specs = {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, array in params.items():
+            name = "target." + path.replace("/", ".")
+            number = np.dtype(dtype or array.dtype)
+            row = max(1, nbytes(array) // max(1, array.shape[0] if array.shape else 1))
+            chunks = [min(size, max(1, CHUNK_BYTES // row)) if i == 0 else size
+                      for i, size in enumerate(array.shape)]
+            metadata = {"shape": list(array.shape), "chunks": chunks, "compressor": None}
+            store = tensorstore.open(
+                {"driver": "zarr", "kvstore": _store(folder, name), "metadata": metadata},
+                create=True, delete_existing=True, dtype=number).result()
+            values = np.asarray(array).astype(number, order="C", copy=False)
+            store.write(values, can_reference_source_data_indefinitely=True).result()
+            del values, store
+            driver = {"driver": "file"} if "://" not in os.fspath(folder) else {
+                "driver": "gcs", "bucket": "t5x-dummy-bucket"}  # T5X fills in the real one
+            specs[("target", *path.split("/"))] = {
+                "driver": "zarr", "dtype": str(number), "kvstore": driver | {"path": f"{name}/"},
+                "metadata": metadata}
+        tree = flax.traverse_util.unflatten_dict(specs | {("state", "step"): np.int32(step)})
+        content = flax.serialization.msgpack_serialize({"version": VERSION, "optimizer": tree})
+        (folder / INDEX).write_bytes(content)
+    except (OSError, ValueError) as error:
+        raise PemtError(f"Cannot write {folder}: {getattr(error, 'strerror', None) or error}."
+                        ) from error
+
+
+def _find(path: epath.Path) -> epath.Path | None:
+    """Where the arrays of the checkpoint at `path`, or of the newest in it, are; None for none."""
+    path = path.parent if path.name == INDEX and path.is_file() else path
+    for folder in (path, *_steps(path)):
+        for place in (folder / STATE, folder):
+            if any((place / name).is_file() for name in (INDEX, OCDBT, METADATA)):
+                return place
+    return None
+
+
+def _steps(folder: epath.Path) -> list[epath.Path]:
+    """The checkpoint_N in `folder`, the newest first."""
+    if not folder.is_dir():
+        return []
+    found = {int(match[1]): child for child in folder.iterdir()
+             if (match := STEP.fullmatch(child.name))}
+    return [found[step] for step in sorted(found, reverse=True)]
+
+
+def _inline(folder: epath.Path) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays that lie in the msgpack file itself, where there is one."""
+    file = folder / INDEX
+    if not file.is_file():
+        return
+    content = file.read_bytes()
+    if content.startswith(b"model_checkpoint_path"):
+        raise PemtError(f"{folder} is a TensorFlow checkpoint of the Mesh TensorFlow T5, expected "
+                        "one of T5X, to which t5x.scripts.convert_tf_checkpoint converts it.")
+    try:
+        tree = flax.serialization.msgpack_restore(content)
+        target = tree.get("optimizer", tree)["target"]
+        leaves = flax.traverse_util.flatten_dict(target, sep="/")
+    except Exception as error:  # msgpack and flax raise whatever they meet in a damaged file
+        raise _damaged(folder, error) from error
+    for name, value in leaves.items():
+        if isinstance(value, np.ndarray):
+            yield name, value
+
+
+def _store(folder: epath.Path, inside: str = "", ocdbt: bool = False) -> dict | str:
+    """tensorstore's description of a folder, or of a place inside it."""
+    path = os.fspath(folder)
+    if "://" not in path:
+        base = {"driver": "file", "path": f"{Path(path).absolute()}/"}
+    else:
+        bucket, _, rest = path.partition("://")[2].partition("/")
+        base = {"driver": "gcs", "bucket": bucket, "path": f"{rest.rstrip('/')}/"}
+    if ocdbt:
+        return {"driver": "ocdbt", "base": base} | ({"path": f"{inside}/"} if inside else {})
+    return base | ({"path": f"{base['path']}{inside}/"} if inside else {})
+
+
+def _array(folder: epath.Path, kvstore: dict, name: str, driver: str) -> LazyArray:
+    """The array `name` of a store."""
+    spec = {"driver": driver, "fill_missing_data_reads": False,
+            "kvstore": kvstore | {"path": f"{kvstore.get('path', '')}{name}/"}}
+    store = tensorstore.open(spec, open=True).result()
+
+    def read() -> np.ndarray:
+        try:
+            rows = store.chunk_layout.read_chunk.shape[0] if store.rank else 0
+            if not 0 < rows < store.shape[0]:
+                return store.read().result()
+            values = np.empty(store.shape, store.dtype.numpy_dtype)
+            for start in range(0, store.shape[0], rows):  # all at once, chunks are in memory twice
+                part = slice(start, min(start + rows, store.shape[0]))
+                values[part] = store[part].read().result()
+            return values
+        except ValueError as error:
+            raise _damaged(folder, error) from error
+
+    return LazyArray(tuple(store.shape), np.dtype(store.dtype.numpy_dtype), read)
+
+
+def _damaged(folder: epath.Path, error: Exception) -> PemtError:
+    reason = str(error).partition(" [")[0].replace("\n", " ")
+    return PemtError(f"Expected a whole T5X checkpoint at {folder}, found one that is damaged "
+                     f"({reason}).")

@@ -1,0 +1,87 @@
+"""PyTorch's own weight files (`.pt`, `.bin`), read without executing anything.
+
+Such a file is a pickle, and a pickle can run any program when it is opened. torch's `weights_only`
+loading interprets the few instructions that tensors need and refuses all others; before version 2.6
+it could be tricked, so an older torch is refused. torch is an extra of this package.
+"""
+
+import importlib
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from pemt_jax.errors import PemtError, nearest
+
+ZIP = b"PK\x03\x04"  # how files since torch 1.6 begin; only these can be mapped into memory
+SAFE_VERSION = (2, 6)
+
+
+def load_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Read the state dict in `path`: tensor name -> array, each in its stored dtype.
+
+    Arrays of a file in today's (zip) format are views of the mapped file: memory is used only for
+    those that are touched. bfloat16 is NumPy's `ml_dtypes.bfloat16`.
+
+    Raises:
+      PemtError: torch is missing or too old; no such file; a damaged one; one that asks to execute
+        code, which is not executed; one that holds anything but named tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise PemtError(f"There is no weight file {path}{nearest(path.name, siblings)}.")
+    torch = _safe_torch(path)
+    try:
+        with open(path, "rb") as file:
+            mapped = file.read(len(ZIP)) == ZIP
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unusual pickle protocols
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # a damaged or hostile pickle can raise whatever it likes
+        raise _refusal(path, str(error)) from error
+    if not isinstance(content, Mapping):
+        raise PemtError(f"{path} holds a {type(content).__name__}, expected a state dict of named "
+                        "tensors.")
+    return {name: _to_numpy(torch, path, name, value) for name, value in content.items()}
+
+
+def _safe_torch(path: Path):
+    """The torch module; PemtError when there is none or one whose weights_only is not safe."""
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError as error:
+        raise PemtError(f"Reading {path} needs torch, which is not installed, expected after "
+                        'pip install "pemt_jax[torch]".') from error
+    found = tuple(int(part) for part in re.findall(r"\d+", str(torch.__version__))[:2])
+    if found < SAFE_VERSION:
+        raise PemtError(f"Reading {path} needs torch 2.6 or later, found {torch.__version__}, "
+                        "which can be tricked into executing code in weight files.")
+    return torch
+
+
+def _refusal(path: Path, message: str) -> PemtError:
+    if match := re.search(r"(?:Unsupported|disallowed) (?:global: GLOBAL )?([\w.]+\.\w+)", message):
+        return PemtError(f"{path} asks to run {match[1]} when it is opened, expected nothing but "
+                         "tensors; nothing was executed.")
+    return PemtError(f"Expected a whole file of torch tensors at {path}, found "
+                     f"{path.stat().st_size} bytes that are truncated, damaged or of another "
+                     "format.")
+
+
+def _to_numpy(torch, path: Path, name: object, value: object) -> np.ndarray:
+    if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+        raise PemtError(f"{path} holds a {type(value).__name__} under {name!r}, expected named "
+                        "tensors only.")
+    tensor = value.detach()
+    try:
+        if tensor.dtype == torch.bfloat16:  # NumPy has none of its own
+            return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return tensor.numpy()
+    except (TypeError, RuntimeError) as error:  # sparse, quantised, on no device
+        raise PemtError(f"Tensor {name!r} in {path} is {tensor.layout} of {tensor.dtype}, expected "
+                        "a dense one of a dtype that NumPy has.") from error
