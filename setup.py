@@ -19,7 +19,7 @@ setup(
     package_data={"pemt_jax": ["assets/*/*"], "pemt_jax.configs": ["*/*.gin"]},
     install_requires=[
         "numpy>=1.26",
-        "ml_dtypes>=0.4",
+        "ml_dtypes>=0.5.1",
         "absl-py>=2.1",
         "jax>=0.6",
         "flax>=0.10.6",
@@ -33,7 +33,7 @@ setup(
         "importlib_resources>=5.12",  # TFDS prepares data with it and does not say so
         "gin-config>=0.5.0",
         "clu>=0.0.12",
-        "tensorboard>=2.16",  # clu's TensorBoard writer imports it and does not say so
+        "tensorboard>=2.20",  # clu's TensorBoard writer imports it and does not say so
         "grain>=0.2.10",
         "safetensors>=0.5",
         "scikit-learn>=1.5",
