@@ -14,7 +14,7 @@ from pemt_jax.config import PemtConfig
 from pemt_jax.errors import PemtError, UsageError
 from pemt_jax.interop.hf import load_hf
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
-from pemt_jax.weights import fingerprint
+from pemt_jax.weights import fingerprint, load_weights
 
 TEXT = "Say the mood of a text."
 
@@ -187,3 +187,17 @@ def test_an_expert_of_another_width_is_named(world, tmp_path, expert_arrays):
         source(world, "lora", library=str(tmp_path), initial_expert="wide")
 
 
+
+
+def test_a_layer_that_no_expert_covers_adds_nothing(world, tmp_path):
+    """As after an import of a LoRA on the encoder alone: a decoder of zero experts."""
+    arrays = {path: value for path, value in load_weights(
+        world.library / "tiny_mood" / "weights.safetensors").items()
+        if not path.startswith("decoder/")}
+    base = fingerprint(load_hf(world.base)[1])
+    library.save_expert(tmp_path, "half", arrays, task="half", prompt_text=TEXT,
+                        base_fingerprint=base)
+    made = target(world, library=str(tmp_path), experts=("half",))
+    assert made.params["encoder/layers_0/mlp/experts/lora_b"].any()
+    assert made.params["decoder/layers_0/mlp/experts/lora_b"].shape == (1, 4, 16)
+    assert not made.params["decoder/layers_0/mlp/experts/lora_b"].any()
