@@ -185,9 +185,12 @@ def save_t5x(folder: str | os.PathLike, params: Mapping[str, np.ndarray | LazyAr
             store = tensorstore.open(
                 {"driver": "zarr", "kvstore": _store(folder, name), "metadata": metadata},
                 create=True, delete_existing=True, dtype=number).result()
-            values = np.asarray(array).astype(number, order="C", copy=False)
-            store.write(values, can_reference_source_data_indefinitely=True).result()
-            del values, store
+            parts = [slice(start, min(start + chunks[0], array.shape[0]))
+                     for start in range(0, array.shape[0], chunks[0])] if array.shape else [...]
+            values = np.asarray(array)
+            for part in parts:  # a transposed or cast array never has a whole copy
+                store[part].write(values[part].astype(number, order="C")).result()
+            del values
             driver = {"driver": "file"} if "://" not in os.fspath(folder) else {
                 "driver": "gcs", "bucket": "t5x-dummy-bucket"}  # T5X fills in the real one
             specs[("target", *path.split("/"))] = {
