@@ -28,7 +28,7 @@ DTYPES = {code: np.dtype(kind) for code, kind in {
     "I32": np.int32, "BF16": ml_dtypes.bfloat16, "F16": np.float16, "U16": np.uint16,
     "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_}.items()}  # fmt: skip
 CODES = {dtype: code for code, dtype in DTYPES.items()}
-PART_BYTES = 2**24  # written at once
+PART_BYTES = 2**20  # written at once
 
 
 def save_weights(path: str | os.PathLike, arrays: Mapping[str, np.ndarray | LazyArray],
