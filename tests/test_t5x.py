@@ -265,11 +265,16 @@ def test_t5x_evaluates_and_infers_what_our_commands_say_of_the_artefact(world, c
     assert metrics["accuracy"] == json.loads(capsys.readouterr().out)["accuracy"] > 0
     [file] = (target / "infer").glob("tiny_mood-predict_with_aux.jsonl-00000-of-00001")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    expected = world.by_hand(target)
-    assert [row["prediction"] for row in rows] == [row["prediction"] for row in expected]
+    texts, ours = target / "texts", target / "ours.jsonl"
+    texts.write_text("\n".join(text for text, _ in tiny_system.rows("mood", "test")))
+    flags = (f"MODEL_DIR={target / 'artefact_20'}", f"INPUT_FILE={texts}", f"OUTPUT_FILE={ours}")
+    assert world.command("predict", *(f"--gin.{flag}" for flag in flags)) == 0
+    expected = [json.loads(line) for line in ours.read_text().splitlines()]
     for row, found in zip(expected, rows, strict=True):
-        np.testing.assert_allclose(found["aux"]["scores"], row["score"], rtol=1e-4)
-        np.testing.assert_allclose(found["aux"]["gate"], row["gate"], rtol=1e-4)
+        assert found["inputs"]["inputs_pretokenized"] == row["input"]
+        assert found["prediction"] == row["prediction"]
+        np.testing.assert_allclose(found["aux"]["scores"], row["log_probability"], rtol=1e-4)
+        np.testing.assert_allclose(found["aux"]["gate"], list(row["gate"].values()), rtol=1e-4)
 
 
 @pytest.mark.slow
