@@ -44,14 +44,22 @@ def _rows_identity(task: seqio.Task, split: str) -> object:
     if isinstance(source, seqio.TfdsDataSource):
         return source.tfds_dataset.name, sorted((source.splits or {}).items())
     if isinstance(source, seqio.FileDataSource):
-        files = [(path, tf.io.gfile.stat(path)) for path in sorted(source.list_shards(split))]
         return (_identity(getattr(source, "_reader", None), {}),
-                [(path, stat.length, stat.mtime_nsec) for path, stat in files])
+                [(path, *_size_and_time(path)) for path in sorted(source.list_shards(split))])
     digest = hashlib.sha256()
     for row in source.get_dataset(split=split, shuffle=False).as_numpy_iterator():
         values = tf.nest.flatten(row, expand_composites=True)
         digest.update(repr([np.asarray(value).tolist() for value in values]).encode())
     return digest.hexdigest()
+
+
+def _size_and_time(path: str) -> tuple[int, int]:
+    """Bytes and time of a file, in nanoseconds; TensorFlow's own stat tells whole seconds only."""
+    if Path(path).is_file():
+        stat = Path(path).stat()
+        return stat.st_size, stat.st_mtime_ns
+    stat = tf.io.gfile.stat(path)
+    return stat.length, stat.mtime_nsec
 
 
 def _identity(value: object, seen: dict[int, object]) -> object:

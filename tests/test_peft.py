@@ -271,7 +271,8 @@ def test_a_base_and_a_prompt_are_asked_for(adapter_folder, tmp_path):
 def test_peft_and_transformers_give_our_logits(tmp_path, version, ranks, layers):
     torch = pytest.importorskip("torch", reason='needs pip install "pemt_jax[parity]"')
     theirs = pytest.importorskip("peft", reason='needs pip install "pemt_jax[parity]"')
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers",
+                                       reason='needs pip install "pemt_jax[parity]"')
     random_expert(tmp_path / "library", version, ranks=ranks, layers=layers)
     folder = export(tmp_path / "library", tmp_path / "peft")
     base = transformers.T5ForConditionalGeneration.from_pretrained(DATA / version)
