@@ -37,6 +37,7 @@ class FeedForward(nn.Module):
         x_BLD: Array,
         prompt_states_BPD: Array | None,
         token_weights_BL: Array | None,
+        prompt_weights_BP: Array | None = None,
         *,
         deterministic: bool,
     ) -> Array:
@@ -47,6 +48,7 @@ class FeedForward(nn.Module):
           prompt_states_BPD: encoder output at the prompt, read by the gates of the decoder; the
             encoder's gates read this layer's own activation.
           token_weights_BL: which tokens the sparsity loss counts; None where it is not needed.
+          prompt_weights_BP: 0 where a prompt is padded on the left; None where none is.
           deterministic: no dropout.
         """
         t5, pemt, dtype = self.t5, self.pemt, self.t5.compute_dtype
@@ -70,7 +72,7 @@ class FeedForward(nn.Module):
                 states, axis = prompt_states_BPD, "embed"
             gate_BE = CorrelationGate(
                 pemt.num_experts, axis, pemt.gate_temperature, name="gate"
-            )(states)
+            )(states, prompt_weights_BP)
             mixture_BLD, channels_BLER, lora_b_ERD = ExpertMixture(
                 pemt.num_experts, pemt.expert_rank, t5.emb_dim, dtype, name="experts"
             )(hidden_BLF, gate_BE)

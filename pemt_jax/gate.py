@@ -12,15 +12,26 @@ from flax.linen.partitioning import param_with_axes
 from jax import Array
 
 
-def correlation_gate(states_BPX: Array, kernel_XE: Array, temperature: float = 1.0) -> Array:
+def correlation_gate(
+    states_BPX: Array,
+    kernel_XE: Array,
+    temperature: float = 1.0,
+    prompt_weights_BP: Array | None = None,
+) -> Array:
     """Return gate_BE, rows of non-negative weights that sum to one, in float32.
 
     Args:
       states_BPX: hidden states at the prompt positions, X features wide.
       kernel_XE: the gate's linear map.
       temperature: tau.
+      prompt_weights_BP: 1 for rows of the prompt, 0 for its padding; None where there is none.
     """
-    mean_BX = jnp.mean(states_BPX.astype(jnp.float32), axis=1)
+    states_BPX = states_BPX.astype(jnp.float32)
+    if prompt_weights_BP is None:
+        mean_BX = jnp.mean(states_BPX, axis=1)
+    else:
+        weights_BP1 = prompt_weights_BP.astype(jnp.float32)[..., None]
+        mean_BX = jnp.sum(states_BPX * weights_BP1, axis=1) / jnp.sum(weights_BP1, axis=1)
     # Accelerators would multiply float32 in fewer bits; this product is too small to save on.
     logits_BE = jnp.dot(mean_BX, kernel_XE, precision=jax.lax.Precision.HIGHEST)
     return jax.nn.softmax(logits_BE / temperature, axis=-1)
@@ -34,7 +45,7 @@ class CorrelationGate(nn.Module):
     temperature: float = 1.0
 
     @nn.compact
-    def __call__(self, states_BPX: Array) -> Array:
+    def __call__(self, states_BPX: Array, prompt_weights_BP: Array | None = None) -> Array:
         kernel_XE = param_with_axes(
             "kernel",
             nn.initializers.zeros,
@@ -42,4 +53,4 @@ class CorrelationGate(nn.Module):
             jnp.float32,
             axes=(self.feature_axis, "gate"),
         )
-        return correlation_gate(states_BPX, kernel_XE, self.temperature)
+        return correlation_gate(states_BPX, kernel_XE, self.temperature, prompt_weights_BP)

@@ -3,7 +3,8 @@
 The protocol is T5X's (`loss_fn`, `eval_fn`, `predict_batch`, `predict_batch_with_aux`,
 `score_batch`, `get_initial_variables`, `FEATURE_CONVERTER_CLS`, vocabularies), so that no driver
 needs to know PEMT.  A batch is T5X's: `encoder_input_tokens` [B, S], `decoder_input_tokens`,
-`decoder_target_tokens` and `decoder_loss_weights` [B, T].  A row whose loss weights are all zero
+`decoder_target_tokens` and `decoder_loss_weights` [B, T], and where prompts are padded on the left
+`encoder_prompt_weights` [B, P], 0 for padding.  A row whose loss weights are all zero
 only fills the batch or the mesh: it counts in no loss, metric, mean gate or sparsity loss.
 """
 
@@ -90,6 +91,7 @@ class PemtModel:
             batch["decoder_input_tokens"],
             batch["decoder_target_tokens"],
             row_weights(batch),
+            batch.get("encoder_prompt_weights"),
             enable_dropout=dropout_rng is not None,
             rngs=None if dropout_rng is None else {"dropout": dropout_rng},
             mutable=["pemt"],
@@ -170,16 +172,19 @@ class PemtModel:
         length = self.max_decode_length or batch["decoder_target_tokens"].shape[1]
         rows_B = row_weights(batch)
         tokens_BS = batch["encoder_input_tokens"]
+        prompt_BP = batch.get("encoder_prompt_weights")
         encoded_BMD, collected = self.module.apply(
-            {"params": params}, tokens_BS, rows_B, method=Transformer.encode, mutable=["pemt"]
-        )
+            {"params": params}, tokens_BS, rows_B, prompt_BP, method=Transformer.encode,
+            mutable=["pemt"],
+        )  # fmt: skip
         repeat = lambda x: jnp.repeat(x, num_decodes, axis=0)  # noqa: E731
         encoded_NMD, tokens_NS, rows_N = repeat(encoded_BMD), repeat(tokens_BS), repeat(rows_B)
+        prompt_NP = None if prompt_BP is None else repeat(prompt_BP)
 
         def decode(inputs_NT, cache, *, mutable):
             variables = {"params": params, **({"cache": cache} if cache is not None else {})}
             return self.module.apply(
-                variables, encoded_NMD, tokens_NS, inputs_NT, inputs_NT, rows_N,
+                variables, encoded_NMD, tokens_NS, inputs_NT, inputs_NT, rows_N, prompt_NP,
                 decode=True, max_decode_length=length, method=Transformer.decode, mutable=mutable,
             )  # fmt: skip
 

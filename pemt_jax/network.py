@@ -40,6 +40,7 @@ class Layer(nn.Module):
         encoded_BMD: Array | None,
         cross_bias: Array | None,
         token_weights_BL: Array | None,
+        prompt_weights_BP: Array | None = None,
         *,
         deterministic: bool,
         decode: bool = False,
@@ -68,8 +69,9 @@ class Layer(nn.Module):
             prompt_states_BPD = encoded_BMD[:, : self.pemt.prompt_length]
         y = RMSNorm(dtype, name="pre_mlp_layer_norm")(x_BLD)
         y = FeedForward(t5, self.pemt, self.in_encoder, name="mlp")(
-            y, prompt_states_BPD, token_weights_BL, deterministic=deterministic
-        )
+            y, prompt_states_BPD, token_weights_BL, prompt_weights_BP,
+            deterministic=deterministic,
+        )  # fmt: skip
         x_BLD = x_BLD + dropout(y)
         return with_sharding_constraint(x_BLD, ("batch", "length", "embed"))
 
@@ -89,6 +91,7 @@ class Stack(nn.Module):
         encoded_BMD: Array | None = None,
         cross_bias: Array | None = None,
         token_weights_BL: Array | None = None,
+        prompt_weights_BP: Array | None = None,
         *,
         deterministic: bool,
         decode: bool = False,
@@ -106,7 +109,7 @@ class Stack(nn.Module):
         layers = t5.num_encoder_layers if self.in_encoder else t5.num_decoder_layers
         for i in range(layers):
             x_BLD = Layer(t5, self.pemt, self.in_encoder, name=f"layers_{i}")(
-                x_BLD, self_bias, encoded_BMD, cross_bias, token_weights_BL,
+                x_BLD, self_bias, encoded_BMD, cross_bias, token_weights_BL, prompt_weights_BP,
                 deterministic=deterministic, decode=decode,
             )  # fmt: skip
         x_BLD = dropout(RMSNorm(dtype, name=f"{stack}_norm")(x_BLD))
@@ -144,13 +147,20 @@ class Transformer(nn.Module):
         return self.source_prompts(prompt_PD, deterministic=deterministic)
 
     def encode(
-        self, encoder_input_tokens: Array, row_weights_B: Array, *, enable_dropout: bool = False
+        self,
+        encoder_input_tokens: Array,
+        row_weights_B: Array,
+        prompt_weights_BP: Array | None = None,
+        *,
+        enable_dropout: bool = False,
     ) -> Array:
         """Return encoder output [B, P+S, D]; the prompt keeps its positions in it.
 
         Args:
           encoder_input_tokens: [B, S] token ids, 0 padded.
           row_weights_B: 0 for rows that only fill the batch.
+          prompt_weights_BP: 0 where the prompt is padded, which is on the left, so that distances
+            from prompt to text stay what they were; None where it is not.
           enable_dropout: training.
         """
         deterministic = not enable_dropout
@@ -160,12 +170,13 @@ class Transformer(nn.Module):
             rows = (x_BSD.shape[0], *prompt_PD.shape)
             prompt_BPD = jnp.broadcast_to(prompt_PD.astype(x_BSD.dtype)[None], rows)
             x_BSD = jnp.concatenate([prompt_BPD, x_BSD], axis=1)
-        present_BM = self._present(encoder_input_tokens)
-        weights_BM = self._token_weights(present_BM, row_weights_B)
+        present_BM = self._present(encoder_input_tokens, prompt_weights_BP)
+        weights_BM = self._token_weights(present_BM, row_weights_B, prompt_weights_BP)
         bias = attend_where(present_BM)[:, None, None, :]
         return self.encoder(
-            x_BSD, bias, token_weights_BL=weights_BM, deterministic=deterministic
-        )
+            x_BSD, bias, token_weights_BL=weights_BM, prompt_weights_BP=prompt_weights_BP,
+            deterministic=deterministic,
+        )  # fmt: skip
 
     def decode(
         self,
@@ -174,6 +185,7 @@ class Transformer(nn.Module):
         decoder_input_tokens: Array,
         decoder_target_tokens: Array,
         row_weights_B: Array,
+        prompt_weights_BP: Array | None = None,
         *,
         enable_dropout: bool = False,
         decode: bool = False,
@@ -187,6 +199,7 @@ class Transformer(nn.Module):
           decoder_input_tokens: [B, T], targets shifted right; T is 1 with a filled cache.
           decoder_target_tokens: [B, T], for the padding mask; ignored in decoding.
           row_weights_B: 0 for rows that only fill the batch.
+          prompt_weights_BP: as in `encode`.
           enable_dropout: training.
           decode: use the cache.
           max_decode_length: length of the cache.
@@ -199,10 +212,12 @@ class Transformer(nn.Module):
             weights_BT = self._token_weights(present_BT, row_weights_B)
             if not self.pemt.decoder_attends_padding:
                 causal_11TT = causal_11TT & present_BT[:, None, None, :]
-        cross_bias = attend_where(self._present(encoder_input_tokens))[:, None, None, :]
+        present_BM = self._present(encoder_input_tokens, prompt_weights_BP)
+        cross_bias = attend_where(present_BM)[:, None, None, :]
         y = self.decoder(
             self.token_embedder(decoder_input_tokens), attend_where(causal_11TT), encoded_BMD,
-            cross_bias, weights_BT, deterministic=not enable_dropout, decode=decode,
+            cross_bias, weights_BT, prompt_weights_BP, deterministic=not enable_dropout,
+            decode=decode,
         )  # fmt: skip
         if not self.t5.logits_via_embedding:
             return y
@@ -215,6 +230,7 @@ class Transformer(nn.Module):
         decoder_input_tokens: Array,
         decoder_target_tokens: Array,
         row_weights_B: Array,
+        prompt_weights_BP: Array | None = None,
         *,
         enable_dropout: bool = False,
         decode: bool = False,
@@ -222,20 +238,28 @@ class Transformer(nn.Module):
     ) -> Array:
         """Return logits [B, T, V]; arguments as in `encode` and `decode`."""
         encoded_BMD = self.encode(
-            encoder_input_tokens, row_weights_B, enable_dropout=enable_dropout
+            encoder_input_tokens, row_weights_B, prompt_weights_BP, enable_dropout=enable_dropout
         )
         return self.decode(
             encoded_BMD, encoder_input_tokens, decoder_input_tokens, decoder_target_tokens,
-            row_weights_B, enable_dropout=enable_dropout, decode=decode,
+            row_weights_B, prompt_weights_BP, enable_dropout=enable_dropout, decode=decode,
             max_decode_length=max_decode_length,
         )  # fmt: skip
 
-    def _present(self, encoder_input_tokens: Array) -> Array:
-        """[B, P+S]: which encoder positions may be attended to; the prompt always."""
+    def _present(
+        self, encoder_input_tokens: Array, prompt_weights_BP: Array | None = None
+    ) -> Array:
+        """[B, P+S]: which encoder positions may be attended to; all of an unpadded prompt."""
+        if prompt_weights_BP is not None:
+            return jnp.concatenate([prompt_weights_BP > 0, encoder_input_tokens > 0], axis=1)
         prompt = ((0, 0), (self.pemt.prompt_length, 0))
         return jnp.pad(encoder_input_tokens > 0, prompt, constant_values=True)
 
-    def _token_weights(self, present_BL: Array, row_weights_B: Array) -> Array:
-        """[B, L]: which tokens the sparsity loss counts."""
+    def _token_weights(
+        self, present_BL: Array, row_weights_B: Array, prompt_weights_BP: Array | None = None
+    ) -> Array:
+        """[B, L]: which tokens the sparsity loss counts; never the padding of a prompt."""
         counted = jnp.ones_like(present_BL) if self.pemt.tsl_counts_padding else present_BL
+        if prompt_weights_BP is not None:
+            counted = counted.at[:, : self.pemt.prompt_length].set(prompt_weights_BP > 0)
         return counted.astype(jnp.float32) * (row_weights_B > 0).astype(jnp.float32)[:, None]
