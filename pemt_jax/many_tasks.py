@@ -59,7 +59,8 @@ class ManyTrainer:
         loss_fn: of a model with the longest of the prompts.
         trainables: of each task, flat {path: array}; a prompt may be shorter than others.
         frozen: flat {path: array}, of all tasks.
-        optimizers: of each task; of equal ones one object, for each is compiled.
+        optimizer: of all tasks; where their schedules differ, `task` (a number) chooses among them
+            (optimizers.make_optimizer with a schedule a task).
         batch_size: rows of a task's batch.
         seed, mesh, params_axes, prng: as of train_step.Trainer; every task has the random numbers
             that it has alone.
@@ -71,7 +72,7 @@ class ManyTrainer:
         loss_fn: LossFn,
         trainables: Sequence[Params],
         frozen: Params,
-        optimizers: Sequence[optax.GradientTransformation],
+        optimizer: optax.GradientTransformation,
         batch_size: int,
         seed: int = 0,
         mesh: Mesh | None = None,
@@ -88,17 +89,13 @@ class ManyTrainer:
         groups = self.mesh.shape["task"]
         self.slots = -(-len(trainables) // groups) * groups
         self._key = jax.random.key(seed, impl=prng)
-        distinct = list({id(optimizer): optimizer for optimizer in optimizers}.values())
-        which = [[id(each) for each in distinct].index(id(own)) for own in optimizers]
-        self._which = np.zeros(self.slots, np.int32)
-        self._which[: len(which)] = which
+        self._tasks = np.minimum(np.arange(self.slots, dtype=np.int32), len(trainables) - 1)
         axes = params_axes or {}
         self._axes, self._whole = axes, whole
         # Frozen parameters lie as they do in a run alone, whose evaluation reads the same arrays.
         self.frozen = partitioning.place(
             dict(frozen), partitioning.parameter_shardings(frozen, axes, whole))
-        states = [self._initial(trainable, optimizer)
-                  for trainable, optimizer in zip(trainables, optimizers, strict=True)]
+        states = [self._initial(trainable, optimizer) for trainable in trainables]
         self._alone = [jax.tree.map(_like, state) for state in states]
         self._shapes_of_all = jax.tree.map(_longest, *states)
         # Each leaf lies where it lies in a run alone, behind the task axis.
@@ -111,7 +108,7 @@ class ManyTrainer:
         self._batch_sharding = NamedSharding(self.mesh, PartitionSpec("task", "data"))
         per_slot = NamedSharding(self.mesh, PartitionSpec("task"))
         self._step = jax.jit(
-            self._make_step(loss_fn, distinct, task_loop),
+            self._make_step(loss_fn, optimizer, task_loop),
             donate_argnums=0,
             in_shardings=(self.shardings, None, self._batch_sharding, per_slot, per_slot,
                           self._replicated),
@@ -135,7 +132,7 @@ class ManyTrainer:
         shardings = dict.fromkeys(batch, self._batch_sharding)
         placed = partitioning.place(dict(batch), shardings)
         self.state, metrics = self._step(
-            self.state, self.frozen, placed, active, self._which, self._key)
+            self.state, self.frozen, placed, active, self._tasks, self._key)
         return metrics
 
     def task_state(self, task: int) -> TrainState:
@@ -177,9 +174,13 @@ class ManyTrainer:
 
         return jax.tree.map(stack, self._shapes_of_all, *states)
 
-    def _make_step(self, loss_fn: LossFn, optimizers: Sequence, task_loop: str):
-        def update_one(state, frozen, batch, active, which, key):
-            update = make_train_step(loss_fn, _chosen(optimizers, which))
+    def _make_step(self, loss_fn: LossFn, optimizer, task_loop: str):
+        optimizer = optax.with_extra_args_support(optimizer)
+
+        def update_one(state, frozen, batch, active, task, key):
+            own = optax.GradientTransformation(
+                optimizer.init, functools.partial(optimizer.update, task=task))
+            update = make_train_step(loss_fn, own)
             made = functools.partial(update, state, frozen, batch, key)
             neutral = jax.tree.map(
                 lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(made)[1])
@@ -187,13 +188,13 @@ class ManyTrainer:
                 step=jnp.full((), -1, state.step.dtype))
             return jax.lax.cond(active, made, lambda: (state, neutral))
 
-        def step(state, frozen, batch, active, which, key):
+        def step(state, frozen, batch, active, tasks, key):
             def one(slot):
-                state, batch, active, which = slot
-                return update_one(state, frozen, batch, active, which, key)
+                state, batch, active, task = slot
+                return update_one(state, frozen, batch, active, task, key)
 
             over = jax.vmap(one) if task_loop == "vmap" else functools.partial(jax.lax.map, one)
-            return over((state, batch, active, which))
+            return over((state, batch, active, tasks))
 
         if self.mesh.shape["task"] == 1:
             return step
@@ -202,18 +203,6 @@ class ManyTrainer:
             step, mesh=self.mesh, axis_names={"task"}, check_vma=False,
             in_specs=(tasks, everywhere, tasks, tasks, tasks, everywhere), out_specs=tasks,
         )  # fmt: skip
-
-
-def _chosen(optimizers: Sequence, which: jax.Array) -> optax.GradientTransformation:
-    """The optimizer number `which`, known when the step runs; their states have one structure."""
-    if len(optimizers) == 1:
-        return optimizers[0]
-
-    def update(gradients, state, params):
-        return jax.lax.switch(
-            which, [optimizer.update for optimizer in optimizers], gradients, state, params)
-
-    return optax.GradientTransformation(optimizers[0].init, update)
 
 
 def _padded(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:

@@ -14,7 +14,7 @@ root mean square of each parameter (as Adafactor does; nanoT5 found it best for 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +29,9 @@ def make_schedule(
     kind: str = "linear",
     learning_rate: float = 1e-3,
     warmup_steps: int = 0,
-    train_steps: int | None = None,
+    train_steps: int | Sequence[int] | None = None,
     decay_steps: int | None = None,
-) -> Schedule:
+) -> Schedule | tuple[Schedule, ...]:
     """Return the learning rate as a function of the number of updates already made.
 
     All kinds start with lr * step / warmup_steps: the first of `warmup_steps` steps has rate 0.
@@ -40,6 +40,7 @@ def make_schedule(
         kind: "linear" falls to 0 at `train_steps`; "constant" stays; "wsd" (warm-up, stable,
             decay) stays and falls to 0 over the last `decay_steps` before `train_steps`, so a
             run can be given more steps when it resumes, up to the start of the decay.
+        train_steps: several, one a task, give a tuple of schedules.
 
     Raises:
         UsageError: unknown kind, or step counts that do not fit together.
@@ -50,6 +51,9 @@ def make_schedule(
             f"There is no schedule {kind!r}, expected one of {', '.join(kinds)}"
             f"{nearest(kind, kinds)}."
         )
+    if isinstance(train_steps, Sequence):
+        return tuple(make_schedule(kind, learning_rate, warmup_steps, steps, decay_steps)
+                     for steps in train_steps)  # fmt: skip
     if warmup_steps < 0:
         raise UsageError(f"Found warmup_steps {warmup_steps}, expected 0 or more.")
     warmup = optax.linear_schedule(0.0, learning_rate, max(warmup_steps, 1))
@@ -103,9 +107,26 @@ def scale_by_adam_hf(b1: float, b2: float, eps: float) -> optax.GradientTransfor
     return optax.GradientTransformation(adam.init, update)
 
 
+def scale_by_task_schedule(schedules: Sequence[Schedule]) -> optax.GradientTransformation:
+    """Multiply by the negative learning rate of the task whose number `update` is given.
+
+    The state is that of optax.scale_by_learning_rate with the task's own schedule.
+    """
+    init = optax.scale_by_learning_rate(schedules[0]).init
+
+    def update(updates, state, params=None, *, task, **_):
+        rate = jax.lax.switch(
+            task, [lambda count, own=own: jnp.asarray(-own(count), jnp.float32)
+                   for own in schedules], state.count)
+        updates = jax.tree.map(lambda u: jnp.asarray(rate, u.dtype) * u, updates)
+        return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
 def make_optimizer(
     name: str = "adamw",
-    schedule: Schedule | float = 1e-3,
+    schedule: Schedule | float | Sequence[Schedule] = 1e-3,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
@@ -114,13 +135,17 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Return the optimizer `name` with gradients clipped to the global norm `clip_norm`.
 
-    `adafactor` has its own second moments and takes neither b1, b2 nor eps.
+    `adafactor` has its own second moments and takes neither b1, b2 nor eps. Several schedules are
+    one a task: `update` is then also given `task`, its number.
 
     Raises:
         UsageError: unknown name.
     """
-    if not callable(schedule):
-        schedule = optax.constant_schedule(schedule)
+    if isinstance(schedule, Sequence):
+        scale = scale_by_task_schedule(schedule)
+    else:
+        scale = optax.scale_by_learning_rate(
+            schedule if callable(schedule) else optax.constant_schedule(schedule))
     decay = [optax.add_decayed_weights(weight_decay)] if weight_decay else []
     # Decoupled weight decay comes after the gradient scaling, and for adamw_rms after the scaling
     # by the parameter's size too: the decay is already proportional to the parameter.
@@ -145,4 +170,4 @@ def make_optimizer(
             f"{nearest(name, chains)}."
         )
     clip = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
-    return optax.chain(*clip, *chains[name](), optax.scale_by_learning_rate(schedule))
+    return optax.chain(*clip, *chains[name](), scale)

@@ -9,13 +9,17 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Shows loss, real examples per second and time left; silent when not `shown`."""
+    """Shows loss, real examples per second and time left; silent when not `shown`.
 
-    def __init__(self, total: int, done: int, shown: bool = True):
+    With a `name`, that of one task among many, it shows lines that begin with it, and no bar.
+    """
+
+    def __init__(self, total: int, done: int, shown: bool = True, name: str = ""):
+        self._name = f"{name}: " if name else ""
         self.total, self.done = total, done
         self._shown = shown and jax.process_index() == 0
         self._bar = None
-        if self._shown and sys.stderr.isatty():
+        if self._shown and not name and sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True)
         self._note = ""
         self._values: dict[str, str] = {}
@@ -51,15 +55,15 @@ class Progress:
             self._bar.set_postfix(self._values)
         elif self._shown:
             shown = "  ".join(f"{name} {value}" for name, value in self._values.items())
-            print(f"step {step}/{self.total}  {shown}  left {self._left()}", file=sys.stderr,
-                  flush=True)
+            print(f"{self._name}step {step}/{self.total}  {shown}  left {self._left()}",
+                  file=sys.stderr, flush=True)
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show the result of an evaluation, and leave its time out of the rates."""
         self.rates()
         if self._shown:
             shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-            line = f"step {step}/{self.total}  validation: {shown}"
+            line = f"{self._name}step {step}/{self.total}  validation: {shown}"
             if self._bar is not None:
                 self.note("")
                 self._bar.write(line, file=sys.stderr)

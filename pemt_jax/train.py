@@ -10,39 +10,37 @@ or a target) or, after method full, base/ (a Hugging Face folder).
 
 from pemt_jax import cli  # isort: skip  (silences TensorFlow before it is imported)
 
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import optax
-import seqio
 
-from pemt_jax import assembly, data, optimizers, partitioning, runs, tasks, trainer
+from pemt_jax import assembly, many_job, partitioning, trainer
 from pemt_jax.artefact import versions
-from pemt_jax.batching import DEFAULT_BUCKETS, BatchSource, train_iterator
-from pemt_jax.checkpoints import Checkpoints
+from pemt_jax.batching import DEFAULT_BUCKETS, train_iterator
 from pemt_jax.config import PemtConfig, T5Config
 from pemt_jax.errors import UsageError, nearest
-from pemt_jax.evaluator import Evaluator
-from pemt_jax.methods import split
 from pemt_jax.metrics_log import MetricsLog
-from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY, prefer
-from pemt_jax.validation import Validation
+from pemt_jax.task_run import TaskRun
+from pemt_jax.tasks.vocabulary import prefer
 
 PRNGS = ("threefry2x32", "rbg")
 
+
 def train(
     model_dir: str,
-    mixture_or_task_name: str,
+    mixture_or_task_name: str | Sequence[str],
     task_feature_lengths: Mapping[str, int],
-    train_steps: int,
+    train_steps: int | Sequence[int],
     batch_size: int,
     optimizer: optax.GradientTransformation,
     method: str = "pemt_target",
     initial_checkpoint_path: str | None = assembly.MINI_T5,
     t5: T5Config | None = None,
     options: PemtConfig | None = None,
-    prompt_text: str | None = None,
+    prompt_text: str | Sequence[str] | None = None,
     library: str | None = None,
     experts: Sequence[str] = (),
     initial_expert: str | None = None,
@@ -63,20 +61,22 @@ def train(
     save_every: int | None = None,
     log_every: int = 20,
     patience: int | None = None,
+    task_loop: str = "map",
 ) -> dict[str, float]:
     """Train one model, keep the best checkpoint and publish it; return the validation metrics.
 
     Args:
       model_dir: where the run lives.
       mixture_or_task_name: a SeqIO task or mixture; a mixture trains as one task with one prompt.
+        Several names train each of them in one job, in MODEL_DIR/NAME (many_train.py).
       task_feature_lengths: longest inputs and targets, in tokens.
-      train_steps, batch_size: updates and rows an update.
+      train_steps, batch_size: updates and rows an update; of several tasks, steps for all or each.
       optimizer: an optax optimizer, see optimizers.make_optimizer.
       method: a row of methods.METHODS.
       initial_checkpoint_path: the base, a Hugging Face T5 folder or a T5X checkpoint; None
         to start from `t5`.
       t5, options: shape of a new backbone; choices of PEMT.
-      prompt_text: the prompt's text; None for the task's own description.
+      prompt_text: the prompt's text; None for the task's own description; or one a task.
       library, experts: the expert library and the names of the experts to mix.
       initial_expert: an expert of the library to train on from.
       expert_name: name under which an expert enters the library; None for the task's in stage 1,
@@ -93,12 +93,11 @@ def train(
       seed: of initial values, dropout and data order.
       eval_every, save_every, log_every: steps between evaluations, savings, log lines.
       patience: evaluations without a better one after which the run ends early.
+      task_loop: how several tasks on one device are updated, one after the other, "map", or all at
+        once, "vmap".
     """
     folder = Path(model_dir)
     library = library or str(assembly.expert_library.default_library())
-    if method == "pemt_source":
-        expert_name = expert_name or mixture_or_task_name
-    lengths = dict(task_feature_lengths)
     mesh = partitioning.make_mesh(model=model_parallel)
     for rows in (batch_size, eval_batch_size):
         partitioning.check_batch_size(rows, mesh)
@@ -107,81 +106,50 @@ def train(
     if prng not in PRNGS:
         raise UsageError(f"There are no random numbers {prng!r}, expected one of "
                          f"{', '.join(PRNGS)}{nearest(prng, PRNGS)}.")  # fmt: skip
-    runs.check_publishable(
-        folder, method, initial_checkpoint_path, library, expert_name, (base_dtype, frozen_dtype)
-    )
-    if prompt_text is None and method != "full":
-        prompt_text = tasks.description(mixture_or_task_name)
     prefer(initial_checkpoint_path and Path(initial_checkpoint_path) / "spiece.model")
-    made = assembly.assemble(
-        method, DEFAULT_VOCABULARY, base=initial_checkpoint_path, t5=t5, options=options,
-        prompt_text=prompt_text, library=library, experts=experts, initial_expert=initial_expert,
-        dropout_rate=dropout_rate, broadcast_dropout=broadcast_dropout, dtype=dtype,
-        embedding_rows=embedding_rows, max_decode_length=max_decode_length, seed=seed,
+    open_run = functools.partial(
+        TaskRun, task_feature_lengths=task_feature_lengths, batch_size=batch_size, method=method,
+        base=initial_checkpoint_path, t5=t5, options=options, library=library, experts=experts,
+        initial_expert=initial_expert, dropout_rate=dropout_rate,
+        broadcast_dropout=broadcast_dropout, dtype=dtype, embedding_rows=embedding_rows,
+        base_dtype=base_dtype, frozen_dtype=frozen_dtype, max_decode_length=max_decode_length,
+        buckets=buckets, prng=prng, seed=seed, eval_batch_size=eval_batch_size, mesh=mesh,
+        expert_name=expert_name,
     )  # fmt: skip
-    parts = data.open_mixture(mixture_or_task_name, "train", lengths)
-    identity = made.identity | {
-        "task": mixture_or_task_name,
-        "data": {part.task_name: [rate, part.sha256] for rate, part in parts},
-        "task_feature_lengths": lengths,
-        "batch_size": batch_size,
-        "buckets": list(buckets),
-        "prng": prng,
-        "optimizer": optimizers.same_run(cli.bindings_of(optimizers)),
-    }
-    source = BatchSource(parts, batch_size, seed, buckets=buckets)
-    evaluator = Evaluator(
-        made.model.predict_batch, made.model.eval_fn, DEFAULT_VOCABULARY, mesh
-    )
-    # A mixture may have parts without a validation split; it is judged on those that have one.
-    held_out = [
-        data.open_split(part.task_name, "validation", lengths)
-        for _, part in parts
-        if "validation" in seqio.TaskRegistry.get(part.task_name).splits
-    ]
-    validation = Validation(evaluator, held_out, eval_batch_size, buckets)
-    best_metric, higher_is_better = validation.best_metric if held_out else (None, True)
-    with Checkpoints(folder / "checkpoints", identity, best_metric, higher_is_better) as kept:
-        start_step = kept.latest_step() or 0
-        if start_step > train_steps:  # known before the files of the run that is there change
-            raise UsageError(f"{folder} is at step {start_step}, expected TRAIN_STEPS of at least "
-                             f"that but found {train_steps}.")  # fmt: skip
-        trainable, frozen = split(made.nested(), made.method)
-        run = trainer.Trainer(
-            made.model.loss_fn, trainable, assembly.cast(frozen, frozen_dtype), optimizer, seed,
-            mesh, made.params_axes, prng,
+    every = dict(log_every=log_every, eval_every=eval_every, save_every=save_every,
+                 patience=patience, versions=versions())  # fmt: skip
+    if not isinstance(mixture_or_task_name, str):
+        return many_job.train_tasks(
+            open_run, folder, mixture_or_task_name, train_steps, prompt_text, optimizer,
+            task_loop=task_loop, **every,
         )  # fmt: skip
+    if not isinstance(train_steps, int):
+        raise UsageError(f"Found TRAIN_STEPS {train_steps} for one task, expected one number.")
+    one = open_run(folder, mixture_or_task_name, train_steps, prompt_text=prompt_text)
+    with one.checkpoints() as kept:
+        run = trainer.Trainer(
+            one.made.model.loss_fn, one.trainable, one.frozen, optimizer, seed, mesh,
+            one.made.params_axes, prng,
+        )  # fmt: skip
+        one.frozen = None
 
         def batches(start: int):
             cli.write_config(folder)  # not before the run that is there has been restored
-            return train_iterator(source, start, train_steps - start)
+            return train_iterator(one.source, start, train_steps - start)
 
-        with MetricsLog(folder, start_step=start_step) as log:
+        with MetricsLog(folder, start_step=kept.latest_step() or 0) as log:
             result = trainer.train(
                 run,
                 batches,
                 train_steps,
                 checkpoints=kept,
-                evaluate=validation if held_out else None,
+                evaluate=one.validation,
                 log=log,
-                log_every=log_every,
-                eval_every=eval_every if held_out else None,
-                save_every=save_every,
-                patience=patience,
-                best_metric=best_metric,
-                higher_is_better=higher_is_better,
-                versions=versions(),
+                best_metric=one.best_metric,
+                higher_is_better=one.higher_is_better,
+                **every | {"eval_every": eval_every if one.validation else None},
             )
-        best = kept.best_step()
-        step = result.step if best is None else best
-        values = kept.restore_trainable(step, run.state.trainable)
-        metrics = kept.manifest(step)["metrics"] or {}
-    made_at = runs.publish(
-        folder, values, made, mixture_or_task_name, lengths, metrics, library=library,
-        base=initial_checkpoint_path, expert_name=expert_name, base_dtype=base_dtype,
-    )  # fmt: skip
-    print(f"{made_at}: {method} on {mixture_or_task_name}, step {step}, {metrics}")
-    return metrics
+        return one.publish(kept, result)
 
 
 if __name__ == "__main__":

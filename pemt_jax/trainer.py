@@ -73,24 +73,13 @@ def train(
         Stopped: SIGTERM or SIGINT came; the state is saved and the same command resumes.
         PemtError: a loss, gradient or update was not finite; the last finite checkpoint stays.
     """
-    intervals = {"log_every": log_every, "eval_every": eval_every, "save_every": save_every,
-                 "patience": patience}  # fmt: skip
-    for name, every in intervals.items():
-        if every is not None and every < 1:
-            raise UsageError(f"Found {name} {every}, expected 1 or more.")
+    check_intervals(
+        log_every=log_every, eval_every=eval_every, save_every=save_every, patience=patience
+    )
     if patience is not None and (best_metric is None or evaluate is None):
         raise UsageError("Patience needs a best metric and an evaluation, expected both.")
-    run = TrainResult()
-    if checkpoints and (latest := checkpoints.latest_step()) is not None:
-        trainer.restore(checkpoints, latest)
-        manifest = checkpoints.manifest(latest)
-        run = TrainResult(latest, metrics=manifest["metrics"], **manifest["progress"])
-    if run.step > train_steps:
-        raise UsageError(
-            f"{checkpoints.folder} is at step {run.step}, expected TRAIN_STEPS of at least that "
-            f"but found {train_steps}."
-        )
-    loop = _Loop(trainer, run, train_steps, checkpoints, log, Progress(train_steps, run.step,
+    run = resume(trainer, checkpoints, train_steps)
+    loop = Loop(trainer, run, train_steps, checkpoints, log, Progress(train_steps, run.step,
                  show_bar), dict(versions or {}))  # fmt: skip
 
     def due(every: int | None) -> bool:
@@ -128,8 +117,34 @@ def train(
     return run
 
 
+def check_intervals(**intervals: int | None) -> None:
+    """Raise UsageError for an interval, by its name, that is neither None nor 1 or more."""
+    for name, every in intervals.items():
+        if every is not None and every < 1:
+            raise UsageError(f"Found {name} {every}, expected 1 or more.")
+
+
+def resume(trainer: Trainer, checkpoints: Checkpoints | None, train_steps: int) -> TrainResult:
+    """Restore the latest checkpoint, when there is one, and return how far its run is.
+
+    Raises:
+        UsageError: that is farther than `train_steps`.
+    """
+    run = TrainResult()
+    if checkpoints and (latest := checkpoints.latest_step()) is not None:
+        trainer.restore(checkpoints, latest)
+        manifest = checkpoints.manifest(latest)
+        run = TrainResult(latest, metrics=manifest["metrics"], **manifest["progress"])
+    if run.step > train_steps:
+        raise UsageError(
+            f"{checkpoints.folder} is at step {run.step}, expected TRAIN_STEPS of at least that "
+            f"but found {train_steps}."
+        )
+    return run
+
+
 @dataclasses.dataclass
-class _Loop:
+class Loop:
     """What the loop does at its boundaries; `window` are the metrics since the last log point."""
 
     trainer: Trainer

@@ -59,12 +59,11 @@ def single(pemt, method, task, steps=STEPS, t5=T5, train_steps=10, batches=None)
     return trainer, losses
 
 
-def many(pemt, method, tasks, t5=T5, train_steps=(10,), **options):
+def many(pemt, method, tasks, t5=T5, train_steps=10, **options):
     trainables, frozens = zip(*(parts(pemt, method, task, t5) for task in range(tasks)),
                               strict=True)
-    steps = train_steps if len(train_steps) > 1 else train_steps * tasks
     return ManyTrainer(PemtModel(t5, pemt).loss_fn, trainables, frozens[0],
-                       [optimizer(n) for n in steps], 2, seed=7, **options)
+                       optimizer(train_steps), 2, seed=7, **options)
 
 
 def run(trainer, tasks, steps=STEPS, active=lambda task, step: True):
@@ -132,7 +131,7 @@ def test_a_task_that_is_not_active_is_not_computed():
     trainer = many(pemt, method, 2)
     batch = stacked([batch_of(0, 0)] * 2, trainer.slots)
     jaxpr = jax.make_jaxpr(trainer._step)(trainer.state, trainer.frozen, batch,
-                                          np.ones(2, bool), trainer._which, trainer._key)
+                                          np.ones(2, bool), trainer._tasks, trainer._key)
     conds = [e for e in tiny_model.equations(jaxpr.jaxpr) if e.primitive.name == "cond"]
     count = lambda jaxpr: sum(e.primitive.name == "dot_general"  # noqa: E731
                               for e in tiny_model.equations(jaxpr))
@@ -147,7 +146,7 @@ def test_prompts_of_unequal_lengths_and_batches_padded_agree_with_single_runs():
     (first, frozen), (second, _) = (parts(p, method, task, NO_DROPOUT)
                                     for task, p in enumerate((short, pemt)))
     trainer = ManyTrainer(PemtModel(NO_DROPOUT, pemt).loss_fn, [first, second], frozen,
-                          [optimizer()] * 2, 2, seed=7)
+                          optimizer(), 2, seed=7)
     shapes = ((6, 4), (8, 5))
     for step in range(STEPS):
         batches = [batch_of(task, step, *shape) for task, shape in enumerate(shapes)]
@@ -169,7 +168,7 @@ def test_a_state_is_restored_into_its_slot_padded_as_it_was():
     short = dataclasses.replace(pemt, prompt_length=2)
     (first, frozen), (second, _) = parts(short, method, 0), parts(pemt, method, 1)
     trainer = ManyTrainer(PemtModel(T5, pemt).loss_fn, [first, second], frozen,
-                          [optimizer()] * 2, 2)
+                          optimizer(), 2)
     changed = jax.tree.map(lambda x: x + 1, trainer.task_state(0))
     other = trainer.task_state(1)
 
