@@ -83,8 +83,8 @@ def check_names(names: Sequence[str], expert_name: str | None) -> None:
     if twice:
         raise UsageError(f"MIXTURE_OR_TASK_NAME names {twice!r} twice, expected each task once.")
     if expert_name and len(names) > 1:
-        raise UsageError(f"Found EXPERT_NAME {expert_name!r} for {len(names)} tasks, expected none: each "
-                         "expert has the name of its task.")
+        raise UsageError(f"Found EXPERT_NAME {expert_name!r} for {len(names)} tasks, expected "
+                         "none, for each expert has its task's name.")
 
 
 def check_padding(optimizer: optax.GradientTransformation, prompts: dict[str, np.ndarray]) -> None:
