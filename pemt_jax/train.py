@@ -99,7 +99,11 @@ def train(
     folder = Path(model_dir)
     library = library or str(assembly.expert_library.default_library())
     mesh = partitioning.make_mesh(model=model_parallel)
-    for rows in (batch_size, eval_batch_size):
+    several = not isinstance(mixture_or_task_name, str)
+    if several:  # dealt to groups of devices, so that any batch fits; evaluated on all of them
+        data = mesh.shape["data"]
+        eval_batch_size = -(-eval_batch_size // data) * data
+    for rows in (eval_batch_size,) if several else (batch_size, eval_batch_size):
         partitioning.check_batch_size(rows, mesh)
     if seed < 0:
         raise UsageError(f"Found SEED {seed}, expected 0 or more.")
@@ -118,7 +122,7 @@ def train(
     )  # fmt: skip
     every = dict(log_every=log_every, eval_every=eval_every, save_every=save_every,
                  patience=patience, versions=versions())  # fmt: skip
-    if not isinstance(mixture_or_task_name, str):
+    if several:
         return many_job.train_tasks(
             open_run, folder, mixture_or_task_name, train_steps, prompt_text, optimizer,
             task_loop=task_loop, **every,

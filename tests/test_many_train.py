@@ -12,6 +12,7 @@ from pemt_jax.errors import PemtError, UsageError
 from pemt_jax.many_tasks import ManyTrainer
 from pemt_jax.metrics_log import read_metrics
 from pemt_jax.stopping import Stopped
+from pemt_jax.weights import load_weights
 
 TASKS = ("tiny_mood", "tiny_topic")
 PROMPT = "Say what it is."  # of one length, so that shapes are those of runs alone
@@ -202,3 +203,54 @@ optimizers.make_schedule.learning_rate = %LEARNING_RATE
     evaluated = world.command("evaluate", f"--gin.MODEL_DIR={tmp_path}/job/tiny_mood",
                               "--gin.BATCH_SIZE=8")
     assert evaluated == 0 and "accuracy" in json.loads(capsys.readouterr().out)
+
+
+SIX = ("tiny_mood", "tiny_topic", "tiny_text", "tiny_train_only", "tiny_both", "tiny_half")
+SIX_DEVICES = """
+import sys
+from pathlib import Path
+
+import tiny_system
+from pemt_jax import many_job
+
+shapes = []
+
+
+class Watched(many_job.ManyTrainer):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        shapes.append((dict(self.mesh.shape), self.slots))
+
+
+many_job.ManyTrainer = Watched
+world, out = tiny_system.World(Path(sys.argv[1])), Path(sys.argv[2])
+tasks, model = tuple(sys.argv[3].split(",")), int(sys.argv[4])
+world.train(out / "job", tasks, 10, method="pemt_source", prompt_text="Say what it is.",
+            library=str(out / "library"), model_parallel=model)
+print(shapes)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "model", "mesh"), [
+    (6, 1, "{'task': 6, 'data': 1, 'model': 1}, 6"),  # an expert a device
+    (4, 1, "{'task': 2, 'data': 2, 'model': 1}, 6"),  # three in turn on each of two groups
+    (4, 2, "{'task': 2, 'data': 1, 'model': 2}, 6"),
+])  # fmt: skip
+def test_six_tasks_on_many_devices_agree_with_one_device(world, tmp_path, devices, model, mesh):
+    assert world.base
+    done = world.python("-c", SIX_DEVICES, world.folder, tmp_path / "six", ",".join(SIX), model,
+                        devices=devices)
+    assert done.returncode == 0, done.stderr
+    assert mesh in done.stdout
+    world.train(tmp_path / "one", SIX, 10, method="pemt_source", prompt_text=PROMPT,
+                library=str(tmp_path / "library"))
+    for task in SIX:
+        one, six = tmp_path / "one" / task, tmp_path / "six" / "job" / task
+        for row, other in zip(numbers(one), numbers(six), strict=True):
+            assert row.keys() == other.keys()
+            np.testing.assert_allclose(other["loss"], row["loss"], rtol=1e-5)
+        values, others = (load_weights(run / "artefact" / "weights.safetensors")
+                          for run in (one, six))
+        for path, value in values.items():
+            np.testing.assert_allclose(others[path], value, rtol=0, atol=1e-4, err_msg=path)
