@@ -59,14 +59,14 @@ def train_tasks(
     if len({run.prompt_length for run in runs}) > 1:
         check_padding(optimizer, {run.task: run.trainable["prompt/embedding"] for run in runs})
     options = dataclasses.replace(first.made.model.pemt, prompt_length=longest)
+    trainer = ManyTrainer(
+        PemtModel(first.made.model.t5, options).loss_fn, [run.trainable for run in runs],
+        first.frozen, optimizer, settings["batch_size"], settings["seed"], settings["mesh"],
+        first.made.params_axes, settings["prng"], task_loop,
+    )  # fmt: skip
+    first.frozen = None
     with contextlib.ExitStack() as stack:
         kept = [stack.enter_context(run.checkpoints()) for run in runs]
-        trainer = ManyTrainer(
-            PemtModel(first.made.model.t5, options).loss_fn, [run.trainable for run in runs],
-            first.frozen, optimizer, settings["batch_size"], settings["seed"], settings["mesh"],
-            first.made.params_axes, settings["prng"], task_loop,
-        )  # fmt: skip
-        first.frozen = None
         logs = [stack.enter_context(MetricsLog(run.folder, start_step=each.latest_step() or 0))
                 for run, each in zip(runs, kept, strict=True)]
         metrics = train_many(trainer, runs, kept, logs, started=lambda: cli.write_config(folder),

@@ -124,7 +124,7 @@ def test_tasks_left_at_different_steps_meet_again_with_the_same_bits(
 
 
 def test_a_task_that_gets_no_better_stops_and_the_others_go_on(world, tmp_path, monkeypatch):
-    scores = iter([3.0, 1.0, 2.0, 2.0, 1.0, 3.0, 0.0, 4.0])  # mood, topic, mood, topic, ...
+    scores = iter([3.0, 1.0, 2.0, 2.0, 3.0, 4.0])  # mood, topic, mood, topic, topic, topic
 
     def evaluate(loop, _, best_metric, sign):
         score = next(scores)
@@ -137,7 +137,7 @@ def test_a_task_that_gets_no_better_stops_and_the_others_go_on(world, tmp_path, 
     assert [row["step"] for row in numbers(tmp_path / "job" / "tiny_mood")][-1] == 10
     assert [row["step"] for row in numbers(tmp_path / "job" / "tiny_topic")][-1] == 20
     assert metrics["tiny_mood/average"] == 3.0  # its best, of step 5
-    assert metrics["tiny_topic/average"] == max(2.0, 1.0)
+    assert metrics["tiny_topic/average"] == 4.0
 
 
 def test_a_task_that_is_not_finite_stops_alone(world, tmp_path, monkeypatch):
@@ -169,7 +169,7 @@ def test_what_does_not_fit_is_said_in_one_sentence(
     given = options(world, tmp_path)
     with pytest.raises(UsageError, match=message):
         world.train(tmp_path / "job", names, steps, **given | more)
-    assert not (tmp_path / "job").exists() or not list((tmp_path / "job").rglob("*.jsonl"))
+    assert not (tmp_path / "job").exists()
 
 
 def test_an_optimizer_that_would_see_the_padding_of_prompts_is_refused():
