@@ -39,9 +39,9 @@ DOMAIN_NAMES = {"movies": "movie", "tweets": "tweet", "nyt": "newspaper"}  # one
 SHOTS = (8, 32)
 SEEDS = (0, 1, 2, 3, 4)
 # Shares of the pretraining rows. T5 1.0 was pretrained on its supervised tasks too.
-PRETRAINING_RATES = {SPAN_CORRUPTION: 0.72, "vader_texts_pretrain": 0.06,
-                     "vader_domain_pretrain": 0.06, "vader_movies_pretrain": 0.06,
-                     "vader_tweets_pretrain": 0.05, "vader_nyt_pretrain": 0.05}
+PRETRAINING_RATES = {SPAN_CORRUPTION: 0.80, "vader_texts_pretrain": 0.06,
+                     "vader_domain_pretrain": 0.06, "vader_movies_pretrain": 0.05,
+                     "vader_tweets_pretrain": 0.015, "vader_nyt_pretrain": 0.015}
 
 Example = tuple[str, str, str]  # id, inputs, targets
 
