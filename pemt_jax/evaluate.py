@@ -33,6 +33,8 @@ def evaluate(
     library: str | None = None,
     vocabulary: str | None = None,
     model_parallel: int = 1,
+    expert_parallel: int = 1,
+    fully_sharded: bool = False,
 ) -> dict[str, float]:
     """Return the metrics of a finished run: the task's, losses, mean gate weight an expert.
 
@@ -44,7 +46,9 @@ def evaluate(
       buckets: input lengths to pad to.
       initial_checkpoint_path, library: the base and the experts, if they were moved.
       vocabulary: a spiece.model; None for the one beside the base.
-      model_parallel: devices over which the parameters are split.
+      model_parallel: devices over which the parameters are split; the rest split the batch.
+      expert_parallel: devices over which the experts are split; see partitioning.py.
+      fully_sharded: split the backbone's matrices over the data devices as well.
     """
     made, card = runs.open_run(
         model_dir, DEFAULT_VOCABULARY, initial_checkpoint_path, library, vocabulary
@@ -55,10 +59,13 @@ def evaluate(
         raise UsageError(f"{model_dir} does not name its task, expected MIXTURE_OR_TASK_NAME and "
                          "TASK_FEATURE_LENGTHS.")  # fmt: skip
     splits = [part for _, part in data.open_mixture(name, split, lengths)]
-    mesh = partitioning.make_mesh(model=model_parallel)
-    partitioning.check_batch_size(batch_size, mesh)
-    evaluator = Evaluator(made.model.predict_batch, made.model.eval_fn, DEFAULT_VOCABULARY, mesh)
-    metrics = Validation(evaluator, splits, batch_size, buckets)(made.placed(mesh))
+    mesh = partitioning.make_mesh(model=model_parallel, expert=expert_parallel)
+    partitioning.check_batch_size(batch_size)
+    evaluator = Evaluator(
+        made.model.predict_batch, made.model.eval_fn, DEFAULT_VOCABULARY, mesh, made.params_axes
+    )
+    params = made.placed(mesh, fully_sharded)
+    metrics = Validation(evaluator, splits, batch_size, buckets)(params)
     text = json.dumps(metrics)
     if (Path(model_dir) / "checkpoints").is_dir():  # an artefact or a base is left as it is
         with replacing(Path(model_dir) / "evaluation" / f"{name}-{split}.json") as partial:

@@ -56,6 +56,8 @@ def train(
     max_decode_length: int | None = None,
     buckets: Sequence[int] = DEFAULT_BUCKETS,
     model_parallel: int = 1,
+    expert_parallel: int = 1,
+    fully_sharded: bool = False,
     prng: str = "threefry2x32",
     seed: int = 0,
     eval_every: int | None = None,
@@ -89,6 +91,8 @@ def train(
       max_decode_length: most tokens to generate; None for the longest target of the split.
       buckets: input lengths to pad to; a step is compiled for each, fewer waste more padding.
       model_parallel: devices over which the parameters are split; the rest split the batch.
+      expert_parallel: devices over which the experts are split; see partitioning.py.
+      fully_sharded: split the backbone's matrices over the data devices as well.
       prng: "threefry2x32", the same bits everywhere; "rbg", quicker dropout on accelerators.
       seed: of initial values, dropout and data order.
       eval_every, save_every, log_every: steps between evaluations, savings, log lines.
@@ -99,9 +103,9 @@ def train(
     if method == "pemt_source":
         expert_name = expert_name or mixture_or_task_name
     lengths = dict(task_feature_lengths)
-    mesh = partitioning.make_mesh(model=model_parallel)
+    mesh = partitioning.make_mesh(model=model_parallel, expert=expert_parallel)
     for rows in (batch_size, eval_batch_size):
-        partitioning.check_batch_size(rows, mesh)
+        partitioning.check_batch_size(rows)
     if seed < 0:
         raise UsageError(f"Found SEED {seed}, expected 0 or more.")
     if prng not in PRNGS:
@@ -131,7 +135,7 @@ def train(
     }
     source = BatchSource(parts, batch_size, seed, buckets=buckets)
     evaluator = Evaluator(
-        made.model.predict_batch, made.model.eval_fn, DEFAULT_VOCABULARY, mesh
+        made.model.predict_batch, made.model.eval_fn, DEFAULT_VOCABULARY, mesh, made.params_axes
     )
     # A mixture may have parts without a validation split; it is judged on those that have one.
     held_out = [
@@ -149,7 +153,7 @@ def train(
         trainable, frozen = split(made.nested(), made.method)
         run = trainer.Trainer(
             made.model.loss_fn, trainable, assembly.cast(frozen, frozen_dtype), optimizer, seed,
-            mesh, made.params_axes, prng,
+            mesh, made.params_axes, prng, fully_sharded,
         )  # fmt: skip
 
         def batches(start: int):
