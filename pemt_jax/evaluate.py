@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pemt_jax import data, partitioning, runs
+from pemt_jax import data, partitioning, processes, runs
 from pemt_jax.batching import DEFAULT_BUCKETS
 from pemt_jax.errors import UsageError
 from pemt_jax.evaluator import Evaluator
@@ -58,7 +58,10 @@ def evaluate(
     if not name or not lengths:
         raise UsageError(f"{model_dir} does not name its task, expected MIXTURE_OR_TASK_NAME and "
                          "TASK_FEATURE_LENGTHS.")  # fmt: skip
-    splits = [part for _, part in data.open_mixture(name, split, lengths)]
+    with processes.first_alone():  # it tokenises what is not cached yet
+        splits = [part for _, part in data.open_mixture(name, split, lengths)]
+    processes.agree(base=made.identity["base"], experts=made.identity["experts"],
+                    data=[part.sha256 for part in splits], batch_size=batch_size)  # fmt: skip
     mesh = partitioning.make_mesh(model=model_parallel, expert=expert_parallel)
     partitioning.check_batch_size(batch_size)
     evaluator = Evaluator(
@@ -67,10 +70,12 @@ def evaluate(
     params = made.placed(mesh, fully_sharded)
     metrics = Validation(evaluator, splits, batch_size, buckets)(params)
     text = json.dumps(metrics)
-    if (Path(model_dir) / "checkpoints").is_dir():  # an artefact or a base is left as it is
-        with replacing(Path(model_dir) / "evaluation" / f"{name}-{split}.json") as partial:
-            partial.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    if processes.is_first():
+        if (Path(model_dir) / "checkpoints").is_dir():  # an artefact or a base is left as it is
+            with replacing(Path(model_dir) / "evaluation" / f"{name}-{split}.json") as partial:
+                partial.write_text(text + "\n", encoding="utf-8")
+        print(text)
+    processes.barrier()
     return metrics
 
 

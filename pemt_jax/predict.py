@@ -13,6 +13,7 @@ import contextlib
 import functools
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pemt_jax import partitioning, runs
+from pemt_jax import partitioning, processes, runs
 from pemt_jax.activations import constrained
 from pemt_jax.batching import DEFAULT_BUCKETS, bucket_of, make_batch
 from pemt_jax.errors import PemtError, UsageError
@@ -67,6 +68,9 @@ def predict(
             raise UsageError(f"{name} is {count}, expected 1 or more.")
     if input_file and not Path(input_file).is_file():
         raise UsageError(f"There is no file {input_file}, expected lines of text.")
+    if jax.process_count() > 1 and not input_file:
+        raise UsageError(f"Found {jax.process_count()} processes and no INPUT_FILE, expected one: "
+                         "they cannot share standard input.")  # fmt: skip
     made, card = runs.open_run(
         model_dir, DEFAULT_VOCABULARY, initial_checkpoint_path, library, vocabulary
     )
@@ -75,6 +79,8 @@ def predict(
     max_input_length = max_input_length or lengths["inputs"]
     mesh = partitioning.make_mesh(model=model_parallel, expert=expert_parallel)
     params = made.placed(mesh, fully_sharded)
+    local_rows = partitioning.local_rows(batch_size, mesh)
+    processes.agree(base=made.identity["base"], run=made.identity, batch_size=batch_size)
     predict_batch = functools.partial(made.model.predict_batch_with_aux, num_decodes=num_beams)
     decode_batch = jax.jit(
         constrained(predict_batch, mesh, made.params_axes),
@@ -86,8 +92,9 @@ def predict(
         while texts := list(itertools.islice(lines, batch_size)):
             pairs = [(encode(text, max_input_length), [1]) for text in texts]
             longest = max(len(tokens) for tokens, _ in pairs)
+            pairs = [pairs[row] for row in local_rows if row < len(pairs)]
             batch = make_batch(
-                pairs, batch_size, int(bucket_of(longest, DEFAULT_BUCKETS, max_input_length)),
+                pairs, len(local_rows), int(bucket_of(longest, DEFAULT_BUCKETS, max_input_length)),
                 length,
             )  # fmt: skip
             tokens, aux = jax.device_get(
@@ -105,7 +112,9 @@ def predict(
     with contextlib.ExitStack() as files:
         lines = files.enter_context(open(input_file, encoding="utf-8")) if input_file else sys.stdin
         out = sys.stdout
-        if output_file:
+        if not processes.is_first():
+            out = files.enter_context(open(os.devnull, "w", encoding="utf-8"))
+        elif output_file:
             partial = files.enter_context(replacing(Path(output_file)))
             out = files.enter_context(open(partial, "w", encoding="utf-8"))
         try:

@@ -137,9 +137,11 @@ class Trainer:
             raise UsageError("The method trains no parameter, expected at least one.")
         self.mesh = mesh or partitioning.make_mesh()
         self.seed = seed
-        self._key = jax.random.key(seed, impl=prng)
         axes = params_axes or {}
         replicated = NamedSharding(self.mesh, PartitionSpec())
+        self._key = jax.jit(
+            lambda: jax.random.key(seed, impl=prng), out_shardings=replicated
+        )()
         trainable_shardings, frozen_shardings = (
             partitioning.parameter_shardings(params, axes, self.mesh, fully_sharded)
             for params in (trainable, frozen)
