@@ -13,7 +13,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
 from tiny_model import T5, initial_shapes, make_batch, random_params
 
 from pemt_jax import methods, partitioning
@@ -70,10 +69,10 @@ def state(folder: Path, stage: str, name: str) -> dict[str, np.ndarray]:
     return {path: np.asarray(value) for path, value in trainer.state.trainable.items()}
 
 
-def frozen_bytes(trainer: Trainer) -> dict[str, int]:
+def frozen_bytes(stage: str, mesh, fully_sharded: bool) -> dict[str, int]:
     """Bytes of each frozen parameter on the first device."""
-    return {path: value.addressable_shards[0].data.nbytes
-            for path, value in flatten_dict(trainer.frozen, sep="/").items()}
+    frozen = make_trainer(stage, mesh, fully_sharded).frozen
+    return {path: value.addressable_shards[0].data.nbytes for path, value in frozen.items()}
 
 
 if __name__ == "__main__":
