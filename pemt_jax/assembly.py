@@ -50,9 +50,11 @@ class Assembly:
         """The parameters as the model takes them: this assembly's, or another flat dict."""
         return traverse_util.unflatten_dict(dict(params or self.params), sep="/")
 
-    def placed(self, mesh: jax.sharding.Mesh) -> dict:
+    def placed(self, mesh: jax.sharding.Mesh, fully_sharded: bool = False) -> dict:
         """These parameters on the devices of a mesh, as the model takes them."""
-        shardings = partitioning.parameter_shardings(self.params, self.params_axes, mesh)
+        shardings = partitioning.parameter_shardings(
+            self.params, self.params_axes, mesh, fully_sharded
+        )
         return self.nested(partitioning.place(self.params, shardings))
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
+from pemt_jax import processes
 from pemt_jax.errors import PemtError, UsageError, nearest
 from pemt_jax.manifest import (
     ITEM,
@@ -74,6 +75,7 @@ class Checkpoints:
         self._check_identity()
         if jax.process_index() == 0:
             self._remove_unfinished()
+        processes.barrier()
         best = _policies.BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False)
         policy = _policies.AnyPreservationPolicy([_policies.LatestN(1), best])
         options = ocp.CheckpointManagerOptions(
@@ -227,6 +229,7 @@ class Checkpoints:
             replace_manifest(folder, self.manifest(step) | facts)
             with replacing(folder / "metrics" / "metrics") as partial:
                 partial.write_text(json.dumps(facts["score"]), encoding="utf-8")
+        processes.barrier()
         self._manager.reload()
 
     def _unwritten(self, error: Exception) -> PemtError:

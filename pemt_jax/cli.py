@@ -41,14 +41,19 @@ silence_libraries()
 # the variable when it is imported.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
 
+from pemt_jax import processes  # noqa: E402  isort: skip  (JAX, after the variable)
+
 CONFIGS = Path(pemt_jax.configs.__file__).parent
 __all__ = ["bindings_of", "run", "write_config"]
-FLAGS = ("--gin_file", "--gin_search_paths", "--gin.NAME", "--help")
+FLAGS = ("--gin_file", "--gin_search_paths", "--gin.NAME", "--coordinator_address",
+         "--process_count", "--process_index", "--help")  # fmt: skip
 
 
 def run(main: Callable, argv: Sequence[str] | None = None, prog: str | None = None,
         doc: str | None = None) -> int:
     """Configure `main` from `argv`, call it and return the exit code.
+
+    Where several processes are one run, one that failed ends here and stops the others.
 
     Args:
         main: the function to configure and call; what it returns is ignored.
@@ -61,14 +66,22 @@ def run(main: Callable, argv: Sequence[str] | None = None, prog: str | None = No
         configuration, 1 for any other PemtError or the operating system's refusal, 130 for Ctrl-C.
         Other exceptions keep their traceback.
     """
+    code = _run(main, argv, prog, doc)
+    processes.leave(code)
+    return code
+
+
+def _run(main: Callable, argv: Sequence[str] | None, prog: str | None, doc: str | None) -> int:
     module = _adopt_running_module(main)
     try:
         flags, bindings = _parse(sys.argv[1:] if argv is None else argv,
                                  _parser(main, prog or f"python -m {module}", doc))
         paths = [path for paths in flags.gin_search_paths for path in paths.split(",") if path]
-        configured = load(main, flags.gin_file, bindings, [str(CONFIGS), *paths])
-        with as_usage_errors():
-            configured()
+        with processes.joined(flags.coordinator_address, flags.process_count,
+                              flags.process_index):  # fmt: skip
+            configured = load(main, flags.gin_file, bindings, [str(CONFIGS), *paths])
+            with as_usage_errors():
+                configured()
     except PemtError as error:
         error = original(error)
         print(f"error: {error}", file=sys.stderr)
@@ -96,6 +109,8 @@ def write_config(model_dir: str | Path) -> Path:
     path = Path(model_dir) / "config.gin"
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise PemtError(f"{path} is a link or a folder, expected a plain file of the run.")
+    if not processes.is_first():
+        return path
     with replacing(path) as partial:
         partial.write_text(gin.operative_config_str(), encoding="utf-8")
     return path
@@ -137,6 +152,11 @@ def _parser(main: Callable, prog: str, doc: str | None) -> argparse.ArgumentPars
                         "installed configurations, then in the search paths")
     parser.add_argument("--gin.NAME", metavar="VALUE", dest="binding",
                         help="a value for the macro NAME or for function.argument, repeatable")
+    for name, kind, text in (
+            ("--coordinator_address", str, "HOST:PORT of process 0, where several are one run"),
+            ("--process_count", int, "how many processes there are"),
+            ("--process_index", int, "which of them this one is, from 0")):
+        parser.add_argument(name, type=kind, metavar=name.rsplit("_", 1)[-1].upper(), help=text)
     parser.add_argument("--gin_search_paths", action="append", default=[], metavar="FOLDERS",
                         help="more folders with gin files, separated by commas, repeatable")
     return parser

@@ -1,8 +1,12 @@
 """How a run is asked to stop: SIGTERM or SIGINT, obeyed at the end of a step."""
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
+
+import jax
+from jax.experimental import multihost_utils
 
 from pemt_jax.errors import PemtError
 
@@ -34,6 +38,12 @@ class StopSignals:
         self._previous = {}
 
     def __enter__(self) -> "StopSignals":
+        if jax.process_count() > 1:
+            # All must stop after the same step, wherever the signal came: JAX's own handler of
+            # SIGTERM tells the others, and they agree on a step in `stop_after`.
+            self._previous[signal.SIGINT] = signal.signal(
+                signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+            return self
         for number in (signal.SIGTERM, signal.SIGINT):
             # Outside the main thread (a notebook's helper) Python allows no handlers.
             with contextlib.suppress(ValueError):
@@ -44,6 +54,12 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+    def stop_after(self, step: int) -> bool:
+        """Whether to stop after this step; called after each, it says the same in all processes."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            self.received = self.received or signal.SIGTERM
+        return bool(self.received)
 
     def _receive(self, number: int, _frame) -> None:
         self.received = number

@@ -14,10 +14,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import gin
 import optax
 import seqio
 
-from pemt_jax import assembly, data, optimizers, partitioning, runs, tasks, trainer
+from pemt_jax import assembly, data, optimizers, partitioning, processes, runs, tasks, trainer
 from pemt_jax.artefact import versions
 from pemt_jax.batching import DEFAULT_BUCKETS, BatchSource, train_iterator
 from pemt_jax.checkpoints import Checkpoints
@@ -56,6 +57,8 @@ def train(
     max_decode_length: int | None = None,
     buckets: Sequence[int] = DEFAULT_BUCKETS,
     model_parallel: int = 1,
+    expert_parallel: int = 1,
+    fully_sharded: bool = False,
     prng: str = "threefry2x32",
     seed: int = 0,
     eval_every: int | None = None,
@@ -89,6 +92,8 @@ def train(
       max_decode_length: most tokens to generate; None for the longest target of the split.
       buckets: input lengths to pad to; a step is compiled for each, fewer waste more padding.
       model_parallel: devices over which the parameters are split; the rest split the batch.
+      expert_parallel: devices over which the experts are split; see partitioning.py.
+      fully_sharded: split the backbone's matrices over the data devices as well.
       prng: "threefry2x32", the same bits everywhere; "rbg", quicker dropout on accelerators.
       seed: of initial values, dropout and data order.
       eval_every, save_every, log_every: steps between evaluations, savings, log lines.
@@ -99,9 +104,9 @@ def train(
     if method == "pemt_source":
         expert_name = expert_name or mixture_or_task_name
     lengths = dict(task_feature_lengths)
-    mesh = partitioning.make_mesh(model=model_parallel)
+    mesh = partitioning.make_mesh(model=model_parallel, expert=expert_parallel)
     for rows in (batch_size, eval_batch_size):
-        partitioning.check_batch_size(rows, mesh)
+        partitioning.check_batch_size(rows)
     if seed < 0:
         raise UsageError(f"Found SEED {seed}, expected 0 or more.")
     if prng not in PRNGS:
@@ -119,7 +124,14 @@ def train(
         dropout_rate=dropout_rate, broadcast_dropout=broadcast_dropout, dtype=dtype,
         embedding_rows=embedding_rows, max_decode_length=max_decode_length, seed=seed,
     )  # fmt: skip
-    parts = data.open_mixture(mixture_or_task_name, "train", lengths)
+    with processes.first_alone():  # it tokenises what is not cached yet
+        parts = data.open_mixture(mixture_or_task_name, "train", lengths)
+        # A mixture may have parts without validation; it is judged on those that have one.
+        held_out = [
+            data.open_split(part.task_name, "validation", lengths)
+            for _, part in parts
+            if "validation" in seqio.TaskRegistry.get(part.task_name).splits
+        ]
     identity = made.identity | {
         "task": mixture_or_task_name,
         "data": {part.task_name: [rate, part.sha256] for rate, part in parts},
@@ -129,27 +141,26 @@ def train(
         "prng": prng,
         "optimizer": optimizers.same_run(cli.bindings_of(optimizers)),
     }
-    source = BatchSource(parts, batch_size, seed, buckets=buckets)
+    processes.agree(base=identity["base"], experts=identity["experts"], data=identity["data"],
+                    configuration=gin.config_str(), run=identity)  # fmt: skip
+    local_rows = partitioning.local_rows(batch_size, mesh)
+    source = BatchSource(parts, batch_size, seed, buckets=buckets, local_rows=local_rows)
     evaluator = Evaluator(
-        made.model.predict_batch, made.model.eval_fn, DEFAULT_VOCABULARY, mesh
+        made.model.predict_batch, made.model.eval_fn, DEFAULT_VOCABULARY, mesh, made.params_axes
     )
-    # A mixture may have parts without a validation split; it is judged on those that have one.
-    held_out = [
-        data.open_split(part.task_name, "validation", lengths)
-        for _, part in parts
-        if "validation" in seqio.TaskRegistry.get(part.task_name).splits
-    ]
     validation = Validation(evaluator, held_out, eval_batch_size, buckets)
     best_metric, higher_is_better = validation.best_metric if held_out else (None, True)
     with Checkpoints(folder / "checkpoints", identity, best_metric, higher_is_better) as kept:
         start_step = kept.latest_step() or 0
+        position = kept.manifest(start_step)["data_step"] if start_step else 0
+        processes.agree(step=start_step, data_position=position)
         if start_step > train_steps:  # known before the files of the run that is there change
             raise UsageError(f"{folder} is at step {start_step}, expected TRAIN_STEPS of at least "
                              f"that but found {train_steps}.")  # fmt: skip
         trainable, frozen = split(made.nested(), made.method)
         run = trainer.Trainer(
             made.model.loss_fn, trainable, assembly.cast(frozen, frozen_dtype), optimizer, seed,
-            mesh, made.params_axes, prng,
+            mesh, made.params_axes, prng, fully_sharded,
         )  # fmt: skip
 
         def batches(start: int):
@@ -174,13 +185,15 @@ def train(
             )
         best = kept.best_step()
         step = result.step if best is None else best
-        values = kept.restore_trainable(step, run.state.trainable)
+        values = processes.to_host(kept.restore_trainable(step, run.state.trainable))
         metrics = kept.manifest(step)["metrics"] or {}
-    made_at = runs.publish(
-        folder, values, made, mixture_or_task_name, lengths, metrics, library=library,
-        base=initial_checkpoint_path, expert_name=expert_name, base_dtype=base_dtype,
-    )  # fmt: skip
-    print(f"{made_at}: {method} on {mixture_or_task_name}, step {step}, {metrics}")
+    if processes.is_first():
+        made_at = runs.publish(
+            folder, values, made, mixture_or_task_name, lengths, metrics, library=library,
+            base=initial_checkpoint_path, expert_name=expert_name, base_dtype=base_dtype,
+        )  # fmt: skip
+        print(f"{made_at}: {method} on {mixture_or_task_name}, step {step}, {metrics}")
+    processes.barrier()  # what was published is there for whatever comes next
     return metrics
 
 

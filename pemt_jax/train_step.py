@@ -17,6 +17,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pemt_jax import partitioning
+from pemt_jax.activations import constrained
 from pemt_jax.checkpoints import Checkpoints
 from pemt_jax.errors import UsageError
 from pemt_jax.methods import merge
@@ -113,10 +114,11 @@ class Trainer:
         frozen: flat {path: array}, never changed; may be bfloat16.
         optimizer: given the trainable parameters only.
         seed: of dropout.
-        mesh: ('data', 'model'); all devices as data when None.
+        mesh: see partitioning.make_mesh; all devices as data when None.
         params_axes: the model's logical axes, or None to replicate every parameter.
         prng: "threefry2x32", the same bits on every machine and mesh; or "rbg", quicker dropout
             on accelerators, with bits that depend on both.
+        fully_sharded: whether the backbone's matrices are split over data as well.
     """
 
     def __init__(
@@ -129,16 +131,21 @@ class Trainer:
         mesh: Mesh | None = None,
         params_axes: Mapping | None = None,
         prng: str = "threefry2x32",
+        fully_sharded: bool = False,
     ):
         if not trainable:
             raise UsageError("The method trains no parameter, expected at least one.")
         self.mesh = mesh or partitioning.make_mesh()
         self.seed = seed
-        self._key = jax.random.key(seed, impl=prng)
         axes = params_axes or {}
         replicated = NamedSharding(self.mesh, PartitionSpec())
-        trainable_shardings = partitioning.parameter_shardings(trainable, axes, self.mesh)
-        frozen_shardings = partitioning.parameter_shardings(frozen, axes, self.mesh)
+        self._key = jax.jit(
+            lambda: jax.random.key(seed, impl=prng), out_shardings=replicated
+        )()
+        trainable_shardings, frozen_shardings = (
+            partitioning.parameter_shardings(params, axes, self.mesh, fully_sharded)
+            for params in (trainable, frozen)
+        )
         opt_shapes = jax.eval_shape(optimizer.init, trainable)
         self.state_shardings = TrainState(
             replicated,
@@ -155,12 +162,12 @@ class Trainer:
         )
         self.state = init(partitioning.place(dict(trainable), trainable_shardings))
         self._step = jax.jit(
-            make_train_step(loss_fn, optimizer),
+            make_train_step(constrained(loss_fn, self.mesh, params_axes), optimizer),
             donate_argnums=0,
             in_shardings=(
                 self.state_shardings,
                 frozen_shardings,
-                NamedSharding(self.mesh, PartitionSpec("data")),
+                partitioning.batch_sharding(self.mesh),
                 replicated,
             ),
             out_shardings=(self.state_shardings, replicated),

@@ -17,6 +17,7 @@ import numpy as np
 from pemt_jax.checkpoints import Checkpoints
 from pemt_jax.errors import PemtError, UsageError, nearest
 from pemt_jax.metrics_log import MetricsLog
+from pemt_jax.partitioning import row_share
 from pemt_jax.progress import Progress
 from pemt_jax.stopping import Stopped, StopRequest, StopSignals
 from pemt_jax.train_step import Batch, Trainer, compute_metrics, merge_metrics
@@ -116,7 +117,7 @@ def train(
                     evaluation()
                 elif due(save_every):
                     loop.save()
-                if loop.signals.received:
+                if loop.signals.stop_after(run.step):
                     raise StopRequest
             if evaluate and run.evaluated != run.step:
                 evaluation()
@@ -158,7 +159,7 @@ class _Loop:
         if before is not None:
             jax.block_until_ready(before["loss"])
         self.run.step += 1
-        self.progress.step(_real_rows(batch))
+        self.progress.step(round(_real_rows(batch) / row_share(self.trainer.mesh)))
 
     def log_window(self) -> None:
         """Write the means since the last log point, or stop when one of them was not finite."""
