@@ -36,13 +36,15 @@ LOGICAL_AXIS_RULES = {
 }
 
 
-def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
+def make_mesh(data: int | None = None, model: int = 1, devices=None) -> Mesh:
     """Return the ('data', 'model') mesh over all devices; `data` defaults to what is left.
+
+    `devices` may be those of a topology that is not attached; None for the ones that are.
 
     Raises:
         UsageError: data * model is not the number of devices.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     if data is None:
         data = max(len(devices) // max(model, 1), 1)
     if data < 1 or model < 1 or data * model != len(devices):
@@ -51,7 +53,8 @@ def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
             f"expected sizes whose product is the {len(devices)} found."
         )
     return jax.make_mesh(
-        (data, model), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2
+        (data, model), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2,
+        devices=devices,
     )
 
 

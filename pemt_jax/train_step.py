@@ -92,6 +92,43 @@ def make_train_step(
     return train_step
 
 
+def state_shardings(
+    trainable: Params,
+    optimizer: optax.GradientTransformation,
+    trainable_shardings: Mapping[str, NamedSharding],
+    mesh: Mesh,
+) -> TrainState:
+    """Return a TrainState of shardings; `trainable` may hold arrays or their shapes."""
+    opt_shapes = jax.eval_shape(optimizer.init, trainable)
+    return TrainState(
+        NamedSharding(mesh, PartitionSpec()),
+        dict(trainable_shardings),
+        partitioning.optimizer_shardings(opt_shapes, trainable_shardings, mesh),
+    )
+
+
+def jit_train_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    state_shardings: TrainState,
+    frozen_shardings: Mapping[str, NamedSharding],
+    mesh: Mesh,
+) -> Callable:
+    """Return `make_train_step`'s function, jitted for a mesh; it reuses the state's memory."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(
+        make_train_step(loss_fn, optimizer),
+        donate_argnums=0,
+        in_shardings=(
+            state_shardings,
+            frozen_shardings,
+            NamedSharding(mesh, PartitionSpec("data")),
+            replicated,
+        ),
+        out_shardings=(state_shardings, replicated),
+    )
+
+
 @jax.jit
 def merge_metrics(total: dict, new: dict) -> dict:
     """Merge two dicts of clu metrics on the device."""
@@ -135,15 +172,12 @@ class Trainer:
         self.mesh = mesh or partitioning.make_mesh()
         self.seed = seed
         self._key = jax.random.key(seed, impl=prng)
-        axes = params_axes or {}
-        replicated = NamedSharding(self.mesh, PartitionSpec())
-        trainable_shardings = partitioning.parameter_shardings(trainable, axes, self.mesh)
-        frozen_shardings = partitioning.parameter_shardings(frozen, axes, self.mesh)
-        opt_shapes = jax.eval_shape(optimizer.init, trainable)
-        self.state_shardings = TrainState(
-            replicated,
-            trainable_shardings,
-            partitioning.optimizer_shardings(opt_shapes, trainable_shardings, self.mesh),
+        trainable_shardings, frozen_shardings = (
+            partitioning.parameter_shardings(params, params_axes or {}, self.mesh)
+            for params in (trainable, frozen)
+        )
+        self.state_shardings = state_shardings(
+            trainable, optimizer, trainable_shardings, self.mesh
         )
         self.frozen = partitioning.place(dict(frozen), frozen_shardings)
         # The step donates its state, so the caller's arrays must not be the state's memory.
@@ -154,16 +188,8 @@ class Trainer:
             out_shardings=self.state_shardings,
         )
         self.state = init(partitioning.place(dict(trainable), trainable_shardings))
-        self._step = jax.jit(
-            make_train_step(loss_fn, optimizer),
-            donate_argnums=0,
-            in_shardings=(
-                self.state_shardings,
-                frozen_shardings,
-                NamedSharding(self.mesh, PartitionSpec("data")),
-                replicated,
-            ),
-            out_shardings=(self.state_shardings, replicated),
+        self._step = jit_train_step(
+            loss_fn, optimizer, self.state_shardings, frozen_shardings, self.mesh
         )
         self._shapes: set = set()
 
