@@ -69,7 +69,9 @@ def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
                          f"{', '.join(CHIPS)}{nearest(kind, CHIPS)}.")
     chip = CHIPS[kind]
     sizes = tuple(int(size) if size.isdecimal() else 0 for size in shape.split("x"))
-    if len(sizes) != len(chip.slices[0].split("x")) or not all(sizes):
+    # Hosts of 2 x 2 chips make up a slice, and cubes of 4 x 4 x 4 a large one.
+    whole = all(size in (1, 2) or (size and size % 4 == 0) for size in sizes)
+    if len(sizes) != len(chip.slices[0].split("x")) or not whole:
         raise UsageError(f"Topology {name!r} has the sizes {shape!r}, expected sizes like those "
                          f"of {kind}:{chip.slices[3]}.")
     return chip, sizes

@@ -16,9 +16,9 @@ from jax.experimental import topologies
 from pemt_jax.errors import PemtError, UsageError
 from pemt_jax.planning.chips import Chip, parse_topology
 
-MISSING = ("there is no TPU compiler here (pip install \"pemt_jax[tpu]\"), so these are virtual CPU "
-           "devices: parameters and collectives are as on the TPU, while temporaries, bytes and "
-           "code are the CPU compiler's, and whether it fits is said by arithmetic")
+MISSING = ("there is no TPU compiler here (pip install \"pemt_jax[tpu]\"), so these are virtual "
+           "CPU devices: parameters and collectives are as on the TPU, while temporaries, bytes "
+           "and code are the CPU compiler's, and whether it fits is said by arithmetic")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,11 @@ def open_topology(name: str) -> Topology:
     if importlib.util.find_spec("libtpu") is None:
         return Topology(name, chip, virtual_devices(math.prod(sizes)), False)
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not ask a cloud about this machine
+    # No TPU is opened, so there is nothing that the lock file of libtpu would protect.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # else libtpu logs that it is lost
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{chip.name}-{math.prod(sizes)}")
+    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
     # A host has 2 x 2 chips; a slice smaller than that has one host.
     host = [2, 2, 1] if all(size % 2 == 0 for size in sizes[:2]) else [*sizes, 1, 1][:3]
     try:
