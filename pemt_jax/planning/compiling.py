@@ -47,8 +47,8 @@ def lower_decode_step(job: Job, mesh: Mesh):
             for name, x in batch.items()}  # fmt: skip
     step = jax.jit(job.model.predict_batch, out_shardings=NamedSharding(mesh, PartitionSpec()))
     arguments = {
-        "frozen": shard_bytes(frozen, shardings),
-        "trainable": shard_bytes(trainable, shardings),
+        "frozen": shard_bytes(frozen, {path: shardings[path] for path in frozen}),
+        "trainable": shard_bytes(trainable, {path: shardings[path] for path in trainable}),
         "batch": shard_bytes(batch, dict.fromkeys(batch, on_data)),
     }
     return step.lower(merge(placed, {}), rows), arguments
