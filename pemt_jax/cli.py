@@ -73,15 +73,23 @@ def run(main: Callable, argv: Sequence[str] | None = None, prog: str | None = No
 
 def _run(main: Callable, argv: Sequence[str] | None, prog: str | None, doc: str | None) -> int:
     module = _adopt_running_module(main)
-    try:
+
+    def configured() -> None:
         flags, bindings = _parse(sys.argv[1:] if argv is None else argv,
                                  _parser(main, prog or f"python -m {module}", doc))
-        paths = [path for paths in flags.gin_search_paths for path in paths.split(",") if path]
         with processes.joined(flags.coordinator_address, flags.process_count,
                               flags.process_index):  # fmt: skip
-            configured = load(main, flags.gin_file, bindings, [str(CONFIGS), *paths])
+            function = _load(main, flags, bindings)
             with as_usage_errors():
-                configured()
+                function()
+
+    return exit_code_of(configured)
+
+
+def exit_code_of(action: Callable[[], int | None]) -> int:
+    """Call `action`; return what it returned, 0 for None, or the code of the error as in `run`."""
+    try:
+        return action() or 0
     except PemtError as error:
         error = original(error)
         print(f"error: {error}", file=sys.stderr)
@@ -97,7 +105,19 @@ def _run(main: Callable, argv: Sequence[str] | None, prog: str | None, doc: str 
     except KeyboardInterrupt:
         print("error: Stopped by Ctrl-C.", file=sys.stderr)
         return 130
-    return 0
+
+
+def arguments_of(main: Callable, argv: Sequence[str]) -> dict[str, object]:
+    """The arguments with which `run(main, argv)` would call `main`, defaults left out."""
+    flags, bindings = _parse(argv, _parser(main, main.__name__, main.__doc__))
+    _load(main, flags, bindings)
+    with as_usage_errors():
+        return gin.get_bindings(main)
+
+
+def _load(main: Callable, flags: argparse.Namespace, bindings) -> Callable:
+    paths = [path for paths in flags.gin_search_paths for path in paths.split(",") if path]
+    return load(main, flags.gin_file, bindings, [str(CONFIGS), *paths])
 
 
 def write_config(model_dir: str | Path) -> Path:
@@ -132,7 +152,9 @@ def _adopt_running_module(main: Callable) -> str:
     return spec.name
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, by a UsageError."""
+
     def error(self, message: str) -> typing.NoReturn:
         raise UsageError(f"{message[:1].upper()}{message[1:]}.")
 
@@ -141,7 +163,7 @@ def _parser(main: Callable, prog: str, doc: str | None) -> argparse.ArgumentPars
     arguments = [f"  {name}" + ("" if parameter.default in (parameter.empty, gin.REQUIRED)
                                 else f" = {parameter.default!r}")
                  for name, parameter in parameters_of(main).items()]
-    parser = _Parser(
+    parser = Parser(
         prog=prog, usage=f"{prog} [--gin_file=FILE ...] [--gin.NAME=VALUE ...]",
         description=doc or sys.modules[main.__module__].__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,

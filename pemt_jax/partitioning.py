@@ -49,15 +49,18 @@ LOGICAL_AXIS_RULES = {
 PEMT_AXES = {"experts", "expert_rank", "gate", "prompt", "adapter"}
 
 
-def make_mesh(data: int | None = None, model: int = 1, expert: int = 1) -> Mesh:
+def make_mesh(
+    data: int | None = None, model: int = 1, expert: int = 1, devices=None
+) -> Mesh:
     """Return the mesh over all devices, with an expert axis when `expert` is more than 1.
 
-    `data` defaults to what is left.
+    `data` defaults to what is left. `devices` may be those of a topology that is not attached;
+    None for the ones that are.
 
     Raises:
         UsageError: data * expert * model is not the number of devices.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     if data is None:
         data = max(len(devices) // max(model * expert, 1), 1)
     sizes = {"data": data, "expert": expert, "model": model}
@@ -70,7 +73,8 @@ def make_mesh(data: int | None = None, model: int = 1, expert: int = 1) -> Mesh:
             f"{len(devices)} found."
         )
     return jax.make_mesh(
-        tuple(sizes.values()), tuple(sizes), axis_types=(jax.sharding.AxisType.Auto,) * len(sizes)
+        tuple(sizes.values()), tuple(sizes), devices=devices,
+        axis_types=(jax.sharding.AxisType.Auto,) * len(sizes),
     )
 
 

@@ -93,6 +93,44 @@ def make_train_step(
     return train_step
 
 
+def state_shardings(
+    trainable: Params,
+    optimizer: optax.GradientTransformation,
+    trainable_shardings: Mapping[str, NamedSharding],
+    mesh: Mesh,
+) -> TrainState:
+    """Return a TrainState of shardings; `trainable` may hold arrays or their shapes."""
+    opt_shapes = jax.eval_shape(optimizer.init, trainable)
+    return TrainState(
+        NamedSharding(mesh, PartitionSpec()),
+        dict(trainable_shardings),
+        partitioning.optimizer_shardings(opt_shapes, trainable_shardings, mesh),
+    )
+
+
+def jit_train_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    state_shardings: TrainState,
+    frozen_shardings: Mapping[str, NamedSharding],
+    mesh: Mesh,
+    params_axes: Mapping | None = None,
+) -> Callable:
+    """Return `make_train_step`'s function, jitted for a mesh; it reuses the state's memory."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(
+        make_train_step(constrained(loss_fn, mesh, params_axes), optimizer),
+        donate_argnums=0,
+        in_shardings=(
+            state_shardings,
+            frozen_shardings,
+            partitioning.batch_sharding(mesh),
+            replicated,
+        ),
+        out_shardings=(state_shardings, replicated),
+    )
+
+
 @jax.jit
 def merge_metrics(total: dict, new: dict) -> dict:
     """Merge two dicts of clu metrics on the device."""
@@ -137,20 +175,16 @@ class Trainer:
             raise UsageError("The method trains no parameter, expected at least one.")
         self.mesh = mesh or partitioning.make_mesh()
         self.seed = seed
-        axes = params_axes or {}
         replicated = NamedSharding(self.mesh, PartitionSpec())
         self._key = jax.jit(
             lambda: jax.random.key(seed, impl=prng), out_shardings=replicated
         )()
         trainable_shardings, frozen_shardings = (
-            partitioning.parameter_shardings(params, axes, self.mesh, fully_sharded)
+            partitioning.parameter_shardings(params, params_axes or {}, self.mesh, fully_sharded)
             for params in (trainable, frozen)
         )
-        opt_shapes = jax.eval_shape(optimizer.init, trainable)
-        self.state_shardings = TrainState(
-            replicated,
-            trainable_shardings,
-            partitioning.optimizer_shardings(opt_shapes, trainable_shardings, self.mesh),
+        self.state_shardings = state_shardings(
+            trainable, optimizer, trainable_shardings, self.mesh
         )
         self.frozen = partitioning.place(dict(frozen), frozen_shardings)
         # The step donates its state, so the caller's arrays must not be the state's memory.
@@ -161,16 +195,8 @@ class Trainer:
             out_shardings=self.state_shardings,
         )
         self.state = init(partitioning.place(dict(trainable), trainable_shardings))
-        self._step = jax.jit(
-            make_train_step(constrained(loss_fn, self.mesh, params_axes), optimizer),
-            donate_argnums=0,
-            in_shardings=(
-                self.state_shardings,
-                frozen_shardings,
-                partitioning.batch_sharding(self.mesh),
-                replicated,
-            ),
-            out_shardings=(self.state_shardings, replicated),
+        self._step = jit_train_step(
+            loss_fn, optimizer, self.state_shardings, frozen_shardings, self.mesh, params_axes
         )
         self._shapes: set = set()
 
