@@ -24,7 +24,8 @@ def lower_train_step(job: Job, mesh: Mesh):
     shardings = [partitioning.parameter_shardings(x, axes, mesh) for x in (trainable, frozen)]
     state = job.state(trainable)
     layout = state_shardings(trainable, job.optimizer, shardings[0], mesh)
-    batch, on_data = job.batch(partitioning.padded_rows(job.batch_size, mesh)), partitioning.batch_sharding(mesh)
+    batch = job.batch(partitioning.padded_rows(job.batch_size, mesh))
+    on_data = partitioning.batch_sharding(mesh)
     step = jit_train_step(job.model.loss_fn, job.optimizer, layout, shardings[1], mesh, axes)
     key = jax.eval_shape(lambda: jax.random.key(0, impl=job.prng))
     arguments = {
@@ -41,7 +42,8 @@ def lower_decode_step(job: Job, mesh: Mesh):
     trainable, frozen, axes = job.parameters()
     params = trainable | frozen
     shardings = partitioning.parameter_shardings(params, axes, mesh)
-    batch, on_data = job.batch(partitioning.padded_rows(job.decode_batch_size, mesh)), partitioning.batch_sharding(mesh)
+    batch = job.batch(partitioning.padded_rows(job.decode_batch_size, mesh))
+    on_data = partitioning.batch_sharding(mesh)
     placed = {path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[path])
               for path, x in params.items()}  # fmt: skip
     rows = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_data)
