@@ -51,6 +51,7 @@ def joined(
         PemtError: the port is taken. Where it does not answer, the process ends.
     """
     global _failure
+    _failure = None
     if _watchdog is None:  # else a command before has joined
         _join(address, count, index)
     try:
@@ -117,9 +118,10 @@ def _join(address: str | None, count: int | None, index: int | None) -> None:
 def leave(code: int) -> None:
     """Tell the others that this process's command failed, and end it with this exit code.
 
-    It does nothing after a command that succeeded, or was stopped: all stop at the same step.
+    It does nothing after a command that succeeded, or was stopped: all stop at the same step. One
+    whose output nobody reads any more has failed in the eyes of the others, whatever its code.
     """
-    if _watchdog is None or code == 0 or isinstance(_failure, Stopped):
+    if _watchdog is None or (code == 0 and _failure is None) or isinstance(_failure, Stopped):
         return
     with contextlib.suppress(Exception):
         _watchdog.announce(str(_failure) or type(_failure).__name__)

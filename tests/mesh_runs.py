@@ -1,6 +1,6 @@
 """Ten steps of both stages on any mesh of this process's devices; run as a script, many meshes.
 
-    python mesh_runs.py FOLDER SHARDED DATAxMODELxEXPERT ...
+    python mesh_runs.py FOLDER SHARDED STAGE,STAGE DATAxMODELxEXPERT ...
 
 The shapes divide nothing: 6 rows, a prompt of 5, 2 experts of rank 4, heads that 4 does not divide.
 FOLDER holds for each mesh and stage the losses (losses.json) and the checkpoint of the last step.
@@ -45,9 +45,9 @@ def train(trainer: Trainer) -> list[float]:
     return [float(trainer.step(batch)["loss"].compute()) for batch in batches]
 
 
-def run(folder: Path, name: str, mesh, fully_sharded: bool = False) -> None:
-    """Train both stages, save, and restore what stands beside: all to the same bits."""
-    for stage in STAGES:
+def run(folder: Path, name: str, mesh, stages, fully_sharded: bool = False) -> None:
+    """Train the stages, save, and restore what stands beside: all to the same bits."""
+    for stage in stages:
         trainer = make_trainer(stage, mesh, fully_sharded)
         losses = train(trainer)
         where = folder / stage / name
@@ -76,7 +76,8 @@ def frozen_bytes(stage: str, mesh, fully_sharded: bool) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    for mesh_name in sys.argv[3:]:
+    for mesh_name in sys.argv[4:]:
         data, model, expert = map(int, mesh_name.split("x"))
         mesh = partitioning.make_mesh(data, model, expert)
-        run(Path(sys.argv[1]), mesh_name, mesh, fully_sharded=sys.argv[2] == "True")
+        run(Path(sys.argv[1]), mesh_name, mesh, sys.argv[3].split(","),
+            fully_sharded=sys.argv[2] == "True")
