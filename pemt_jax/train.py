@@ -142,9 +142,9 @@ def train(
     validation = Validation(evaluator, held_out, eval_batch_size, buckets)
     best_metric, higher_is_better = validation.best_metric if held_out else (None, True)
     with Checkpoints(folder / "checkpoints", identity, best_metric, higher_is_better) as kept:
-        start_step = kept.latest_step() or 0
-        if start_step > train_steps:  # known before the files of the run that is there change
-            raise UsageError(f"{folder} is at step {start_step}, expected TRAIN_STEPS of at least "
+        newest = kept.latest_step() or 0
+        if newest > train_steps:  # known before the files of the run that is there change
+            raise UsageError(f"{folder} is at step {newest}, expected TRAIN_STEPS of at least "
                              f"that but found {train_steps}.")  # fmt: skip
         trainable, frozen = split(made.nested(), made.method)
         run = trainer.Trainer(
@@ -156,7 +156,7 @@ def train(
             cli.write_config(folder)  # not before the run that is there has been restored
             return train_iterator(source, start, train_steps - start)
 
-        with MetricsLog(folder, start_step=start_step) as log:
+        with MetricsLog(folder) as log:
             result = trainer.train(
                 run,
                 batches,

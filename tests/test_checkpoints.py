@@ -64,15 +64,15 @@ def test_restored_state_is_the_saved_one(tmp_path, dtype):
     ("scores", "higher", "best", "kept"),
     [
         ([0.1, 0.5, 0.3], True, 20, [20, 30]),
-        ([0.1, 0.5, 0.3], False, 10, [10, 30]),
-        ([0.5, 0.5, 0.2, 0.5], True, 10, [10, 40]),
-        ([0.3, None, None], True, 10, [10, 30]),
-        ([None, None], True, None, [20]),
+        ([0.1, 0.5, 0.3], False, 10, [10, 20, 30]),
+        ([0.5, 0.5, 0.2, 0.5], True, 10, [10, 30, 40]),
+        ([0.3, None, None], True, 10, [10, 20, 30]),
+        ([None, None, None], True, None, [20, 30]),
         ([float("nan"), 0.1, float("nan")], True, 20, [20, 30]),
-        ([-2.0, None, -3.0], True, 10, [10, 30]),
+        ([-2.0, None, -3.0, -4.0], True, 10, [10, 30, 40]),
     ],
 )
-def test_latest_and_best_are_kept_and_of_equal_ones_the_earliest(
+def test_two_latest_and_best_are_kept_and_of_equal_ones_the_earliest(
     tmp_path, scores, higher, best, kept
 ):
     saved(tmp_path, *scores, higher=higher)
@@ -88,7 +88,7 @@ def test_best_survives_reopening_and_further_saves(tmp_path):
         checkpoints.save(40, state_of(40), {"acc": 0.4})
         checkpoints.save(50, state_of(50))
         checkpoints.wait()
-        assert steps_in(tmp_path) == [20, 50]
+        assert steps_in(tmp_path) == [20, 40, 50]
         assert_equal(checkpoints.restore(20, state_of(0)), state_of(20))
 
 
@@ -195,7 +195,8 @@ def test_manifest_and_arrays_that_differ_are_found(tmp_path):
     file = tmp_path / "10" / "manifest" / "metadata"
     manifest = json.loads(file.read_text())
     manifest["leaves"]["trainable/prompt/embedding"]["sha256"] = "0" * 64
-    file.write_text(json.dumps(manifest))
+    del manifest["sha256"]
+    manifests.replace_manifest(tmp_path / "10", manifest)
     with Checkpoints(tmp_path, {"run": 1}) as checkpoints:
         with pytest.raises(PemtError, match="damaged: the bytes of trainable/prompt/embedding "):
             checkpoints.restore(10, state_of(0))
@@ -257,7 +258,7 @@ def test_kill_while_saving_leaves_the_old_or_the_new_state(tmp_path):
             found = checkpoints.restore(step, target)
             assert int(found["step"]) == step
             np.testing.assert_array_equal(found["trainable"]["w"], float(step))
-            assert steps_in(tmp_path) == [step]
+            assert steps_in(tmp_path)[-1] == step and len(steps_in(tmp_path)) <= 3
         reached = step
 
 
