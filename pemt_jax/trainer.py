@@ -16,6 +16,7 @@ import numpy as np
 
 from pemt_jax.checkpoints import Checkpoints
 from pemt_jax.errors import PemtError, UsageError, nearest
+from pemt_jax.finiteness import describe_leaf
 from pemt_jax.metrics_log import MetricsLog
 from pemt_jax.progress import Progress
 from pemt_jax.resuming import restore_newest
@@ -120,7 +121,7 @@ def train(
                     evaluation()
                 elif due(save_every):
                     loop.save()
-                if loop.signals.received:
+                if loop.signals.reached(run.step):
                     raise StopRequest
             if evaluate and run.evaluated != run.step:
                 evaluation()
@@ -179,10 +180,11 @@ class _Loop:
             kept = self.checkpoints.latest_step() if self.checkpoints else None
             last = "no checkpoint was saved before it" if kept is None else (
                 f"the last finite checkpoint is step {kept}")  # fmt: skip
+            leaf = describe_leaf(int(bad.leaf), self.trainer.state.trainable, self.trainer.frozen)
             raise PemtError(
                 f"Step {int(bad.step)} had loss {float(bad.loss):g}, gradient norm "
                 f"{float(bad.gradient_norm):g} and update norm {float(bad.update_norm):g}, "
-                f"expected finite numbers ({last})."
+                f"first in {leaf}, expected finite numbers ({last})."
             )
 
     def log_window(self) -> None:
@@ -203,7 +205,8 @@ class _Loop:
             del progress["step"], progress["metrics"]
             self.checkpoints.save(
                 self.run.step, self.trainer.state, metrics, progress=progress,
-                window=self.window and _values(self.window), data_step=self.run.step, seed=self.trainer.seed, versions=self.versions,
+                window=self.window and _values(self.window), data_step=self.run.step,
+                seed=self.trainer.seed, versions=self.versions,
             )  # fmt: skip
 
     def evaluate(self, evaluate: Callable, best_metric: str | None, sign: int) -> None:

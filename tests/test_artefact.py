@@ -190,12 +190,13 @@ def test_a_failure_while_writing_leaves_what_was_there(tmp_path, monkeypatch, fa
     def full_disk(source, target=None, *_):
         # for os.replace: only the last step, the new folder into place, fails
         if failing == "os.replace" and not (str(target) == str(folder)
-                                            and not str(source).endswith(".old")):
+                                            and not str(source).endswith(".before")):
             return real_replace(source, target)
         raise OSError(28, "No space left on device")
 
     target = "os.replace" if failing == "os.replace" else f"pemt_jax.artefact.{failing}"
     monkeypatch.setattr(target, full_disk)
+    monkeypatch.setattr("pemt_jax.swapping._exchange", lambda *_: False)
     with pytest.raises(PemtError, match="No space left"):
         artefact.write_artefact(folder, {"x": np.zeros(2)}, SMALL)
     monkeypatch.undo()

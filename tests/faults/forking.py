@@ -1,8 +1,9 @@
 """Training commands as real processes that start in a moment, to be killed for real.
 
-Importing JAX, TensorFlow and SeqIO takes most of the time of a small run. This process imports them
-once, starts no backend, and forks a child a command; a child is a process of its own from there on:
-it opens its backend, reads the caches, runs the command by pemt_jax.cli and ends with its exit code.
+Importing JAX, TensorFlow and SeqIO takes most of the time of a small run. This process imports
+them once, starts no backend, and forks a child a command; a child is a process of its own from
+there on: it opens its backend, reads the caches, runs the command by pemt_jax.cli and ends with its
+exit code.
 
 As a program it obeys one JSON line a command, {"flags", "log", "environment", "prelude"}, and
 answers with the pid and, when the child has ended, with its exit code (negative for a signal).

@@ -1,4 +1,4 @@
-"""Kill a training run at random moments, resume it, and compare it with the run that was left alone.
+"""Kill a training run at random moments, resume it, and compare it with the undisturbed run.
 
     python tests/faults/kill.py --seed 0 --runs 100                  # kill -9
     python tests/faults/kill.py --seed 0 --runs 30 --signal TERM
@@ -53,7 +53,7 @@ class Campaign:
         self.random = random.Random(seed)
         self.watch = Watch()
         self.run, self.log = folder / "now" / "run", folder / "log"
-        self.kills, self.unfinished_saves, self.codes = Counter(), 0, Counter()
+        self.kills, self.unfinished, self.codes = Counter(), Counter(), Counter()
         os.environ["PEMT_JAX_CACHE"] = str(folder / "cache")
 
     def prepare(self) -> None:
@@ -82,9 +82,9 @@ class Campaign:
         if code == 0:
             with Checkpoints(self.run / "checkpoints", None) as kept:
                 for step in kept.steps():
-                    leaves = kept.manifest(step)["leaves"].items()
-                    kept.restore(step, {path: np.zeros(leaf["shape"], jax.numpy.dtype(leaf["dtype"]))
-                                        for path, leaf in leaves})  # fmt: skip
+                    kept.restore(step, {
+                        path: np.zeros(leaf["shape"], jax.numpy.dtype(leaf["dtype"]))
+                        for path, leaf in kept.manifest(step)["leaves"].items()})
         return code
 
     def disturbed(self) -> list[str]:
@@ -110,8 +110,8 @@ class Campaign:
                 return self.differences()  # asked when there was nothing left to do
             if code not in allowed:
                 return [f"exit code {code}: {said(self.log)[-3:]}"]
-            if list((self.run / "checkpoints").glob("*tmp*")):
-                self.unfinished_saves += 1
+            self.unfinished["save"] += any((self.run / "checkpoints").glob("*tmp*"))
+            self.unfinished["publishing"] += any(self.run.parent.glob("**/.*.partial-*"))
         return ["did not end"]
 
     def _kill(self, pid: int, fresh_tokens: bool) -> bool:
@@ -178,22 +178,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--base", type=Path, help="a base of tiny_system; made when not given")
     parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL")
     arguments = parser.parse_args()
     start, mismatches = time.monotonic(), {}
     with tempfile.TemporaryDirectory(prefix="pemt_kill.") as folder:
         number = signal.Signals[f"SIG{arguments.signal}"]
+        if arguments.base:
+            shutil.copytree(arguments.base, Path(folder) / "pretrained" / "base")
         campaign = Campaign(Path(folder), arguments.seed, number)
         campaign.prepare()
         prepared = time.monotonic() - start
         for run in range(arguments.runs):
             if wrong := campaign.disturbed():
                 mismatches[run] = wrong
-            print(f"run {run + 1}/{arguments.runs}: {wrong or 'equal'}", file=sys.stderr, flush=True)
+            print(f"run {run + 1}: {wrong or 'equal'}", file=sys.stderr, flush=True)
     print(json.dumps({
         "seed": arguments.seed, "signal": arguments.signal, "runs": arguments.runs,
         "kills": sum(campaign.kills.values()), "phases": dict(campaign.kills),
-        "in_the_middle_of_a_save": campaign.unfinished_saves,
+        "left_unfinished": dict(campaign.unfinished),
         "exit_codes": dict(campaign.codes), "mismatches": mismatches,
         "seconds_undisturbed": round(campaign.seconds, 2), "seconds_preparing": round(prepared, 1),
         "seconds": round(time.monotonic() - start, 1),
