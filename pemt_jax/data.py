@@ -83,7 +83,7 @@ def open_split(task_name: str, split: str, lengths: Mapping[str, int],
     if folder.is_dir():
         try:
             return _load(folder, task, split, lengths)
-        except (OSError, ValueError, KeyError):  # damaged: mended by making it again
+        except (OSError, ValueError, KeyError, TypeError, EOFError):  # damaged: made again
             shutil.rmtree(folder, ignore_errors=True)
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=".unfinished-") as unfinished:
