@@ -71,8 +71,9 @@ class Checkpoints:
         self.identity = None if identity is None else json.loads(json.dumps(dict(identity)))
         self.best_metric = best_metric
         self.higher_is_better = higher_is_better
-        # Orbax reports each save at INFO and harmless facts as warnings; users see our sentences.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # Orbax reports each save at INFO, harmless facts as warnings, and a full disk in hundreds
+        # of lines of several threads; users see our sentences.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         if self.folder.exists() and not self.folder.is_dir():
             raise UsageError(f"{self.folder} is a file, expected a folder for checkpoints.")
         self._check_identity()
@@ -142,6 +143,9 @@ class Checkpoints:
             if metrics:
                 self._amend(step, facts)
             return
+        if not self.folder.is_dir():  # orbax would make it anew, and half a run in it
+            raise PemtError(f"A checkpoint could not be written to {self.folder}: the folder is "
+                            "gone.")
         flat = flatten_state(state)
         leaves = {path: leaf_record(leaf) for path, leaf in flat.items()}
         manifest = {"step": int(step), "identity": self.identity, "leaves": leaves, **facts}
@@ -188,7 +192,10 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            try:
+                self._manager.close()
+            except Exception as error:  # what wait() has reported already, or of another thread
+                raise self._unwritten(error) from error
 
     def __enter__(self) -> "Checkpoints":
         return self

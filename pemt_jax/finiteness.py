@@ -1,8 +1,8 @@
 """Which number went wrong first, when a step was not finite.
 
-The sums of squares that make the norms of gradients and updates tell it: they are there anyway, so
-a step takes no longer (measured: README). Frozen parameters never change and are looked at only
-when a step has failed.
+The sums of squares that make the norms of gradients and updates tell it: they are there anyway, and
+the compiler makes them once (a step of the mini T5 on 8 rows took 28.9 ms of CPU with it and 28.5
+without). Frozen parameters never change and are looked at only when a step has failed.
 """
 
 from collections.abc import Mapping
@@ -12,8 +12,7 @@ import jax.numpy as jnp
 
 
 def first_bad_leaf(gradients: Mapping, updates: Mapping) -> jax.Array:
-    """Return int32 []: the first leaf, gradients before updates, that is not finite; -1 for none.
-    """
+    """Return int32 []: the first leaf that is not finite, gradients before updates; -1 for none."""
     leaves = jax.tree.leaves((gradients, updates))
     bad = ~jnp.isfinite(jnp.stack([jnp.sum(jnp.square(leaf)).astype(jnp.float32)
                                    for leaf in leaves]))

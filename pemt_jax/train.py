@@ -6,6 +6,9 @@
 The same command resumes a run that was stopped.  MODEL_DIR then holds checkpoints/, metrics.jsonl
 and TensorBoard files, config.gin, and, when the run has ended, what it made: artefact/ (an expert
 or a target) or, after method full, base/ (a Hugging Face folder).
+
+SIGTERM and Ctrl-C save at the end of the step. Exit codes: 0 the run has ended, 1 a failure,
+2 wrong use, 143 stopped by SIGTERM, 130 by Ctrl-C; after the last two the same command goes on.
 """
 
 from pemt_jax import cli  # isort: skip  (silences TensorFlow before it is imported)

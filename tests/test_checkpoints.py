@@ -1,6 +1,7 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -19,6 +20,7 @@ from pemt_jax.errors import PemtError, UsageError
 from pemt_jax.methods import get_method, split
 from pemt_jax.models import PemtModel
 from pemt_jax.optimizers import make_optimizer
+from pemt_jax.restoring import DamagedCheckpoint
 
 
 def state_of(value, dtype=jnp.float32):
@@ -188,6 +190,44 @@ def test_flip_anywhere_is_found_or_harmless_and_says_one_sentence(tmp_path, capf
                     assert "damaged" in str(error) and "\n" not in str(error)
             path.write_bytes(whole)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "remove"])
+def test_damage_to_any_file_is_harmless_or_found(tmp_path, damage):
+    saved(tmp_path / "whole", 0.5, 0.1)
+    names = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole/20").rglob("*")
+             if path.is_file() and path.stat().st_size]
+    assert {"metadata", "metrics", "_CHECKPOINT_METADATA"} <= {name.name for name in names}
+    for i, name in enumerate(names):
+        file = shutil.copytree(tmp_path / "whole", tmp_path / str(i)) / name
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.unlink()
+        if damage != "remove":
+            file.write_bytes(content if damage == "flip" else content[:len(content) // 2])
+        with Checkpoints(tmp_path / str(i), {"run": 1}, "acc") as checkpoints:
+            assert checkpoints.best_step() == 10
+            if checkpoints.latest_step() == 20:
+                try:
+                    assert_equal(checkpoints.restore(20, state_of(0)), state_of(20))
+                except DamagedCheckpoint:
+                    continue
+            else:
+                assert (tmp_path / str(i) / "20.damaged").is_dir()
+            checkpoints.save(30, state_of(30), {"acc": 0.2})
+            assert checkpoints.best_step() == 10
+
+
+def test_a_crash_between_a_manifest_and_orbaxs_copy_of_its_score_loses_no_best(tmp_path):
+    saved(tmp_path, None)
+    manifest = manifests.read_manifest(tmp_path / "10")
+    score = {"value": 0.9, "step": 10}
+    manifests.replace_manifest(tmp_path / "10", manifest | {"score": score})
+    with Checkpoints(tmp_path, {"run": 1}, "acc") as checkpoints:
+        for step in (20, 30, 40):
+            checkpoints.save(step, state_of(step), {"acc": 0.1})
+        checkpoints.wait()
+        assert steps_in(tmp_path) == [10, 30, 40] and checkpoints.best_step() == 10
 
 
 def test_manifest_and_arrays_that_differ_are_found(tmp_path):
