@@ -63,8 +63,8 @@ def run(main: Callable, argv: Sequence[str] | None = None, prog: str | None = No
 
     Returns:
         0; or, after `error: one sentence` on stderr, 2 for a UsageError or a fault in the
-        configuration, 1 for any other PemtError or the operating system's refusal, 130 for Ctrl-C.
-        Other exceptions keep their traceback.
+        configuration, 1 for any other PemtError or the operating system's refusal, 130 for Ctrl-C,
+        143 for a SIGTERM that a run has obeyed. Other exceptions keep their traceback.
     """
     code = _run(main, argv, prog, doc)
     processes.leave(code)

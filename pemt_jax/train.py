@@ -6,6 +6,9 @@
 The same command resumes a run that was stopped.  MODEL_DIR then holds checkpoints/, metrics.jsonl
 and TensorBoard files, config.gin, and, when the run has ended, what it made: artefact/ (an expert
 or a target) or, after method full, base/ (a Hugging Face folder).
+
+SIGTERM and Ctrl-C save at the end of the step. Exit codes: 0 the run has ended, 1 a failure,
+2 wrong use, 143 stopped by SIGTERM, 130 by Ctrl-C; after the last two the same command goes on.
 """
 
 from pemt_jax import cli  # isort: skip  (silences TensorFlow before it is imported)
@@ -154,11 +157,11 @@ def train(
     validation = Validation(evaluator, held_out, eval_batch_size, buckets)
     best_metric, higher_is_better = validation.best_metric if held_out else (None, True)
     with Checkpoints(folder / "checkpoints", identity, best_metric, higher_is_better) as kept:
-        start_step = kept.latest_step() or 0
-        position = kept.manifest(start_step)["data_step"] if start_step else 0
-        processes.agree(step=start_step, data_position=position)
-        if start_step > train_steps:  # known before the files of the run that is there change
-            raise UsageError(f"{folder} is at step {start_step}, expected TRAIN_STEPS of at least "
+        newest = kept.latest_step() or 0
+        position = kept.manifest(newest)["data_step"] if newest else 0
+        processes.agree(step=newest, data_position=position)
+        if newest > train_steps:  # known before the files of the run that is there change
+            raise UsageError(f"{folder} is at step {newest}, expected TRAIN_STEPS of at least "
                              f"that but found {train_steps}.")  # fmt: skip
         trainable, frozen = split(made.nested(), made.method)
         run = trainer.Trainer(
@@ -170,7 +173,7 @@ def train(
             cli.write_config(folder)  # not before the run that is there has been restored
             return train_iterator(source, start, train_steps - start)
 
-        with MetricsLog(folder, start_step=start_step) as log:
+        with MetricsLog(folder) as log:
             result = trainer.train(
                 run,
                 batches,

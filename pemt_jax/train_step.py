@@ -20,6 +20,7 @@ from pemt_jax import partitioning
 from pemt_jax.activations import constrained
 from pemt_jax.checkpoints import Checkpoints
 from pemt_jax.errors import UsageError
+from pemt_jax.finiteness import first_bad_leaf
 from pemt_jax.methods import merge
 
 Params = dict[str, jax.Array]
@@ -40,6 +41,8 @@ class TrainState:
 class FirstBadStep(clu.metrics.Metric):
     """The first step with a loss or norm that was not finite; `step` is -1 for none.
 
+    `leaf` is its first_bad_leaf (pemt_jax.finiteness).
+
     The update counts too: an optimizer can overflow on a finite gradient.
     """
 
@@ -47,11 +50,12 @@ class FirstBadStep(clu.metrics.Metric):
     loss: jax.Array
     gradient_norm: jax.Array
     update_norm: jax.Array
+    leaf: jax.Array
 
     @classmethod
-    def of(cls, step: jax.Array, **values: jax.Array) -> "FirstBadStep":
+    def of(cls, step: jax.Array, leaf: jax.Array, **values: jax.Array) -> "FirstBadStep":
         finite = jnp.isfinite(jnp.stack(list(values.values()))).all()
-        return cls(jnp.where(finite, -1, step), **values)
+        return cls(jnp.where(finite, -1, step), leaf=leaf, **values)
 
     def merge(self, other: "FirstBadStep") -> "FirstBadStep":
         return jax.tree.map(lambda a, b: jnp.where(self.step >= 0, a, b), self, other)
@@ -84,8 +88,8 @@ def make_train_step(
             "gradient_norm": average(gradient_norm),
             **reported,
             "first_bad_step": FirstBadStep.of(
-                state.step, loss=loss, gradient_norm=gradient_norm,
-                update_norm=optax.global_norm(updates),
+                state.step, first_bad_leaf(gradients, updates), loss=loss,
+                gradient_norm=gradient_norm, update_norm=optax.global_norm(updates),
             ),  # fmt: skip
         }
         return TrainState(state.step + 1, trainable, opt_state), metrics
