@@ -50,6 +50,7 @@ def train(
     dropout_rate: float | None = None,
     broadcast_dropout: bool | None = None,
     dtype: str | None = None,
+    remat_policy: str | None = None,
     embedding_rows: int | None = None,
     frozen_dtype: str = "float32",
     base_dtype: str = "float32",
@@ -82,6 +83,7 @@ def train(
       expert_name: name under which an expert enters the library; None for the task's in stage 1,
         and for a `lora` to stay out of it.
       dropout_rate, dtype: override the base's; dtype "bfloat16" computes in it.
+      remat_policy: "minimal" or "full" takes less memory and more time, see config.T5Config.
       broadcast_dropout: one mask for all positions of a row, see config.T5Config.
       embedding_rows: keep only so many rows of the base's embedding.
       frozen_dtype: "bfloat16" halves the memory of the frozen parameters.
@@ -117,7 +119,8 @@ def train(
         method, DEFAULT_VOCABULARY, base=initial_checkpoint_path, t5=t5, options=options,
         prompt_text=prompt_text, library=library, experts=experts, initial_expert=initial_expert,
         dropout_rate=dropout_rate, broadcast_dropout=broadcast_dropout, dtype=dtype,
-        embedding_rows=embedding_rows, max_decode_length=max_decode_length, seed=seed,
+        remat_policy=remat_policy, embedding_rows=embedding_rows,
+        max_decode_length=max_decode_length, seed=seed,
     )  # fmt: skip
     parts = data.open_mixture(mixture_or_task_name, "train", lengths)
     identity = made.identity | {
