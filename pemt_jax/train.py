@@ -20,6 +20,7 @@ import seqio
 from pemt_jax import assembly, data, optimizers, partitioning, runs, tasks, trainer
 from pemt_jax.artefact import versions
 from pemt_jax.batching import DEFAULT_BUCKETS, BatchSource, train_iterator
+from pemt_jax.buckets import buckets_for
 from pemt_jax.checkpoints import Checkpoints
 from pemt_jax.config import PemtConfig, T5Config
 from pemt_jax.errors import UsageError, nearest
@@ -55,7 +56,7 @@ def train(
     frozen_dtype: str = "float32",
     base_dtype: str = "float32",
     max_decode_length: int | None = None,
-    buckets: Sequence[int] = DEFAULT_BUCKETS,
+    buckets: Sequence[int] | int = DEFAULT_BUCKETS,
     model_parallel: int = 1,
     prng: str = "threefry2x32",
     seed: int = 0,
@@ -89,7 +90,8 @@ def train(
       frozen_dtype: "bfloat16" halves the memory of the frozen parameters.
       base_dtype: in which method full stores its base, "float32" or "bfloat16".
       max_decode_length: most tokens to generate; None for the longest target of the split.
-      buckets: input lengths to pad to; a step is compiled for each, fewer waste more padding.
+      buckets: input lengths to pad to, or how many to choose from the data; a step is compiled for
+        each, fewer waste more padding.
       model_parallel: devices over which the parameters are split; the rest split the batch.
       prng: "threefry2x32", the same bits everywhere; "rbg", quicker dropout on accelerators.
       seed: of initial values, dropout and data order.
@@ -123,6 +125,7 @@ def train(
         max_decode_length=max_decode_length, seed=seed,
     )  # fmt: skip
     parts = data.open_mixture(mixture_or_task_name, "train", lengths)
+    buckets = buckets_for(buckets, [part for _, part in parts])
     identity = made.identity | {
         "task": mixture_or_task_name,
         "data": {part.task_name: [rate, part.sha256] for rate, part in parts},
