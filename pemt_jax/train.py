@@ -24,6 +24,7 @@ import seqio
 from pemt_jax import assembly, data, optimizers, partitioning, processes, runs, tasks, trainer
 from pemt_jax.artefact import versions
 from pemt_jax.batching import DEFAULT_BUCKETS, BatchSource, train_iterator
+from pemt_jax.buckets import buckets_for
 from pemt_jax.checkpoints import Checkpoints
 from pemt_jax.config import PemtConfig, T5Config
 from pemt_jax.errors import UsageError, nearest
@@ -59,7 +60,7 @@ def train(
     frozen_dtype: str = "float32",
     base_dtype: str = "float32",
     max_decode_length: int | None = None,
-    buckets: Sequence[int] = DEFAULT_BUCKETS,
+    buckets: Sequence[int] | int = DEFAULT_BUCKETS,
     model_parallel: int = 1,
     expert_parallel: int = 1,
     fully_sharded: bool = False,
@@ -95,7 +96,8 @@ def train(
       frozen_dtype: "bfloat16" halves the memory of the frozen parameters.
       base_dtype: in which method full stores its base, "float32" or "bfloat16".
       max_decode_length: most tokens to generate; None for the longest target of the split.
-      buckets: input lengths to pad to; a step is compiled for each, fewer waste more padding.
+      buckets: input lengths to pad to, or how many to choose from the data; a step is compiled for
+        each, fewer waste more padding.
       model_parallel: devices over which the parameters are split; the rest split the batch.
       expert_parallel: devices over which the experts are split; see partitioning.py.
       fully_sharded: split the backbone's matrices over the data devices as well.
@@ -138,6 +140,7 @@ def train(
             for _, part in parts
             if "validation" in seqio.TaskRegistry.get(part.task_name).splits
         ]
+    buckets = buckets_for(buckets, [part for _, part in parts])
     identity = made.identity | {
         "task": mixture_or_task_name,
         "data": {part.task_name: [rate, part.sha256] for rate, part in parts},

@@ -91,9 +91,9 @@ TARGET_PARAMETERS = ADAPTER_PARAMETERS | {
     "source_prompts/embedding": ((3, 8, D), ("experts", "prompt", "embed")),
     "encoder/layers_0/mlp/gate/kernel": ((F, 3), ("mlp", "gate")),
     "decoder/layers_0/mlp/gate/kernel": ((D, 3), ("embed", "gate")),
-    "encoder/layers_0/mlp/experts/lora_a": ((3, F, 5), ("experts", "mlp", "expert_rank")),
+    "encoder/layers_0/mlp/experts/lora_a": ((F, 3, 5), ("mlp", "experts", "expert_rank")),
     "encoder/layers_0/mlp/experts/lora_b": ((3, 5, D), ("experts", "expert_rank", "embed")),
-    "decoder/layers_0/mlp/experts/lora_a": ((3, F, 5), ("experts", "mlp", "expert_rank")),
+    "decoder/layers_0/mlp/experts/lora_a": ((F, 3, 5), ("mlp", "experts", "expert_rank")),
     "decoder/layers_0/mlp/experts/lora_b": ((3, 5, D), ("experts", "expert_rank", "embed")),
 }
 ADDITIONS = {
