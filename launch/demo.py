@@ -12,6 +12,7 @@ from pathlib import Path
 import bag_of_words
 from experiment import SOURCES, TARGET, Experiment, Stopwatch, gates
 
+from pemt_jax import processes
 from pemt_jax.weights import replacing
 
 SHOTS, SEED = 32, 0
@@ -31,6 +32,8 @@ def main() -> None:
     found = {}
     for method, rate in RATES.items():
         found[method] = demo.test(demo.few_shot(method, SHOTS, SEED, rate))
+    if not processes.is_first():
+        return
     words = bag_of_words.scores(SHOTS, SEED)
     summary = {
         "pemt": {"test_accuracy": found["pemt"]["accuracy"]},

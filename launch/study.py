@@ -37,7 +37,7 @@ def main() -> None:
     for task in SOURCES:
         study.source(task)
     # As many steps as the four experts had together.
-    study.train(POOLED, "demo/stage1.gin", POOLED, METHOD="lora", TRAIN_STEPS=3600,
+    study.train(POOLED, "demo/stage1.gin", POOLED, METHOD="lora", TRAIN_STEPS=5000,
                 EXPERT_NAME=POOLED, PROMPT_TEXT=tasks.description(TARGET))  # fmt: skip
     results = {"rates": {}, "test": {}, "gates": {}}
     for shots in SHOTS:

@@ -3,8 +3,8 @@
 The card says what the weights are and what they stand on: method, task, prompt text, the
 fingerprint of the base, the experts used with their sha256, metrics, versions. It also holds the
 sha256 of the weights and of itself, so that a flipped byte anywhere in the folder is found before
-a number is used. A folder is written beside its place and renamed into it whole; one that is no
-artefact of the same kind is never touched.
+a number is used. A folder is written beside its place and takes it whole (pemt_jax.swapping); one
+that is no artefact of the same kind is never touched.
 """
 
 import dataclasses
@@ -12,8 +12,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +20,7 @@ import numpy as np
 
 import pemt_jax
 from pemt_jax.errors import PemtError, UsageError, nearest
+from pemt_jax.swapping import replacing_folder
 from pemt_jax.weights import load_weights, replacing, save_weights, sha256_file
 
 WEIGHTS = "weights.safetensors"
@@ -58,21 +57,13 @@ def write_artefact(folder: str | os.PathLike, arrays: Mapping[str, np.ndarray], 
         raise UsageError(f"{card.kind!r} is no kind of artefact, expected one of {KINDS}.")
     check_replaceable(folder, card.kind)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        with replacing_folder(folder) as partial:
+            save_weights(partial / WEIGHTS, arrays)
+            card = dataclasses.replace(card, versions=versions(),
+                                       sha256=sha256_file(partial / WEIGHTS))
+            write_card(partial / CARD, card)
     except OSError as error:
         raise PemtError(f"Cannot write {folder}: {error.strerror}.") from error
-    try:
-        save_weights(partial / WEIGHTS, arrays)
-        card = dataclasses.replace(card, versions=versions(),
-                                   sha256=sha256_file(partial / WEIGHTS))
-        write_card(partial / CARD, card)
-        partial.chmod(0o755)  # mkdtemp gives a private folder, a library is shared
-        _put_in_place(partial, folder)
-    except OSError as error:
-        raise PemtError(f"Cannot write {folder}: {error.strerror}.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return card
 
 
@@ -196,18 +187,3 @@ def check_replaceable(folder: Path, kind: str) -> None:
     if (found := read_card(folder).kind) != kind:
         raise PemtError(f"{folder} holds an artefact of kind {found!r}, expected {kind!r}; nothing "
                         "was written.")
-
-
-def _put_in_place(partial: Path, folder: Path) -> None:
-    """Rename `partial` to `folder`, the artefact that stands there being set aside until then."""
-    if not folder.exists() or not any(folder.iterdir()):
-        os.replace(partial, folder)  # onto nothing or an empty folder
-        return
-    old = partial.with_name(partial.name + ".old")
-    os.replace(folder, old)
-    try:
-        os.replace(partial, folder)
-    except OSError:
-        os.replace(old, folder)
-        raise
-    shutil.rmtree(old)

@@ -50,9 +50,11 @@ class Assembly:
         """The parameters as the model takes them: this assembly's, or another flat dict."""
         return traverse_util.unflatten_dict(dict(params or self.params), sep="/")
 
-    def placed(self, mesh: jax.sharding.Mesh) -> dict:
+    def placed(self, mesh: jax.sharding.Mesh, fully_sharded: bool = False) -> dict:
         """These parameters on the devices of a mesh, as the model takes them."""
-        shardings = partitioning.parameter_shardings(self.params, self.params_axes, mesh)
+        shardings = partitioning.parameter_shardings(
+            self.params, self.params_axes, mesh, fully_sharded
+        )
         return self.nested(partitioning.place(self.params, shardings))
 
 
@@ -75,6 +77,7 @@ def assemble(
     dropout_rate: float | None = None,
     broadcast_dropout: bool | None = None,
     dtype: str | None = None,
+    remat_policy: str | None = None,
     embedding_rows: int | None = None,
     max_decode_length: int | None = None,
     seed: int = 0,
@@ -91,7 +94,7 @@ def assemble(
       library: folder of the expert library.
       experts: names of frozen experts, in the order of the gate's columns.
       initial_expert: an expert to start training from instead of a fresh one.
-      dropout_rate, broadcast_dropout, dtype: override the base's.
+      dropout_rate, broadcast_dropout, dtype, remat_policy: override the base's.
       embedding_rows: keep only so many rows of the base's embedding (the authors cut T5's 32,128
         to the 32,100 of its vocabulary, which changes every softmax a little).
       max_decode_length: most tokens to generate; None for what the task's targets need.
@@ -111,7 +114,8 @@ def assemble(
     if embedding_rows is not None and base is not None and embedding_rows != t5.vocab_size:
         base_params |= cut_embedding(base_params, embedding_rows)
     overrides = {"dropout_rate": dropout_rate, "broadcast_dropout": broadcast_dropout,
-                 "dtype": dtype, "vocab_size": embedding_rows}  # fmt: skip
+                 "dtype": dtype, "remat_policy": remat_policy,
+                 "vocab_size": embedding_rows}  # fmt: skip
     t5 = dataclasses.replace(t5, **{k: v for k, v in overrides.items() if v is not None})
     check_vocabulary(vocabulary, t5, base)
     if chosen.experts and not experts:
@@ -164,7 +168,8 @@ def assemble(
         "experts": records,
         "prompt_text": prompt_text if chosen.prompt else None,
         "vocabulary": vocabulary.sha256,
-        "t5": dataclasses.asdict(t5),
+        # A run may go on with less memory: the same numbers are computed.
+        "t5": {k: v for k, v in dataclasses.asdict(t5).items() if k != "remat_policy"},
         "pemt": dataclasses.asdict(options),
         "seed": seed,
     }

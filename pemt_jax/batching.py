@@ -37,6 +37,11 @@ def bucket_of(length: np.ndarray | int, buckets: Sequence[int], limit: int) -> n
     return ladder[np.searchsorted(ladder, length)]
 
 
+def take_local(rows: np.ndarray, local: np.ndarray | None) -> np.ndarray:
+    """Of a batch's real rows those that this process holds; `local` as in BatchSource."""
+    return rows if local is None else rows[local[local < len(rows)]]
+
+
 def make_batch(pairs: Sequence[Pair], batch_size: int, inputs_length: int,
                targets_length: int) -> Batch:
     """Pad (inputs, targets) to int32 arrays [B, S] and [B, T] under the names of T5X."""
@@ -62,11 +67,15 @@ class BatchSource:
       seed: of the order, the mixture's draws and an online transform's noise.
       window: batches among which rows are sorted by bucket.
       buckets, target_buckets: lengths to pad to; each is cut to the splits' limits.
+      local_rows: the only rows of a batch that are read and returned, in order, as
+        partitioning.local_rows gives them; None for all.
     """
 
     def __init__(self, parts: Sequence[tuple[float, TokenizedSplit]], batch_size: int, seed: int,
                  window: int = 16, buckets: Sequence[int] = DEFAULT_BUCKETS,
-                 target_buckets: Sequence[int] = DEFAULT_TARGET_BUCKETS):
+                 target_buckets: Sequence[int] = DEFAULT_TARGET_BUCKETS,
+                 local_rows: np.ndarray | None = None):
+        self.local_rows = local_rows
         if not parts or batch_size < 1 or window < 1:
             raise PemtError(f"{len(parts)} tasks, batch size {batch_size} and window {window} were "
                             "given; at least 1 of each was expected")
@@ -95,13 +104,17 @@ class BatchSource:
 
     def __getitem__(self, step: int) -> Batch:
         plan = self.plan(int(step))
-        pairs, lengths = [], []
+        plan = plan[np.argsort(plan[:, 0], kind="stable")]  # the rows of a task lie together
+        lengths = [self._buckets[index][plan[plan[:, 0] == index, 1]]
+                   for index in np.unique(plan[:, 0])]
+        inputs_length, targets_length = np.concatenate(lengths).max(axis=0)
+        plan = take_local(plan, self.local_rows)
+        pairs = []
         for index in np.unique(plan[:, 0]):
             rows, epochs = plan[plan[:, 0] == index, 1:].T
             pairs += self.splits[index].pairs(rows, epochs, self.seed)
-            lengths.append(self._buckets[index][rows])
-        inputs_length, targets_length = np.concatenate(lengths).max(axis=0)
-        return make_batch(pairs, self.batch_size, inputs_length, targets_length)
+        size = self.batch_size if self.local_rows is None else len(self.local_rows)
+        return make_batch(pairs, size, inputs_length, targets_length)
 
     def plan(self, step: int) -> np.ndarray:
         """(split, row, epoch) of each row of a batch, int [<= B, 3]."""
@@ -182,19 +195,21 @@ def train_iterator(source: BatchSource, start_step: int, num_steps: int,
 
 def eval_batches(split: TokenizedSplit, batch_size: int, buckets: Sequence[int] = DEFAULT_BUCKETS,
                  target_buckets: Sequence[int] = DEFAULT_TARGET_BUCKETS,
-                 ) -> Iterator[tuple[np.ndarray, Batch]]:
+                 local_rows: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, Batch]]:
     """(row numbers, batch) over all rows of a split in order of length.
 
     The last batch is filled with empty rows, for which there are no row numbers. All batches have
     the targets' length of the whole split: it is also how far a prediction may go, which must not
-    depend on the labels of its neighbours.
+    depend on the labels of its neighbours. With `local_rows` (see BatchSource) only those are in a
+    batch, the row numbers are still those of the whole: every process has the same batches to do.
     """
+    size = batch_size if local_rows is None else len(local_rows)
     order = np.lexsort((split.target_lengths, split.input_lengths))
     targets_length = int(bucket_of(split.target_lengths.max(), target_buckets,
                                    split.lengths["targets"]))
     for start in range(0, len(order), batch_size):
         rows = order[start:start + batch_size]
         yield rows, make_batch(
-            split.pairs(rows), batch_size,
+            split.pairs(take_local(rows, local_rows)), size,
             int(bucket_of(split.input_lengths[rows].max(), buckets, split.lengths["inputs"])),
             targets_length)

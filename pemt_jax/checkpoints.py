@@ -7,24 +7,26 @@ A checkpoint is one orbax step folder with two items, renamed into place togethe
               needs beside arrays (data position, seed, versions, metrics, evaluations so far)
 
 Because the manifest is inside the rename there is no moment with a checkpoint and no manifest; a
-folder without a readable one is unfinished and is ignored. Restoring checks every leaf against the
-manifest. The latest checkpoint and the best one by validation metric are kept; of equal ones the
-earlier is the best. Saving is asynchronous: only hashing and the copy to the host hold training up.
+folder without a whole one is damaged and is set aside. Restoring checks every leaf against the
+manifest. The two latest checkpoints are kept, so that there is one before a damaged one, and the
+best one by validation metric; of equal ones the earlier is the best. Saving is asynchronous: only
+hashing and the copy to the host hold training up.
 
 The identity says what a run is (names and sha256 of base and experts, method, task, ...). A folder
 that holds another run's checkpoints is an error, never overwritten.
 """
 
+import contextlib
 import json
 import logging
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 
+from pemt_jax import processes
 from pemt_jax.errors import PemtError, UsageError, nearest
 from pemt_jax.manifest import (
     ITEM,
@@ -32,8 +34,10 @@ from pemt_jax.manifest import (
     leaf_record,
     read_manifest,
     replace_manifest,
+    sealed,
 )
 from pemt_jax.restoring import nested, restore
+from pemt_jax.resuming import set_aside
 from pemt_jax.weights import replacing
 
 _policies = ocp.checkpoint_managers
@@ -67,15 +71,17 @@ class Checkpoints:
         self.identity = None if identity is None else json.loads(json.dumps(dict(identity)))
         self.best_metric = best_metric
         self.higher_is_better = higher_is_better
-        # Orbax reports each save at INFO and harmless facts as warnings; users see our sentences.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # Orbax reports each save at INFO, harmless facts as warnings, and a full disk in hundreds
+        # of lines of several threads; users see our sentences.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         if self.folder.exists() and not self.folder.is_dir():
             raise UsageError(f"{self.folder} is a file, expected a folder for checkpoints.")
         self._check_identity()
         if jax.process_index() == 0:
-            self._remove_unfinished()
+            self._mend()
+        processes.barrier()
         best = _policies.BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False)
-        policy = _policies.AnyPreservationPolicy([_policies.LatestN(1), best])
+        policy = _policies.AnyPreservationPolicy([_policies.LatestN(2), best])
         options = ocp.CheckpointManagerOptions(
             best_fn=_rank,
             preservation_policy=policy,
@@ -87,10 +93,21 @@ class Checkpoints:
             self.folder, item_names=("state", ITEM), options=options
         )
 
+    def steps(self) -> list[int]:
+        """Return the steps of the finished checkpoints, ascending."""
+        self.wait()
+        return sorted(self._finished())
+
     def latest_step(self) -> int | None:
         """Return the step of the newest finished checkpoint, or None."""
-        self.wait()
-        return max(self._finished(), default=None)
+        return max(self.steps(), default=None)
+
+    def set_aside(self, step: int, reason: str) -> None:
+        """Take a damaged checkpoint out of the way; `reason` is told. Every process calls this."""
+        if jax.process_index() == 0:
+            set_aside(self.folder / str(step), reason)
+        processes.barrier()
+        self._manager.reload()
 
     def best_step(self) -> int | None:
         """Return the step with the best metric (of equal ones the earliest), or None."""
@@ -126,11 +143,14 @@ class Checkpoints:
             if metrics:
                 self._amend(step, facts)
             return
+        if not self.folder.is_dir():  # orbax would make it anew, and half a run in it
+            raise PemtError(f"A checkpoint could not be written to {self.folder}: the folder is "
+                            "gone.")
         flat = flatten_state(state)
         leaves = {path: leaf_record(leaf) for path, leaf in flat.items()}
         manifest = {"step": int(step), "identity": self.identity, "leaves": leaves, **facts}
         items = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(nested(flat)), **{ITEM: ocp.args.JsonSave(manifest)}
+            state=ocp.args.PyTreeSave(nested(flat)), **{ITEM: ocp.args.JsonSave(sealed(manifest))}
         )
         try:
             self._manager.save(step, args=items, metrics=facts["score"], force=True)
@@ -144,7 +164,8 @@ class Checkpoints:
         another than the one that saved.
 
         Raises:
-            PemtError: no such checkpoint, another set of leaves, other shapes, or damaged bytes.
+            PemtError: no such checkpoint, another set of leaves or other shapes.
+            DamagedCheckpoint: damaged bytes.
         """
         return restore(self._manager, step, target, self.manifest(step)["leaves"])
 
@@ -171,7 +192,10 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            try:
+                self._manager.close()
+            except Exception as error:  # what wait() has reported already, or of another thread
+                raise self._unwritten(error) from error
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -198,13 +222,27 @@ class Checkpoints:
                         "MODEL_DIR for this run."
                     )
 
-    def _remove_unfinished(self) -> None:
-        """Drop step folders without a manifest, or orbax would count them as checkpoints."""
-        for path in self.folder.glob("*"):
-            if path.is_dir() and path.name.isdigit() and read_manifest(path) is None:
-                if not {entry.name for entry in path.iterdir()} <= _ENTRIES:
-                    raise UsageError(f"{path} is no checkpoint, expected this run's folder only.")
-                shutil.rmtree(path)
+    def _mend(self) -> None:
+        """Leave orbax, which counts every numbered folder, only checkpoints that it can read."""
+        for path in sorted(self.folder.glob("*")):
+            if not (path.is_dir() and path.name.isdigit()):
+                continue
+            manifest = read_manifest(path)
+            if manifest is not None:
+                self._mend_score(path, manifest["score"])
+            elif {entry.name for entry in path.iterdir()} <= _ENTRIES:
+                set_aside(path, f"Checkpoint {path} is damaged: it has no whole manifest")
+            else:
+                raise UsageError(f"{path} is no checkpoint, expected this run's folder only.")
+
+    def _mend_score(self, checkpoint: Path, score: Mapping) -> None:
+        """Make orbax's copy of a score the manifest's: a crash came between the two, or damage."""
+        file = checkpoint / "metrics" / "metrics"
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(file.read_text(encoding="utf-8")) == score:
+                return
+        with replacing(file) as partial:
+            partial.write_text(json.dumps(score), encoding="utf-8")
 
     def _score(self, step: int, metrics: Mapping[str, float] | None) -> dict:
         """Return what ranks a checkpoint: {} without the metric, else its value, higher better."""
@@ -225,8 +263,8 @@ class Checkpoints:
             folder = self.folder / str(step)
             # First the manifest, which decides; orbax's own copy of the score guides deletion.
             replace_manifest(folder, self.manifest(step) | facts)
-            with replacing(folder / "metrics" / "metrics") as partial:
-                partial.write_text(json.dumps(facts["score"]), encoding="utf-8")
+            self._mend_score(folder, facts["score"])
+        processes.barrier()
         self._manager.reload()
 
     def _unwritten(self, error: Exception) -> PemtError:

@@ -41,14 +41,19 @@ silence_libraries()
 # the variable when it is imported.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
 
+from pemt_jax import processes  # noqa: E402  isort: skip  (JAX, after the variable)
+
 CONFIGS = Path(pemt_jax.configs.__file__).parent
 __all__ = ["bindings_of", "run", "write_config"]
-FLAGS = ("--gin_file", "--gin_search_paths", "--gin.NAME", "--help")
+FLAGS = ("--gin_file", "--gin_search_paths", "--gin.NAME", "--coordinator_address",
+         "--process_count", "--process_index", "--help")  # fmt: skip
 
 
 def run(main: Callable, argv: Sequence[str] | None = None, prog: str | None = None,
         doc: str | None = None) -> int:
     """Configure `main` from `argv`, call it and return the exit code.
+
+    Where several processes are one run, one that failed ends here and stops the others.
 
     Args:
         main: the function to configure and call; what it returns is ignored.
@@ -58,17 +63,33 @@ def run(main: Callable, argv: Sequence[str] | None = None, prog: str | None = No
 
     Returns:
         0; or, after `error: one sentence` on stderr, 2 for a UsageError or a fault in the
-        configuration, 1 for any other PemtError or the operating system's refusal, 130 for Ctrl-C.
-        Other exceptions keep their traceback.
+        configuration, 1 for any other PemtError or the operating system's refusal, 130 for Ctrl-C,
+        143 for a SIGTERM that a run has obeyed. Other exceptions keep their traceback.
     """
+    code = _run(main, argv, prog, doc)
+    processes.leave(code)
+    return code
+
+
+def _run(main: Callable, argv: Sequence[str] | None, prog: str | None, doc: str | None) -> int:
     module = _adopt_running_module(main)
-    try:
+
+    def configured() -> None:
         flags, bindings = _parse(sys.argv[1:] if argv is None else argv,
                                  _parser(main, prog or f"python -m {module}", doc))
-        paths = [path for paths in flags.gin_search_paths for path in paths.split(",") if path]
-        configured = load(main, flags.gin_file, bindings, [str(CONFIGS), *paths])
-        with as_usage_errors():
-            configured()
+        with processes.joined(flags.coordinator_address, flags.process_count,
+                              flags.process_index):  # fmt: skip
+            function = _load(main, flags, bindings)
+            with as_usage_errors():
+                function()
+
+    return exit_code_of(configured)
+
+
+def exit_code_of(action: Callable[[], int | None]) -> int:
+    """Call `action`; return what it returned, 0 for None, or the code of the error as in `run`."""
+    try:
+        return action() or 0
     except PemtError as error:
         error = original(error)
         print(f"error: {error}", file=sys.stderr)
@@ -84,7 +105,19 @@ def run(main: Callable, argv: Sequence[str] | None = None, prog: str | None = No
     except KeyboardInterrupt:
         print("error: Stopped by Ctrl-C.", file=sys.stderr)
         return 130
-    return 0
+
+
+def arguments_of(main: Callable, argv: Sequence[str]) -> dict[str, object]:
+    """The arguments with which `run(main, argv)` would call `main`, defaults left out."""
+    flags, bindings = _parse(argv, _parser(main, main.__name__, main.__doc__))
+    _load(main, flags, bindings)
+    with as_usage_errors():
+        return gin.get_bindings(main)
+
+
+def _load(main: Callable, flags: argparse.Namespace, bindings) -> Callable:
+    paths = [path for paths in flags.gin_search_paths for path in paths.split(",") if path]
+    return load(main, flags.gin_file, bindings, [str(CONFIGS), *paths])
 
 
 def write_config(model_dir: str | Path) -> Path:
@@ -96,6 +129,8 @@ def write_config(model_dir: str | Path) -> Path:
     path = Path(model_dir) / "config.gin"
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise PemtError(f"{path} is a link or a folder, expected a plain file of the run.")
+    if not processes.is_first():
+        return path
     with replacing(path) as partial:
         partial.write_text(gin.operative_config_str(), encoding="utf-8")
     return path
@@ -117,7 +152,9 @@ def _adopt_running_module(main: Callable) -> str:
     return spec.name
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, by a UsageError."""
+
     def error(self, message: str) -> typing.NoReturn:
         raise UsageError(f"{message[:1].upper()}{message[1:]}.")
 
@@ -126,7 +163,7 @@ def _parser(main: Callable, prog: str, doc: str | None) -> argparse.ArgumentPars
     arguments = [f"  {name}" + ("" if parameter.default in (parameter.empty, gin.REQUIRED)
                                 else f" = {parameter.default!r}")
                  for name, parameter in parameters_of(main).items()]
-    parser = _Parser(
+    parser = Parser(
         prog=prog, usage=f"{prog} [--gin_file=FILE ...] [--gin.NAME=VALUE ...]",
         description=doc or sys.modules[main.__module__].__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -137,6 +174,11 @@ def _parser(main: Callable, prog: str, doc: str | None) -> argparse.ArgumentPars
                         "installed configurations, then in the search paths")
     parser.add_argument("--gin.NAME", metavar="VALUE", dest="binding",
                         help="a value for the macro NAME or for function.argument, repeatable")
+    for name, kind, text in (
+            ("--coordinator_address", str, "HOST:PORT of process 0, where several are one run"),
+            ("--process_count", int, "how many processes there are"),
+            ("--process_index", int, "which of them this one is, from 0")):
+        parser.add_argument(name, type=kind, metavar=name.rsplit("_", 1)[-1].upper(), help=text)
     parser.add_argument("--gin_search_paths", action="append", default=[], metavar="FOLDERS",
                         help="more folders with gin files, separated by commas, repeatable")
     return parser

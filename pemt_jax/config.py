@@ -12,6 +12,7 @@ from pemt_jax.errors import UsageError, nearest
 
 ACTIVATIONS = {"relu", "gelu", "linear", "silu"}
 DTYPES = {"float32", "bfloat16"}
+REMAT_POLICIES = {"none", "minimal", "full"}
 
 
 def _one_of(field: str, value: str, allowed: set[str]) -> None:
@@ -40,6 +41,9 @@ class T5Config:
     `dtype` is what activations are computed in; norms and softmax are always float32.
     `broadcast_dropout` draws one dropout mask for all positions of a row, as T5X's networks do: a
     64th of the random numbers, which on a CPU are up to half of a training step's time.
+    `remat_policy` trades time for memory: what of a layer is computed again in the backward pass
+    instead of kept, "minimal" all but the results of weight matrices, "full" all of it; the
+    numbers are the same, to the order of a compiler's sums.
     """
 
     vocab_size: int = 32128
@@ -54,6 +58,7 @@ class T5Config:
     dropout_rate: float = 0.1
     broadcast_dropout: bool = False
     dtype: str = "float32"
+    remat_policy: str = "none"
     relpos_buckets: int = 32
     relpos_max_distance: int = 128
 
@@ -62,6 +67,7 @@ class T5Config:
         for name in self.mlp_activations:
             _one_of("T5Config.mlp_activations", name, ACTIVATIONS)
         _one_of("T5Config.dtype", self.dtype, DTYPES)
+        _one_of("T5Config.remat_policy", self.remat_policy, REMAT_POLICIES)
         _in_range("T5Config.dropout_rate", self.dropout_rate, 0 <= self.dropout_rate < 1, "[0, 1)")
 
     @property

@@ -2,6 +2,7 @@
 
 SeqIO defines a task and its preprocessing; this module runs it and writes the tokens as flat
 arrays, read through memory maps, under a key made of all they depend on (pemt_jax.cache_key).
+Their sha256 is checked whenever they are opened, and damaged ones are made again.
 An online transform (a preprocessor with the methods of pemt_jax.span_corruption.SpanCorruption)
 ends what is cached; it runs at read time, drawn from (seed, epoch, row), so that its noise differs
 between epochs.
@@ -82,7 +83,7 @@ def open_split(task_name: str, split: str, lengths: Mapping[str, int],
     if folder.is_dir():
         try:
             return _load(folder, task, split, lengths)
-        except (OSError, ValueError, KeyError):  # damaged: mended by making it again
+        except (OSError, ValueError, KeyError, TypeError, EOFError):  # damaged: made again
             shutil.rmtree(folder, ignore_errors=True)
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=".unfinished-") as unfinished:
@@ -102,15 +103,18 @@ def _unknown(name: str) -> UsageError:
 
 def _load(folder: Path, task: seqio.Task, split: str,
           lengths: Mapping[str, int]) -> TokenizedSplit:
+    """Open a folder of the cache; ValueError when its bytes are not those that were written."""
     meta = json.loads((folder / "meta.json").read_text())
-
-    def ragged(name: str) -> Ragged:
-        return Ragged(np.load(folder / f"{name}.npy", mmap_mode="r"),
-                      np.load(folder / f"{name}_offsets.npy"))
-
+    if meta.pop("meta_sha256") != _digest_json(meta):
+        raise ValueError("meta.json is damaged")
+    parts = {name: Ragged(np.load(folder / f"{name}.npy", mmap_mode="r"),
+                          np.load(folder / f"{name}_offsets.npy"))
+             for name in [*meta["columns"], "other"]}
+    if _digest(parts) != meta["sha256"]:
+        raise ValueError("an array is damaged")
+    other = parts.pop("other")
     return TokenizedSplit(
-        task_name=task.name, split=split, lengths=lengths,
-        columns={name: ragged(name) for name in meta["columns"]}, other=ragged("other"),
+        task_name=task.name, split=split, lengths=lengths, columns=parts, other=other,
         dtypes=meta["dtypes"], online=_cached_steps(task)[1], sha256=meta["sha256"])
 
 
@@ -164,14 +168,32 @@ def _tokenize(task: seqio.Task, split: str, lengths: Mapping[str, int], folder: 
     columns = {name: Ragged.of(rows, np.int32) for name, rows in tokens.items()}
     if online:
         _check_online(online, columns["targets"].lengths, lengths, task)
-    folder.mkdir()
+    parts = {**columns, "other": Ragged.of(other, np.uint8)}
+    meta = {"columns": names, "dtypes": dtypes, "sha256": _digest(parts)}
+    try:
+        folder.mkdir()
+        for name, ragged in parts.items():
+            for suffix, array in ("", ragged.values), ("_offsets", ragged.offsets):
+                with open(folder / f"{name}{suffix}.npy", "wb") as file:
+                    np.lib.format.write_array_header_1_0(
+                        file, np.lib.format.header_data_from_array_1_0(array))
+                    file.write(array)  # np.save hides why a disk refuses
+        (folder / "meta.json").write_text(json.dumps(meta | {"meta_sha256": _digest_json(meta)}))
+    except OSError as error:
+        raise PemtError(f"Cannot write {folder.parent.parent}: {error.strerror}.") from error
+
+
+def _digest(parts: Mapping[str, Ragged]) -> str:
+    """The sha256 of all arrays in order; mapped ones are read through, not copied."""
     digest = hashlib.sha256()
-    for name, ragged in {**columns, "other": Ragged.of(other, np.uint8)}.items():
-        np.save(folder / f"{name}.npy", ragged.values)
-        np.save(folder / f"{name}_offsets.npy", ragged.offsets)
-        digest.update(ragged.values.tobytes() + ragged.offsets.tobytes())
-    (folder / "meta.json").write_text(json.dumps(
-        {"columns": names, "dtypes": dtypes, "sha256": digest.hexdigest()}))
+    for ragged in parts.values():
+        digest.update(ragged.values)
+        digest.update(ragged.offsets)
+    return digest.hexdigest()
+
+
+def _digest_json(meta: Mapping) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def _within(tokens: np.ndarray, limit: int | None, task: seqio.Task, split: str, name: str,

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pemt_jax import data, partitioning, runs
+from pemt_jax import data, partitioning, processes, runs
 from pemt_jax.batching import DEFAULT_BUCKETS
 from pemt_jax.errors import UsageError
 from pemt_jax.evaluator import Evaluator
@@ -33,6 +33,8 @@ def evaluate(
     library: str | None = None,
     vocabulary: str | None = None,
     model_parallel: int = 1,
+    expert_parallel: int = 1,
+    fully_sharded: bool = False,
 ) -> dict[str, float]:
     """Return the metrics of a finished run: the task's, losses, mean gate weight an expert.
 
@@ -44,7 +46,9 @@ def evaluate(
       buckets: input lengths to pad to.
       initial_checkpoint_path, library: the base and the experts, if they were moved.
       vocabulary: a spiece.model; None for the one beside the base.
-      model_parallel: devices over which the parameters are split.
+      model_parallel: devices over which the parameters are split; the rest split the batch.
+      expert_parallel: devices over which the experts are split; see partitioning.py.
+      fully_sharded: split the backbone's matrices over the data devices as well.
     """
     made, card = runs.open_run(
         model_dir, DEFAULT_VOCABULARY, initial_checkpoint_path, library, vocabulary
@@ -54,16 +58,24 @@ def evaluate(
     if not name or not lengths:
         raise UsageError(f"{model_dir} does not name its task, expected MIXTURE_OR_TASK_NAME and "
                          "TASK_FEATURE_LENGTHS.")  # fmt: skip
-    splits = [part for _, part in data.open_mixture(name, split, lengths)]
-    mesh = partitioning.make_mesh(model=model_parallel)
-    partitioning.check_batch_size(batch_size, mesh)
-    evaluator = Evaluator(made.model.predict_batch, made.model.eval_fn, DEFAULT_VOCABULARY, mesh)
-    metrics = Validation(evaluator, splits, batch_size, buckets)(made.placed(mesh))
+    with processes.first_alone():  # it tokenises what is not cached yet
+        splits = [part for _, part in data.open_mixture(name, split, lengths)]
+    processes.agree(base=made.identity["base"], experts=made.identity["experts"],
+                    data=[part.sha256 for part in splits], batch_size=batch_size)  # fmt: skip
+    mesh = partitioning.make_mesh(model=model_parallel, expert=expert_parallel)
+    partitioning.check_batch_size(batch_size)
+    evaluator = Evaluator(
+        made.model.predict_batch, made.model.eval_fn, DEFAULT_VOCABULARY, mesh, made.params_axes
+    )
+    params = made.placed(mesh, fully_sharded)
+    metrics = Validation(evaluator, splits, batch_size, buckets)(params)
     text = json.dumps(metrics)
-    if (Path(model_dir) / "checkpoints").is_dir():  # an artefact or a base is left as it is
-        with replacing(Path(model_dir) / "evaluation" / f"{name}-{split}.json") as partial:
-            partial.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    if processes.is_first():
+        if (Path(model_dir) / "checkpoints").is_dir():  # an artefact or a base is left as it is
+            with replacing(Path(model_dir) / "evaluation" / f"{name}-{split}.json") as partial:
+                partial.write_text(text + "\n", encoding="utf-8")
+        print(text)
+    processes.barrier()
     return metrics
 
 

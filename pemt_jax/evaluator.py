@@ -16,6 +16,7 @@ import seqio
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pemt_jax import partitioning
+from pemt_jax.activations import constrained
 from pemt_jax.errors import UsageError
 from pemt_jax.train_step import compute_metrics, merge_metrics
 
@@ -30,9 +31,14 @@ class Evaluator:
         eval_fn: PemtModel.eval_fn: (params, batch) -> (loss, {name: clu metric}).
         vocabulary: decodes tokens to text.
         mesh: where batches are placed; the parameters are expected there.
+        params_axes: the model's logical axes, by which activations are split too.
     """
 
-    def __init__(self, predict_fn: Callable, eval_fn: Callable, vocabulary, mesh: Mesh):
+    def __init__(self, predict_fn: Callable, eval_fn: Callable, vocabulary, mesh: Mesh,
+                 params_axes: Mapping | None = None):  # fmt: skip
+        predict_fn, eval_fn = (
+            constrained(function, mesh, params_axes) for function in (predict_fn, eval_fn)
+        )
         self.vocabulary = vocabulary
         self.mesh = mesh
         # Replicated results: every host of a pod can read all rows.

@@ -59,7 +59,11 @@ class SourceExpert(nn.Module):
 
 
 class ExpertMixture(nn.Module):
-    """The frozen bank of stage 2; its weights come from the expert library."""
+    """The frozen bank of stage 2; its weights come from the expert library.
+
+    Both factors lie in memory as the matrices [F, E*R] and [E*R, D] that are multiplied with, so
+    that no step copies the bank into another order (a seventh of a small step on a CPU).
+    """
 
     num_experts: int
     rank: int
@@ -69,24 +73,28 @@ class ExpertMixture(nn.Module):
     @nn.compact
     def __call__(self, hidden_BLF: Array, gate_BE: Array) -> tuple[Array, Array, Array]:
         """Return sum_i g_i e_i [B, L, D], the channels [B, L, E, R], and the bank's B [E, R, D]."""
-        width = hidden_BLF.shape[-1]
-        lora_a_EFR = param_with_axes(
+        width, experts, rank = hidden_BLF.shape[-1], self.num_experts, self.rank
+        lora_a_FER = param_with_axes(
             "lora_a",
             uniform(1 / math.sqrt(width)),
-            (self.num_experts, width, self.rank),
+            (width, experts, rank),
             jnp.float32,
-            axes=("experts", "mlp", "expert_rank"),
+            axes=("mlp", "experts", "expert_rank"),
         ).astype(self.dtype)
         lora_b_ERD = param_with_axes(
             "lora_b",
             nn.initializers.zeros,
-            (self.num_experts, self.rank, self.features),
+            (experts, rank, self.features),
             jnp.float32,
             axes=("experts", "expert_rank", "embed"),
         ).astype(self.dtype)
-        channels_BLER = jnp.einsum("blf,efr->bler", hidden_BLF, lora_a_EFR)
-        gated_BLER = channels_BLER * gate_BE[:, None, :, None].astype(self.dtype)
-        return jnp.einsum("bler,erd->bld", gated_BLER, lora_b_ERD), channels_BLER, lora_b_ERD
+        # Matrices, not einsums over E and R: XLA would transpose the bank for those.
+        channels_BLC = jnp.dot(hidden_BLF, lora_a_FER.reshape(width, experts * rank))
+        gate_BC = jnp.repeat(gate_BE.astype(self.dtype), rank, axis=1)
+        gated_BLC = channels_BLC * gate_BC[:, None, :]
+        mixture_BLD = jnp.dot(gated_BLC, lora_b_ERD.reshape(experts * rank, self.features))
+        channels_BLER = channels_BLC.reshape(*channels_BLC.shape[:2], experts, rank)
+        return mixture_BLD, channels_BLER, lora_b_ERD
 
 
 class TargetAdapter(nn.Module):

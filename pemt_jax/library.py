@@ -115,7 +115,7 @@ def stack_experts(experts: Sequence[Expert]
     """Stack experts into the frozen bank of stage 2, in the order given.
 
     Returns:
-        flat parameters: {stack}/layers_i/mlp/experts/lora_a [E, F, R] and lora_b [E, R, D], and
+        flat parameters: {stack}/layers_i/mlp/experts/lora_a [F, E, R] and lora_b [E, R, D], and
         source_prompts/embedding [E, P, D], each filled with zeros to the largest rank and prompt
         and where an expert lacks a layer; then the prompt lengths and the names.
 
@@ -142,12 +142,12 @@ def stack_experts(experts: Sequence[Expert]
     layers = sorted({layer for expert in experts for layer in expert.lora})
     bank = {"source_prompts/embedding": np.zeros((len(experts), max(lengths), D), np.float32)}
     for layer in layers:
-        bank[f"{layer}/mlp/experts/lora_a"] = np.zeros((len(experts), F, R), np.float32)
+        bank[f"{layer}/mlp/experts/lora_a"] = np.zeros((F, len(experts), R), np.float32)
         bank[f"{layer}/mlp/experts/lora_b"] = np.zeros((len(experts), R, D), np.float32)
     for i, expert in enumerate(experts):
         bank["source_prompts/embedding"][i, :lengths[i]] = expert.prompt
         for layer, (a_FR, b_RD) in expert.lora.items():
-            bank[f"{layer}/mlp/experts/lora_a"][i, :, :a_FR.shape[1]] = a_FR
+            bank[f"{layer}/mlp/experts/lora_a"][:, i, :a_FR.shape[1]] = a_FR
             bank[f"{layer}/mlp/experts/lora_b"][i, :b_RD.shape[0]] = b_RD
     return bank, lengths, names
 

@@ -63,7 +63,9 @@ def expert_cosines(z_BLD: Array, channels_BLER: Array, lora_b_ERD: Array) -> Arr
     channels_BLER = channels_BLER.astype(jnp.float32)
     lora_b_ERD = lora_b_ERD.astype(jnp.float32)
     gram_ERQ = jnp.einsum("erd,eqd->erq", lora_b_ERD, lora_b_ERD)
-    projected_BLER = jnp.einsum("bld,erd->bler", z_BLD, lora_b_ERD)
+    # As a matrix, for an einsum over E and R would transpose the bank in every step.
+    projected_BLC = jnp.dot(z_BLD, lora_b_ERD.reshape(-1, z_BLD.shape[-1]).T)
+    projected_BLER = projected_BLC.reshape(channels_BLER.shape)
     dot_BLE = jnp.sum(projected_BLER * channels_BLER, axis=-1)
     turned_BLER = jnp.einsum("bler,erq->bleq", channels_BLER, gram_ERQ)
     expert_norm_BLE = _safe_norm(jnp.sum(turned_BLER * channels_BLER, axis=-1))

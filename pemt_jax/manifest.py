@@ -1,7 +1,7 @@
 """The manifest of a checkpoint: JSON with the sha256, shape and dtype of every leaf.
 
 It lies inside the checkpoint as its own item, so both come into being in one rename. A leaf is
-known by the '/'-joined path to it in the train state.
+known by the '/'-joined path to it in the train state. The manifest also holds its own sha256.
 """
 
 import hashlib
@@ -40,17 +40,27 @@ def matches(leaf, record: Mapping) -> bool:
     return leaf_record(leaf)["sha256"] == record["sha256"]
 
 
+def sealed(manifest: Mapping) -> dict:
+    """Return a manifest with the sha256 of itself."""
+    return {**manifest, "sha256": _digest(manifest)}
+
+
 def read_manifest(checkpoint: Path) -> dict | None:
-    """Return the manifest of a checkpoint folder, or None when it is missing or not whole."""
+    """Return the manifest of a checkpoint folder, or None when it is missing or damaged."""
     try:
         manifest = json.loads((checkpoint / ITEM / "metadata").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    whole = isinstance(manifest, dict) and {"step", "identity", "leaves"} <= manifest.keys()
-    return manifest if whole else None
+    if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _digest(manifest):
+        return None
+    return manifest
 
 
 def replace_manifest(checkpoint: Path, manifest: Mapping) -> None:
     """Put another manifest into a checkpoint, at once or not at all."""
     with replacing(checkpoint / ITEM / "metadata") as partial:
-        partial.write_text(json.dumps(manifest), encoding="utf-8")
+        partial.write_text(json.dumps(sealed(manifest)), encoding="utf-8")
+
+
+def _digest(manifest: Mapping) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 import optax
 
@@ -31,6 +32,7 @@ def train_tasks(
     prompt_text: str | Sequence[str] | None,
     optimizer: optax.GradientTransformation,
     *,
+    fully_sharded: bool,
     task_loop: str,
     **intervals,
 ) -> dict[str, float]:
@@ -39,12 +41,15 @@ def train_tasks(
     Args:
       open_run: TaskRun with everything but what follows.
       folder: MODEL_DIR; a task lives in the folder of its name there.
-      names, train_steps, prompt_text, optimizer, task_loop: as of train.train.
+      names, train_steps, prompt_text, optimizer, fully_sharded, task_loop: as of train.train.
       intervals: of many_train.train_many.
 
     Raises:
       UsageError: names, steps or prompts do not fit together.
     """
+    if jax.process_count() > 1:
+        raise UsageError(f"Found {jax.process_count()} processes for {len(names)} tasks, expected "
+                         "one process, or one task.")
     check_names(names, open_run.keywords["expert_name"])
     steps = per_task("TRAIN_STEPS", train_steps, len(names))
     prompts = per_task("PROMPT_TEXT", prompt_text, len(names))
@@ -62,13 +67,12 @@ def train_tasks(
     trainer = ManyTrainer(
         PemtModel(first.made.model.t5, options).loss_fn, [run.trainable for run in runs],
         first.frozen, optimizer, settings["batch_size"], settings["seed"], settings["mesh"],
-        first.made.params_axes, settings["prng"], task_loop,
+        first.made.params_axes, settings["prng"], fully_sharded, task_loop,
     )  # fmt: skip
     first.frozen = None
     with contextlib.ExitStack() as stack:
         kept = [stack.enter_context(run.checkpoints()) for run in runs]
-        logs = [stack.enter_context(MetricsLog(run.folder, start_step=each.latest_step() or 0))
-                for run, each in zip(runs, kept, strict=True)]
+        logs = [stack.enter_context(MetricsLog(run.folder)) for run in runs]
         metrics = train_many(trainer, runs, kept, logs, started=lambda: cli.write_config(folder),
                              **intervals)  # fmt: skip
     return {f"{name}/{metric}": value for name, own in zip(names, metrics, strict=True)

@@ -25,8 +25,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pemt_jax import partitioning
+from pemt_jax.activations import constrained
 from pemt_jax.checkpoints import Checkpoints
 from pemt_jax.errors import UsageError, nearest
+from pemt_jax.many_batches import PROMPT_WEIGHTS
 from pemt_jax.methods import merge
 from pemt_jax.train_step import Batch, LossFn, Params, TrainState, make_train_step
 
@@ -36,15 +38,18 @@ TASK_LOOPS = ("map", "vmap")
 def task_mesh(mesh: Mesh, tasks: int, batch_size: int) -> Mesh:
     """`mesh` with a leading axis `task`, split off from its axis `data`.
 
-    Of the numbers of groups that divide the data devices, and leave a batch that can be dealt to
-    the rest of them, the one with the least work a device; of equal ones the most groups, which
-    have the least to say to each other.
+    Of the numbers of groups that divide the data devices, the one with the least rows a device; of
+    equal ones the most groups, which have the least to say to each other.
     """
     axis = mesh.axis_names.index("data")
     devices = mesh.devices.shape[axis]
-    sizes = [groups for groups in range(1, devices + 1)
-             if devices % groups == 0 and batch_size % (devices // groups) == 0]
-    groups = min(sizes, key=lambda groups: (-(-tasks // groups) * groups, -groups))
+    others = partitioning.padded_rows(1, mesh) // devices  # over which rows are dealt too
+
+    def work(groups: int) -> tuple[int, int]:
+        rows = -(-batch_size // (devices // groups * others))
+        return -(-tasks // groups) * rows, -groups
+
+    groups = min((n for n in range(1, devices + 1) if devices % n == 0), key=work)
     shape = list(mesh.devices.shape)
     shape[axis : axis + 1] = [groups, devices // groups]
     split = np.moveaxis(mesh.devices.reshape(shape), axis, 0)
@@ -62,8 +67,8 @@ class ManyTrainer:
         optimizer: of all tasks; where their schedules differ, `task` (a number) chooses among them
             (optimizers.make_optimizer with a schedule a task).
         batch_size: rows of a task's batch.
-        seed, mesh, params_axes, prng: as of train_step.Trainer; every task has the random numbers
-            that it has alone.
+        seed, mesh, params_axes, prng, fully_sharded: as of train_step.Trainer; every task
+            has the random numbers that it has alone.
         task_loop: "map" or "vmap".
     """
 
@@ -78,6 +83,7 @@ class ManyTrainer:
         mesh: Mesh | None = None,
         params_axes: Mapping | None = None,
         prng: str = "threefry2x32",
+        fully_sharded: bool = False,
         task_loop: str = "map",
     ):
         if task_loop not in TASK_LOOPS:
@@ -94,7 +100,7 @@ class ManyTrainer:
         self._axes, self._whole = axes, whole
         # Frozen parameters lie as they do in a run alone, whose evaluation reads the same arrays.
         self.frozen = partitioning.place(
-            dict(frozen), partitioning.parameter_shardings(frozen, axes, whole))
+            dict(frozen), partitioning.parameter_shardings(frozen, axes, whole, fully_sharded))
         states = [self._initial(trainable, optimizer) for trainable in trainables]
         self._alone = [jax.tree.map(_like, state) for state in states]
         self._shapes_of_all = jax.tree.map(_longest, *states)
@@ -105,7 +111,8 @@ class ManyTrainer:
         self._take = _Takers()
         self._write = jax.jit(_written, donate_argnums=0, out_shardings=self.shardings)
         self._replicated = NamedSharding(self.mesh, PartitionSpec())
-        self._batch_sharding = NamedSharding(self.mesh, PartitionSpec("task", "data"))
+        rows = partitioning.batch_axes(self.mesh)
+        self._batch_sharding = NamedSharding(self.mesh, PartitionSpec("task", rows))
         per_slot = NamedSharding(self.mesh, PartitionSpec("task"))
         self._step = jax.jit(
             self._make_step(loss_fn, optimizer, task_loop),
@@ -130,7 +137,13 @@ class ManyTrainer:
             batch["encoder_input_tokens"].shape + batch["decoder_target_tokens"].shape)
         active = np.array([*active, *[False] * self.slots][: self.slots])
         shardings = dict.fromkeys(batch, self._batch_sharding)
-        placed = partitioning.place(dict(batch), shardings)
+        rows = batch["encoder_input_tokens"].shape[1]
+        missing = partitioning.padded_rows(rows, self.mesh) - rows
+        filled = {name: np.pad(x, ((0, 0), (0, missing), (0, 0))) for name, x in batch.items()}
+        if PROMPT_WEIGHTS in batch:  # rows that only fill the batch have a prompt too
+            filled[PROMPT_WEIGHTS] = np.pad(
+                batch[PROMPT_WEIGHTS], ((0, 0), (0, missing), (0, 0)), mode="edge")
+        placed = partitioning.place(filled, shardings)
         self.state, metrics = self._step(
             self.state, self.frozen, placed, active, self._tasks, self._key)
         return metrics
@@ -175,6 +188,8 @@ class ManyTrainer:
         return jax.tree.map(stack, self._shapes_of_all, *states)
 
     def _make_step(self, loss_fn: LossFn, optimizer, task_loop: str):
+        if self.mesh.shape["task"] == 1:  # else XLA places activations as their inputs lie
+            loss_fn = constrained(loss_fn, self.mesh, self._axes)
         optimizer = optax.with_extra_args_support(optimizer)
 
         def update_one(state, frozen, batch, active, task, key):

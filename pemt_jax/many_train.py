@@ -22,8 +22,8 @@ from pemt_jax.metrics_log import MetricsLog
 from pemt_jax.progress import Progress
 from pemt_jax.stopping import Stopped, StopRequest, StopSignals
 from pemt_jax.task_run import TaskRun
-from pemt_jax.train_step import TrainState, merge_metrics
-from pemt_jax.trainer import Loop, TrainResult, check_intervals, resume
+from pemt_jax.train_step import Params, TrainState, merge_metrics
+from pemt_jax.trainer import Loop, TrainResult, check_intervals, resume, window_like
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,10 @@ class OneOfMany:
     @property
     def state(self) -> TrainState:
         return self.many.task_state(self.task)
+
+    @property
+    def frozen(self) -> Params:
+        return self.many.frozen
 
     def params(self) -> dict:
         return self.many.params(self.task)
@@ -75,9 +79,11 @@ class _Task:
         """The step before which it takes part."""
         return self.result.step if self.ended else self.run.train_steps
 
-    def log_window(self) -> None:
+    def give(self, window, log: bool) -> None:
+        """Take the metrics since the last log point: to log them, or to save them unlogged."""
+        self.loop.window = window
         try:
-            self.loop.log_window()
+            self.loop.log_window() if log else self.loop.check_finite()
         except PemtError as error:
             self.failure = PemtError(f"{self.run.task}: {error}")
 
@@ -124,9 +130,10 @@ def train_many(
     tasks = []
     for index, (run, kept, log) in enumerate(zip(runs, checkpoints, logs, strict=True)):
         view = OneOfMany(trainer, index)
-        result = resume(view, kept, run.train_steps)
+        result, window = resume(view, kept, log, run.train_steps)
         progress = Progress(run.train_steps, result.step, name=run.task)
-        loop = Loop(view, result, run.train_steps, kept, log, progress, dict(versions or {}))
+        loop = Loop(view, result, run.train_steps, kept, log, progress, dict(versions or {}),
+                    carried=window)  # fmt: skip
         tasks.append(_Task(run, loop, patience))
     job = _Job(trainer, tasks, started)
     with StopSignals() as signals:
@@ -145,7 +152,7 @@ def train_many(
                 last = [task for task in active if step == task.run.train_steps]
                 if due(log_every) or due(eval_every) or due(save_every) or last:
                     everyone = due(log_every) or due(eval_every) or due(save_every)
-                    job.log(active if everyone else last, cut=everyone)
+                    job.deal(active if everyone else last, log=True, cut=everyone)
                 for task in [task for task in active if not task.failure]:
                     if task.run.validation and (due(eval_every) or task in last):
                         task.evaluate()
@@ -187,7 +194,7 @@ class _Job:
         active = [not task.ended and task.result.step == step for task in self.tasks]
         batch = next(self._batches_from(step))
         metrics = self.trainer.step(batch, active)
-        before = self.window
+        before = self._window_with_carried(active, metrics)
         self.window = metrics if before is None else merge_metrics(before, metrics)
         if before is not None:  # one step is queued at most, as in trainer.Loop
             jax.block_until_ready(before["loss"])
@@ -198,13 +205,27 @@ class _Job:
                 task.loop.progress.step(int(rows[slot]))
         return step + 1, [task for task, makes in zip(self.tasks, active, strict=True) if makes]
 
-    def log(self, tasks: Sequence[_Task], cut: bool) -> None:
-        """Give these tasks their part of the window, to be logged; `cut` starts a new window."""
+    def _window_with_carried(self, active: Sequence[bool], metrics: Mapping) -> dict | None:
+        """The window, with what tasks that go on now had in theirs when they were stopped."""
+        window = self.window
+        for slot, task in enumerate(self.tasks):
+            if not active[slot] or task.loop.carried is None:
+                continue
+            if window is None:
+                window = jax.tree.map(np.zeros_like, jax.device_get(metrics))
+                window["first_bad_step"].step[:] = -1
+            window = jax.tree.map(np.array, jax.device_get(window))  # copies, to be written to
+            own = window_like(task.loop.carried, metrics)
+            jax.tree.map(lambda x, y, slot=slot: np.put(x, slot, y), window, own)
+            task.loop.carried = None
+        return window
+
+    def deal(self, tasks: Sequence[_Task], log: bool, cut: bool) -> None:
+        """Give these tasks their part of the window; `cut` starts a new window."""
         window = jax.device_get(self.window)
         for slot, task in enumerate(self.tasks):
             if task in tasks and window is not None:
-                task.loop.window = jax.tree.map(lambda x, slot=slot: x[slot], window)
-                task.log_window()
+                task.give(jax.tree.map(lambda x, slot=slot: x[slot], window), log)
         if cut:
             self.window = None
 
@@ -219,9 +240,9 @@ class _Job:
         task.finished = True
 
     def stop(self, received: int) -> None:
-        """Log and save every task that has not finished, and raise Stopped."""
+        """Save every task that has not finished, and raise Stopped."""
         step = min((task.result.step for task in self.running), default=0)
-        self.log([task for task in self.running if task.result.step == step], cut=True)
+        self.deal([task for task in self.running if task.result.step == step], log=False, cut=True)
         open_tasks = [task for task in self.tasks if not task.finished and not task.failure]
         for task in open_tasks:
             task.loop.save()

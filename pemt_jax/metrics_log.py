@@ -2,9 +2,11 @@
 
 A line is {"step": n, "kind": "train" | "validation" | ..., "time": unix seconds, name: value}.
 A run that resumes at step n drops the lines after n when it writes its first: those steps are made
-again by then, so that a resumption that fails (a damaged checkpoint) changes nothing.
+again by then, so that a resumption that fails changes nothing. What a crash has left of a line is
+dropped with them.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -14,22 +16,32 @@ from pathlib import Path
 
 import jax
 
+from pemt_jax.errors import PemtError
+from pemt_jax.weights import replacing
+
 
 class MetricsLog:
     """Writes the metrics of a run into a folder; only the first process of a pod writes."""
 
-    def __init__(self, folder: str | os.PathLike, start_step: int = 0, tensorboard: bool = True):
+    def __init__(self, folder: str | os.PathLike, tensorboard: bool = True):
         self.path = Path(folder) / "metrics.jsonl"
-        self.start_step = start_step
         self.tensorboard = tensorboard
+        self._step, self._evaluated = 0, None
         self._file = self._tensorboard = None
 
+    def resume(self, step: int, evaluated: int | None = None) -> None:
+        """Go on after `step`; what later steps or evaluations have logged is made again."""
+        self._step, self._evaluated = step, evaluated
+
+    def _made(self, row: dict) -> bool:
+        """Whether the run that resumes has what this row tells behind it."""
+        evaluation = row.get("kind") == "validation"
+        return row["step"] <= ((self._evaluated or 0) if evaluation else self._step)
+
     def _open(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read_metrics(self.path) if row["step"] <= self.start_step]
-        scratch = self.path.with_suffix(".tmp")
-        scratch.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        os.replace(scratch, self.path)
+        kept = [row for row in read_metrics(self.path) if self._made(row)]
+        with replacing(self.path) as partial:
+            partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         self._file = self.path.open("a", encoding="utf-8")
         if self.tensorboard:
             # clu imports TensorFlow, seconds that a run without TensorBoard need not spend.
@@ -46,11 +58,22 @@ class MetricsLog:
         row = {"step": int(step), "kind": kind, "time": round(time.time(), 3)}
         # JSON has no NaN or infinity.
         row |= {name: float(v) if math.isfinite(v) else None for name, v in values.items()}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        try:
+            os.stat(self.path)  # a file that was removed takes lines without a word
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        except OSError as error:
+            self._abandon()
+            raise PemtError(f"Cannot write {self.path}: {error.strerror}.") from error
         if self._tensorboard is not None:
             scalars = {f"{kind}/{name}": float(value) for name, value in values.items()}
             self._tensorboard.write_scalars(int(step), scalars)
+
+    def _abandon(self) -> None:
+        """Forget the files without the lines that cannot be written; closing would try again."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._file = self._tensorboard = None
 
     def close(self) -> None:
         """Flush and close the files."""
@@ -72,9 +95,9 @@ def read_metrics(path: str | os.PathLike) -> list[dict]:
     """Return the rows of a `metrics.jsonl`; a line cut short by a crash is left out."""
     rows = []
     if Path(path).exists():
-        for line in Path(path).read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
+        for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                row = json.loads(line)
+                if isinstance(row, dict) and "step" in row:
+                    rows.append(row)
     return rows

@@ -6,6 +6,7 @@ the embedded text in the encoder, the feed-forward output has experts and an ada
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.linen.partitioning import with_sharding_constraint
@@ -40,8 +41,7 @@ class Layer(nn.Module):
         encoded_BMD: Array | None,
         cross_bias: Array | None,
         token_weights_BL: Array | None,
-        prompt_weights_BP: Array | None = None,
-        *,
+        prompt_weights_BP: Array | None,
         deterministic: bool,
         decode: bool = False,
     ) -> Array:
@@ -76,6 +76,21 @@ class Layer(nn.Module):
         return with_sharding_constraint(x_BLD, ("batch", "length", "embed"))
 
 
+# What the backward pass may keep of a layer; the names and what they keep are T5X's.
+CHECKPOINT_POLICIES = {
+    "minimal": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "full": None,  # nothing but the layer's input
+}
+
+
+def layer_class(policy: str) -> type[nn.Module]:
+    """`Layer`, or one that computes its inside again in the backward pass; same parameters."""
+    if policy == "none":
+        return Layer
+    # Arguments 7 and 8, counted from self, are Python's: deterministic and decode.
+    return nn.remat(Layer, policy=CHECKPOINT_POLICIES[policy], static_argnums=(7, 8))
+
+
 class Stack(nn.Module):
     """Encoder or decoder: embedded input, layers that share one position bias, a final norm."""
 
@@ -107,10 +122,11 @@ class Stack(nn.Module):
         x_BLD = dropout(x_BLD.astype(dtype))
         stack = "encoder" if self.in_encoder else "decoder"
         layers = t5.num_encoder_layers if self.in_encoder else t5.num_decoder_layers
+        layer = layer_class("none" if decode else t5.remat_policy)
         for i in range(layers):
-            x_BLD = Layer(t5, self.pemt, self.in_encoder, name=f"layers_{i}")(
+            x_BLD = layer(t5, self.pemt, self.in_encoder, name=f"layers_{i}")(
                 x_BLD, self_bias, encoded_BMD, cross_bias, token_weights_BL, prompt_weights_BP,
-                deterministic=deterministic, decode=decode,
+                deterministic, decode,
             )  # fmt: skip
         x_BLD = dropout(RMSNorm(dtype, name=f"{stack}_norm")(x_BLD))
         if self.in_encoder or t5.logits_via_embedding:

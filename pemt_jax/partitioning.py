@@ -1,11 +1,23 @@
 """Mesh, logical axis rules and shardings.
 
 Every parameter carries logical axis names (flax partitioning, collection `params_axes`). The
-rules map a logical axis to an axis of the ('data', 'model') mesh; one device is a mesh of 1 x 1.
-As in T5X, the batch lies on `data`; vocab, mlp, heads and joined_kv on `model`; the rest, PEMT's
-own axes included, is replicated. A dimension that its mesh axis does not divide is replicated.
+rules map a logical axis to an axis of the mesh: ('data', 'model'), or ('data', 'expert', 'model')
+where an expert axis is asked for; one device is a mesh of 1 x 1. A dimension that its mesh axis
+does not divide is replicated.
+
+    batch                            data, and expert: the backbone's work is never done twice
+    vocab, mlp, heads, joined_kv     model, as in T5X
+    experts                          expert: a device keeps only its experts of the frozen bank,
+                                     and a layer's are gathered where they are used
+    expert_rank                      expert where it does not divide the number of experts
+    the rest                         replicated
+
+Fully sharded, the matrices of the backbone are split over data (and expert) as well, frozen or
+trained, and gathered layer by layer. Rows of a batch that the mesh does not divide are made up by
+empty ones, which count in no loss, metric or gate (models.py).
 """
 
+import math
 from collections.abc import Mapping
 
 import flax.linen.partitioning as flax_partitioning
@@ -27,32 +39,53 @@ LOGICAL_AXIS_RULES = {
     "length": None,
     "layers": None,
     "relpos_buckets": None,
-    # PEMT. The low-rank factors are small: to split them would cost more in messages than it saves.
-    "experts": None,
-    "expert_rank": None,
+    # PEMT. What is trained is small: to split it would cost more in messages than it saves.
+    "experts": "expert",
+    "expert_rank": "expert",
     "gate": None,
     "prompt": None,
     "adapter": None,
 }
+PEMT_AXES = {"experts", "expert_rank", "gate", "prompt", "adapter"}
 
 
-def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
-    """Return the ('data', 'model') mesh over all devices; `data` defaults to what is left.
+def make_mesh(
+    data: int | None = None, model: int = 1, expert: int = 1, devices=None
+) -> Mesh:
+    """Return the mesh over all devices, with an expert axis when `expert` is more than 1.
+
+    `data` defaults to what is left. `devices` may be those of a topology that is not attached;
+    None for the ones that are.
 
     Raises:
-        UsageError: data * model is not the number of devices.
+        UsageError: data * expert * model is not the number of devices.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     if data is None:
-        data = max(len(devices) // max(model, 1), 1)
-    if data < 1 or model < 1 or data * model != len(devices):
+        data = max(len(devices) // max(model * expert, 1), 1)
+    sizes = {"data": data, "expert": expert, "model": model}
+    if expert == 1:
+        del sizes["expert"]
+    if min(sizes.values()) < 1 or math.prod(sizes.values()) != len(devices):
         raise UsageError(
-            f"A mesh of {data} data x {model} model needs {data * model} devices, "
-            f"expected sizes whose product is the {len(devices)} found."
+            f"A mesh of {' x '.join(f'{size} {axis}' for axis, size in sizes.items())} needs "
+            f"{math.prod(sizes.values())} devices, expected sizes whose product is the "
+            f"{len(devices)} found."
         )
     return jax.make_mesh(
-        (data, model), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2
+        tuple(sizes.values()), tuple(sizes), devices=devices,
+        axis_types=(jax.sharding.AxisType.Auto,) * len(sizes),
     )
+
+
+def batch_axes(mesh: Mesh) -> tuple[str, ...]:
+    """Return the mesh axes over which the rows of a batch are dealt."""
+    return tuple(axis for axis in ("data", "expert") if axis in mesh.shape)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Return where a batch lies: its first axis is split by rows."""
+    return NamedSharding(mesh, PartitionSpec(batch_axes(mesh)))
 
 
 def logical_axes(params_axes: Mapping) -> dict[str, tuple[str | None, ...]]:
@@ -68,9 +101,13 @@ def logical_axes(params_axes: Mapping) -> dict[str, tuple[str | None, ...]]:
 
 
 def parameter_spec(
-    axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh
+    axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh, fully_sharded: bool = False
 ) -> PartitionSpec:
-    """Return where the dimensions of one parameter lie; each mesh axis is used at most once."""
+    """Return where the dimensions of one parameter lie; each mesh axis is used at most once.
+
+    Fully sharded, a matrix of the backbone also lies split over the axes of the batch, along the
+    longest dimension that is free and that they, or data alone, divide.
+    """
     spec, used = [], set()
     for axis, size in zip(axes, shape, strict=True):
         if axis is not None and axis not in LOGICAL_AXIS_RULES:
@@ -79,18 +116,25 @@ def parameter_spec(
                 f"{', '.join(LOGICAL_AXIS_RULES)}{nearest(axis, LOGICAL_AXIS_RULES)}."
             )
         mesh_axis = LOGICAL_AXIS_RULES.get(axis)
-        if mesh_axis is None or mesh_axis in used or size % mesh.shape[mesh_axis]:
+        if mesh_axis not in mesh.shape or mesh_axis in used or size % mesh.shape[mesh_axis]:
             spec.append(None)
         else:
             spec.append(mesh_axis)
             used.add(mesh_axis)
+    if fully_sharded and len(shape) > 1 and not PEMT_AXES & set(axes):
+        for over in (batch_axes(mesh), ("data",)):
+            parts = math.prod(mesh.shape[axis] for axis in over)
+            free = [i for i, where in enumerate(spec) if where is None and shape[i] % parts == 0]
+            if free:
+                spec[max(free, key=lambda i: shape[i])] = over if len(over) > 1 else over[0]
+                break
     return PartitionSpec(*spec)
 
 
 def parameter_shardings(
-    params: Mapping[str, jax.Array], params_axes: Mapping, mesh: Mesh
+    params: Mapping[str, jax.Array], params_axes: Mapping, mesh: Mesh, fully_sharded: bool = False
 ) -> dict[str, NamedSharding]:
-    """Return the sharding of each entry of a flat {path: array} dict.
+    """Return the sharding of each entry of a flat {path: array} dict; see `parameter_spec`.
 
     A parameter that `params_axes` does not name, or names with another number of axes than its
     array has, is replicated.
@@ -101,7 +145,8 @@ def parameter_shardings(
         names = axes.get(path, ())
         if len(names) != len(value.shape):
             names = (None,) * len(value.shape)
-        shardings[path] = NamedSharding(mesh, parameter_spec(names, value.shape, mesh))
+        spec = parameter_spec(names, value.shape, mesh, fully_sharded)
+        shardings[path] = NamedSharding(mesh, spec)
     return shardings
 
 
@@ -118,39 +163,64 @@ def optimizer_shardings(opt_state, trainable_shardings: Mapping[str, NamedShardi
         owner = trainable_shardings.get(key)
         if owner is None or len(owner.spec) != len(leaf.shape):
             return replicated
-        fits = all(
-            axis is None or size % mesh.shape[axis] == 0
-            for axis, size in zip(owner.spec, leaf.shape, strict=True)
-        )
-        return owner if fits else replicated
+        try:
+            owner.shard_shape(leaf.shape)
+        except ValueError:  # it does not divide
+            return replicated
+        return owner
 
     return jax.tree_util.tree_map_with_path(sharding, opt_state)
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raise UsageError when a batch is empty or cannot be dealt evenly to the data axis."""
-    data = mesh.shape["data"]
+def check_batch_size(batch_size: int) -> None:
+    """Raise UsageError when a batch is empty."""
     if batch_size < 1:
-        raise UsageError(f"Found a batch of {batch_size} rows, expected a positive multiple of "
-                         f"the {data} data devices.")  # fmt: skip
-    if batch_size % data:
-        raise UsageError(
-            f"A batch of {batch_size} rows cannot be dealt to {data} data devices, "
-            f"expected a multiple of {data} (nearest: {-(-batch_size // data) * data})."
-        )
+        raise UsageError(f"Found a batch of {batch_size} rows, expected 1 or more.")
+
+
+def padded_rows(batch_size: int, mesh: Mesh) -> int:
+    """Return how many rows a batch has on the mesh, the empty ones that fill it included."""
+    parts = math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
+    return -(-batch_size // parts) * parts
+
+
+def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
+    """Return which rows of the padded batch lie on devices of this process, in order."""
+    total = padded_rows(batch_size, mesh)
+    held = batch_sharding(mesh).addressable_devices_indices_map((total,)).values()
+    return np.unique(np.concatenate([np.arange(total)[index] for index in held]))
+
+
+def row_share(mesh: Mesh) -> float:
+    """Return the part of a batch's rows that this process holds."""
+    if jax.process_count() == 1:
+        return 1.0
+    parts = padded_rows(1, mesh)
+    return len(local_rows(parts, mesh)) / parts
 
 
 def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Put a global host batch (first axis rows) on the mesh; every host holds the same batch."""
-    for rows in {value.shape[0] for value in batch.values()}:
-        check_batch_size(rows, mesh)
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    """Put a host batch on the mesh: all rows, or of several processes each one's `local_rows`."""
+    sharding = batch_sharding(mesh)
     if jax.process_count() == 1:
-        return jax.device_put(dict(batch), sharding)
-    return {
-        name: jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
-        for name, value in batch.items()
-    }
+        rows = {value.shape[0] for value in batch.values()}
+        missing = {found: padded_rows(found, mesh) - found for found in rows}
+        return jax.device_put(
+            {name: _filled(value, missing[value.shape[0]]) for name, value in batch.items()},
+            sharding,
+        )
+
+    def put(value: np.ndarray) -> jax.Array:
+        total = round(len(value) / row_share(mesh))
+        rows = local_rows(total, mesh)
+        local = lambda index: value[np.searchsorted(rows, np.arange(total)[index[0]])]  # noqa: E731
+        return jax.make_array_from_callback((total, *value.shape[1:]), sharding, local)
+
+    return {name: put(value) for name, value in batch.items()}
+
+
+def _filled(value: np.ndarray, rows: int) -> np.ndarray:
+    return np.pad(value, ((0, rows), *((0, 0),) * (value.ndim - 1))) if rows else value
 
 
 def place(tree, shardings):

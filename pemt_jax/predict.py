@@ -10,16 +10,20 @@ line, with the log probability and, where experts are mixed, the gate over them.
 from pemt_jax import cli  # isort: skip  (silences TensorFlow before it is imported)
 
 import contextlib
+import functools
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-from pemt_jax import partitioning, runs
+from pemt_jax import partitioning, processes, runs
+from pemt_jax.activations import constrained
 from pemt_jax.batching import DEFAULT_BUCKETS, bucket_of, make_batch
 from pemt_jax.errors import PemtError, UsageError
 from pemt_jax.evaluator import decode
@@ -38,6 +42,9 @@ def predict(
     initial_checkpoint_path: str | None = None,
     library: str | None = None,
     vocabulary: str | None = None,
+    model_parallel: int = 1,
+    expert_parallel: int = 1,
+    fully_sharded: bool = False,
 ) -> None:
     """Write a prediction for every line of the input.
 
@@ -50,6 +57,9 @@ def predict(
       num_beams: 1 for greedy search.
       initial_checkpoint_path, library: the base and the experts, if they were moved.
       vocabulary: a spiece.model; None for the one beside the base.
+      model_parallel: devices over which the parameters are split; the rest split the batch.
+      expert_parallel: devices over which the experts are split; see partitioning.py.
+      fully_sharded: split the backbone's matrices over the data devices as well.
     """
     counts = {"batch_size": batch_size, "max_input_length": max_input_length,
               "max_decode_length": max_decode_length, "num_beams": num_beams}  # fmt: skip
@@ -58,17 +68,23 @@ def predict(
             raise UsageError(f"{name} is {count}, expected 1 or more.")
     if input_file and not Path(input_file).is_file():
         raise UsageError(f"There is no file {input_file}, expected lines of text.")
+    if jax.process_count() > 1 and not input_file:
+        raise UsageError(f"Found {jax.process_count()} processes and no INPUT_FILE, expected one: "
+                         "they cannot share standard input.")  # fmt: skip
     made, card = runs.open_run(
         model_dir, DEFAULT_VOCABULARY, initial_checkpoint_path, library, vocabulary
     )
     lengths = card.config["task_feature_lengths"] if card else {"inputs": 512, "targets": 64}
     length = max_decode_length or made.model.max_decode_length or lengths["targets"]
     max_input_length = max_input_length or lengths["inputs"]
-    params = made.placed(partitioning.make_mesh())
+    mesh = partitioning.make_mesh(model=model_parallel, expert=expert_parallel)
+    params = made.placed(mesh, fully_sharded)
+    local_rows = partitioning.local_rows(batch_size, mesh)
+    processes.agree(base=made.identity["base"], run=made.identity, batch_size=batch_size)
+    predict_batch = functools.partial(made.model.predict_batch_with_aux, num_decodes=num_beams)
     decode_batch = jax.jit(
-        lambda params, batch: made.model.predict_batch_with_aux(
-            params, batch, num_decodes=num_beams
-        )
+        constrained(predict_batch, mesh, made.params_axes),
+        out_shardings=NamedSharding(mesh, PartitionSpec()),  # every process reads all rows
     )
 
     def predictions(lines: Iterable[str]) -> Iterator[dict]:
@@ -76,11 +92,14 @@ def predict(
         while texts := list(itertools.islice(lines, batch_size)):
             pairs = [(encode(text, max_input_length), [1]) for text in texts]
             longest = max(len(tokens) for tokens, _ in pairs)
+            pairs = [pairs[row] for row in local_rows if row < len(pairs)]
             batch = make_batch(
-                pairs, batch_size, int(bucket_of(longest, DEFAULT_BUCKETS, max_input_length)),
+                pairs, len(local_rows), int(bucket_of(longest, DEFAULT_BUCKETS, max_input_length)),
                 length,
             )  # fmt: skip
-            tokens, aux = jax.device_get(decode_batch(params, batch))
+            tokens, aux = jax.device_get(
+                decode_batch(params, partitioning.place_batch(batch, mesh))
+            )
             for i, text in enumerate(texts):
                 found = {"input": text, "prediction": decode(DEFAULT_VOCABULARY, tokens[i]),
                          "log_probability": float(aux["scores"][i])}  # fmt: skip
@@ -93,7 +112,9 @@ def predict(
     with contextlib.ExitStack() as files:
         lines = files.enter_context(open(input_file, encoding="utf-8")) if input_file else sys.stdin
         out = sys.stdout
-        if output_file:
+        if not processes.is_first():
+            out = files.enter_context(open(os.devnull, "w", encoding="utf-8"))
+        elif output_file:
             partial = files.enter_context(replacing(Path(output_file)))
             out = files.enter_context(open(partial, "w", encoding="utf-8"))
         try:

@@ -21,6 +21,9 @@ class Progress:
         self._bar = None
         if self._shown and not name and sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True)
+            # tqdm reads the wall clock, and stands still for as long as that is set back.
+            self._bar._time = time.monotonic
+            self._bar.start_t = self._bar.last_print_t = time.monotonic()
         self._note = ""
         self._values: dict[str, str] = {}
         self._rows, self._window_start = 0, time.perf_counter()

@@ -20,13 +20,18 @@ from pemt_jax.errors import PemtError
 from pemt_jax.manifest import flatten_state, matches
 
 
+class DamagedCheckpoint(PemtError):
+    """The bytes of a checkpoint are not those that were saved."""
+
+
 def restore(manager: ocp.CheckpointManager, step: int, target, records: Mapping[str, Mapping]):
     """Return the item `state` of `step`, in the structure, dtypes and shardings of `target`.
 
     `records` are the manifest's, {path: {sha256, shape, dtype}} of the leaves of `target`.
 
     Raises:
-        PemtError: another set of leaves, other shapes, or bytes that differ from their records.
+        PemtError: another set of leaves or other shapes.
+        DamagedCheckpoint: bytes that differ from their records.
     """
     flat = flatten_state(target)
     where = f"Checkpoint {manager.directory / str(step)}"
@@ -55,7 +60,7 @@ def restore(manager: ocp.CheckpointManager, step: int, target, records: Mapping[
     ]
     if damaged:
         more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-        raise PemtError(
+        raise DamagedCheckpoint(
             f"{where} is damaged: the bytes of {damaged[0]}{more} differ from its manifest, "
             f"expected sha256 {records[damaged[0]]['sha256']}."
         )

@@ -9,7 +9,6 @@ enters the library as well.
 import dataclasses
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,11 +24,13 @@ from pemt_jax.artefact import (
     write_artefact,
 )
 from pemt_jax.assembly import Assembly, assemble
+from pemt_jax.checksums import write_checksums
 from pemt_jax.config import DTYPES, PemtConfig
 from pemt_jax.errors import PemtError, UsageError, nearest
 from pemt_jax.interop.base import absolute
 from pemt_jax.interop.hf import save_hf
 from pemt_jax.methods import get_method
+from pemt_jax.swapping import replacing_folder
 from pemt_jax.tasks.vocabulary import Vocabulary, prefer
 
 ARTEFACT, BASE = "artefact", "base"
@@ -118,13 +119,10 @@ def publish(
     trained = {path: np.asarray(value) for path, value in trained.items()}
     if assembly.method.name == "full":
         vocabulary = assembly.model.input_vocabulary
-        with tempfile.TemporaryDirectory(prefix=".base.", dir=model_dir) as partial:
-            made, old = Path(partial, "made"), Path(partial, "old")
+        with replacing_folder(model_dir / BASE) as made:  # the one there is this run's
             save_hf(made, assembly.model.t5, trained, base_dtype)
             shutil.copyfile(vocabulary.sentencepiece_model_file, made / "spiece.model")
-            if (model_dir / BASE).exists():  # of this run, shorter
-                os.replace(model_dir / BASE, old)
-            os.replace(made, model_dir / BASE)
+            write_checksums(made)
         return model_dir / BASE
     identity, options = assembly.identity, assembly.model.pemt
     about = {

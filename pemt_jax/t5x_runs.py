@@ -16,7 +16,7 @@ from pemt_jax.methods import get_method
 from pemt_jax.t5x_bridge import Optimizer, PemtT5X, Publication
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY, prefer
 
-FREE = {"dropout_rate", "broadcast_dropout", "dtype"}  # of T5Config: not the shape
+FREE = {"dropout_rate", "broadcast_dropout", "dtype", "remat_policy"}  # of T5Config: not the shape
 
 
 def new_model(

@@ -6,10 +6,12 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import gin
 import seqio
 
-from pemt_jax import assembly, cli, data, optimizers, runs, tasks
+from pemt_jax import assembly, cli, data, optimizers, partitioning, processes, runs, tasks
 from pemt_jax.batching import BatchSource
+from pemt_jax.buckets import buckets_for
 from pemt_jax.checkpoints import Checkpoints
 from pemt_jax.errors import UsageError
 from pemt_jax.evaluator import Evaluator
@@ -55,7 +57,7 @@ class TaskRun:
         prompt_text: str | None,
         base_dtype: str,
         frozen_dtype: str,
-        buckets: Sequence[int],
+        buckets: Sequence[int] | int,
         prng: str,
         seed: int,
         eval_batch_size: int,
@@ -78,7 +80,15 @@ class TaskRun:
             method, DEFAULT_VOCABULARY, base=base, prompt_text=prompt_text, library=library,
             seed=seed, **chosen,
         )  # fmt: skip
-        parts = data.open_mixture(task, "train", self.lengths)
+        with processes.first_alone():  # it tokenises what is not cached yet
+            parts = data.open_mixture(task, "train", self.lengths)
+            # A mixture may have parts without validation; it is judged on those that have one.
+            held_out = [
+                data.open_split(part.task_name, "validation", self.lengths)
+                for _, part in parts
+                if "validation" in seqio.TaskRegistry.get(part.task_name).splits
+            ]
+        buckets = buckets_for(buckets, [part for _, part in parts])
         bindings = cli.bindings_of(optimizers)
         if together and "make_schedule.train_steps" in bindings:
             bindings["make_schedule.train_steps"] = str(train_steps)  # of several, its own
@@ -93,18 +103,17 @@ class TaskRun:
         }
         if together:
             self.identity["together"] = list(together)
-        self.source = BatchSource(parts, batch_size, seed, buckets=buckets)
+        processes.agree(
+            base=self.identity["base"], experts=self.identity["experts"],
+            data=self.identity["data"], configuration=gin.config_str(), run=self.identity,
+        )  # fmt: skip
+        local_rows = partitioning.local_rows(batch_size, mesh)
+        self.source = BatchSource(parts, batch_size, seed, buckets=buckets, local_rows=local_rows)
         model, evaluators = made.model, {} if evaluators is None else evaluators
         key = (model.t5, model.pemt, model.max_decode_length)
         if key not in evaluators:
             evaluators[key] = Evaluator(
-                model.predict_batch, model.eval_fn, DEFAULT_VOCABULARY, mesh)
-        # A mixture may have parts without a validation split; it is judged on those that have one.
-        held_out = [
-            data.open_split(part.task_name, "validation", self.lengths)
-            for _, part in parts
-            if "validation" in seqio.TaskRegistry.get(part.task_name).splits
-        ]
+                model.predict_batch, model.eval_fn, DEFAULT_VOCABULARY, mesh, made.params_axes)
         validation = Validation(evaluators[key], held_out, eval_batch_size, buckets)
         self.validation = validation if held_out else None
         self.best_metric, self.higher_is_better = (
@@ -127,6 +136,8 @@ class TaskRun:
         kept = Checkpoints(self.folder / "checkpoints", self.identity, self.best_metric,
                            self.higher_is_better)  # fmt: skip
         start_step = kept.latest_step() or 0
+        position = kept.manifest(start_step)["data_step"] if start_step else 0
+        processes.agree(step=start_step, data_position=position)
         if start_step > self.train_steps:  # known before the files of the run that is there change
             kept.close()
             raise UsageError(f"{self.folder} is at step {start_step}, expected TRAIN_STEPS of at "
@@ -137,11 +148,13 @@ class TaskRun:
         """Publish the best checkpoint, or the last where none was judged; return its metrics."""
         best = kept.best_step()
         step = result.step if best is None else best
-        values = kept.restore_trainable(step, self.trainable)
+        values = processes.to_host(kept.restore_trainable(step, self.trainable))
         metrics = kept.manifest(step)["metrics"] or {}
-        made_at = runs.publish(self.folder, values, self.made, self.task, self.lengths, metrics,
-                               **self._published)  # fmt: skip
-        print(f"{made_at}: {self.made.method.name} on {self.task}, step {step}, {metrics}")
+        if processes.is_first():
+            made_at = runs.publish(self.folder, values, self.made, self.task, self.lengths,
+                                   metrics, **self._published)  # fmt: skip
+            print(f"{made_at}: {self.made.method.name} on {self.task}, step {step}, {metrics}")
+        processes.barrier()  # what was published is there for whatever comes next
         return metrics
 
 

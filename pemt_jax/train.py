@@ -6,6 +6,9 @@
 The same command resumes a run that was stopped.  MODEL_DIR then holds checkpoints/, metrics.jsonl
 and TensorBoard files, config.gin, and, when the run has ended, what it made: artefact/ (an expert
 or a target) or, after method full, base/ (a Hugging Face folder).
+
+SIGTERM and Ctrl-C save at the end of the step. Exit codes: 0 the run has ended, 1 a failure,
+2 wrong use, 143 stopped by SIGTERM, 130 by Ctrl-C; after the last two the same command goes on.
 """
 
 from pemt_jax import cli  # isort: skip  (silences TensorFlow before it is imported)
@@ -28,7 +31,6 @@ from pemt_jax.tasks.vocabulary import prefer
 
 PRNGS = ("threefry2x32", "rbg")
 
-
 def train(
     model_dir: str,
     mixture_or_task_name: str | Sequence[str],
@@ -48,12 +50,15 @@ def train(
     dropout_rate: float | None = None,
     broadcast_dropout: bool | None = None,
     dtype: str | None = None,
+    remat_policy: str | None = None,
     embedding_rows: int | None = None,
     frozen_dtype: str = "float32",
     base_dtype: str = "float32",
     max_decode_length: int | None = None,
-    buckets: Sequence[int] = DEFAULT_BUCKETS,
+    buckets: Sequence[int] | int = DEFAULT_BUCKETS,
     model_parallel: int = 1,
+    expert_parallel: int = 1,
+    fully_sharded: bool = False,
     prng: str = "threefry2x32",
     seed: int = 0,
     eval_every: int | None = None,
@@ -82,13 +87,17 @@ def train(
       expert_name: name under which an expert enters the library; None for the task's in stage 1,
         and for a `lora` to stay out of it.
       dropout_rate, dtype: override the base's; dtype "bfloat16" computes in it.
+      remat_policy: "minimal" or "full" takes less memory and more time, see config.T5Config.
       broadcast_dropout: one mask for all positions of a row, see config.T5Config.
       embedding_rows: keep only so many rows of the base's embedding.
       frozen_dtype: "bfloat16" halves the memory of the frozen parameters.
       base_dtype: in which method full stores its base, "float32" or "bfloat16".
       max_decode_length: most tokens to generate; None for the longest target of the split.
-      buckets: input lengths to pad to; a step is compiled for each, fewer waste more padding.
+      buckets: input lengths to pad to, or how many to choose from the data; a step is compiled for
+        each, fewer waste more padding.
       model_parallel: devices over which the parameters are split; the rest split the batch.
+      expert_parallel: devices over which the experts are split; see partitioning.py.
+      fully_sharded: split the backbone's matrices over the data devices as well.
       prng: "threefry2x32", the same bits everywhere; "rbg", quicker dropout on accelerators.
       seed: of initial values, dropout and data order.
       eval_every, save_every, log_every: steps between evaluations, savings, log lines.
@@ -98,13 +107,9 @@ def train(
     """
     folder = Path(model_dir)
     library = library or str(assembly.expert_library.default_library())
-    mesh = partitioning.make_mesh(model=model_parallel)
-    several = not isinstance(mixture_or_task_name, str)
-    if several:  # dealt to groups of devices, so that any batch fits; evaluated on all of them
-        data = mesh.shape["data"]
-        eval_batch_size = -(-eval_batch_size // data) * data
-    for rows in (eval_batch_size,) if several else (batch_size, eval_batch_size):
-        partitioning.check_batch_size(rows, mesh)
+    mesh = partitioning.make_mesh(model=model_parallel, expert=expert_parallel)
+    for rows in (batch_size, eval_batch_size):
+        partitioning.check_batch_size(rows)
     if seed < 0:
         raise UsageError(f"Found SEED {seed}, expected 0 or more.")
     if prng not in PRNGS:
@@ -115,17 +120,17 @@ def train(
         TaskRun, task_feature_lengths=task_feature_lengths, batch_size=batch_size, method=method,
         base=initial_checkpoint_path, t5=t5, options=options, library=library, experts=experts,
         initial_expert=initial_expert, dropout_rate=dropout_rate,
-        broadcast_dropout=broadcast_dropout, dtype=dtype, embedding_rows=embedding_rows,
-        base_dtype=base_dtype, frozen_dtype=frozen_dtype, max_decode_length=max_decode_length,
-        buckets=buckets, prng=prng, seed=seed, eval_batch_size=eval_batch_size, mesh=mesh,
-        expert_name=expert_name,
+        broadcast_dropout=broadcast_dropout, dtype=dtype, remat_policy=remat_policy,
+        embedding_rows=embedding_rows, base_dtype=base_dtype, frozen_dtype=frozen_dtype,
+        max_decode_length=max_decode_length, buckets=buckets, prng=prng, seed=seed,
+        eval_batch_size=eval_batch_size, mesh=mesh, expert_name=expert_name,
     )  # fmt: skip
     every = dict(log_every=log_every, eval_every=eval_every, save_every=save_every,
                  patience=patience, versions=versions())  # fmt: skip
-    if several:
+    if not isinstance(mixture_or_task_name, str):
         return many_job.train_tasks(
             open_run, folder, mixture_or_task_name, train_steps, prompt_text, optimizer,
-            task_loop=task_loop, **every,
+            fully_sharded=fully_sharded, task_loop=task_loop, **every,
         )  # fmt: skip
     if not isinstance(train_steps, int):
         raise UsageError(f"Found TRAIN_STEPS {train_steps} for one task, expected one number.")
@@ -133,7 +138,7 @@ def train(
     with one.checkpoints() as kept:
         run = trainer.Trainer(
             one.made.model.loss_fn, one.trainable, one.frozen, optimizer, seed, mesh,
-            one.made.params_axes, prng,
+            one.made.params_axes, prng, fully_sharded,
         )  # fmt: skip
         one.frozen = None
 
@@ -141,7 +146,7 @@ def train(
             cli.write_config(folder)  # not before the run that is there has been restored
             return train_iterator(one.source, start, train_steps - start)
 
-        with MetricsLog(folder, start_step=kept.latest_step() or 0) as log:
+        with MetricsLog(folder) as log:
             result = trainer.train(
                 run,
                 batches,

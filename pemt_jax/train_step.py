@@ -17,8 +17,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pemt_jax import partitioning
+from pemt_jax.activations import constrained
 from pemt_jax.checkpoints import Checkpoints
 from pemt_jax.errors import UsageError
+from pemt_jax.finiteness import first_bad_leaf
 from pemt_jax.methods import merge
 
 Params = dict[str, jax.Array]
@@ -39,6 +41,8 @@ class TrainState:
 class FirstBadStep(clu.metrics.Metric):
     """The first step with a loss or norm that was not finite; `step` is -1 for none.
 
+    `leaf` is its first_bad_leaf (pemt_jax.finiteness).
+
     The update counts too: an optimizer can overflow on a finite gradient.
     """
 
@@ -46,11 +50,12 @@ class FirstBadStep(clu.metrics.Metric):
     loss: jax.Array
     gradient_norm: jax.Array
     update_norm: jax.Array
+    leaf: jax.Array
 
     @classmethod
-    def of(cls, step: jax.Array, **values: jax.Array) -> "FirstBadStep":
+    def of(cls, step: jax.Array, leaf: jax.Array, **values: jax.Array) -> "FirstBadStep":
         finite = jnp.isfinite(jnp.stack(list(values.values()))).all()
-        return cls(jnp.where(finite, -1, step), **values)
+        return cls(jnp.where(finite, -1, step), leaf=leaf, **values)
 
     def merge(self, other: "FirstBadStep") -> "FirstBadStep":
         return jax.tree.map(lambda a, b: jnp.where(self.step >= 0, a, b), self, other)
@@ -83,13 +88,51 @@ def make_train_step(
             "gradient_norm": average(gradient_norm),
             **reported,
             "first_bad_step": FirstBadStep.of(
-                state.step, loss=loss, gradient_norm=gradient_norm,
-                update_norm=optax.global_norm(updates),
+                state.step, first_bad_leaf(gradients, updates), loss=loss,
+                gradient_norm=gradient_norm, update_norm=optax.global_norm(updates),
             ),  # fmt: skip
         }
         return TrainState(state.step + 1, trainable, opt_state), metrics
 
     return train_step
+
+
+def state_shardings(
+    trainable: Params,
+    optimizer: optax.GradientTransformation,
+    trainable_shardings: Mapping[str, NamedSharding],
+    mesh: Mesh,
+) -> TrainState:
+    """Return a TrainState of shardings; `trainable` may hold arrays or their shapes."""
+    opt_shapes = jax.eval_shape(optimizer.init, trainable)
+    return TrainState(
+        NamedSharding(mesh, PartitionSpec()),
+        dict(trainable_shardings),
+        partitioning.optimizer_shardings(opt_shapes, trainable_shardings, mesh),
+    )
+
+
+def jit_train_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    state_shardings: TrainState,
+    frozen_shardings: Mapping[str, NamedSharding],
+    mesh: Mesh,
+    params_axes: Mapping | None = None,
+) -> Callable:
+    """Return `make_train_step`'s function, jitted for a mesh; it reuses the state's memory."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(
+        make_train_step(constrained(loss_fn, mesh, params_axes), optimizer),
+        donate_argnums=0,
+        in_shardings=(
+            state_shardings,
+            frozen_shardings,
+            partitioning.batch_sharding(mesh),
+            replicated,
+        ),
+        out_shardings=(state_shardings, replicated),
+    )
 
 
 @jax.jit
@@ -113,10 +156,11 @@ class Trainer:
         frozen: flat {path: array}, never changed; may be bfloat16.
         optimizer: given the trainable parameters only.
         seed: of dropout.
-        mesh: ('data', 'model'); all devices as data when None.
+        mesh: see partitioning.make_mesh; all devices as data when None.
         params_axes: the model's logical axes, or None to replicate every parameter.
         prng: "threefry2x32", the same bits on every machine and mesh; or "rbg", quicker dropout
             on accelerators, with bits that depend on both.
+        fully_sharded: whether the backbone's matrices are split over data as well.
     """
 
     def __init__(
@@ -129,21 +173,22 @@ class Trainer:
         mesh: Mesh | None = None,
         params_axes: Mapping | None = None,
         prng: str = "threefry2x32",
+        fully_sharded: bool = False,
     ):
         if not trainable:
             raise UsageError("The method trains no parameter, expected at least one.")
         self.mesh = mesh or partitioning.make_mesh()
         self.seed = seed
-        self._key = jax.random.key(seed, impl=prng)
-        axes = params_axes or {}
         replicated = NamedSharding(self.mesh, PartitionSpec())
-        trainable_shardings = partitioning.parameter_shardings(trainable, axes, self.mesh)
-        frozen_shardings = partitioning.parameter_shardings(frozen, axes, self.mesh)
-        opt_shapes = jax.eval_shape(optimizer.init, trainable)
-        self.state_shardings = TrainState(
-            replicated,
-            trainable_shardings,
-            partitioning.optimizer_shardings(opt_shapes, trainable_shardings, self.mesh),
+        self._key = jax.jit(
+            lambda: jax.random.key(seed, impl=prng), out_shardings=replicated
+        )()
+        trainable_shardings, frozen_shardings = (
+            partitioning.parameter_shardings(params, params_axes or {}, self.mesh, fully_sharded)
+            for params in (trainable, frozen)
+        )
+        self.state_shardings = state_shardings(
+            trainable, optimizer, trainable_shardings, self.mesh
         )
         self.frozen = partitioning.place(dict(frozen), frozen_shardings)
         # The step donates its state, so the caller's arrays must not be the state's memory.
@@ -154,16 +199,8 @@ class Trainer:
             out_shardings=self.state_shardings,
         )
         self.state = init(partitioning.place(dict(trainable), trainable_shardings))
-        self._step = jax.jit(
-            make_train_step(loss_fn, optimizer),
-            donate_argnums=0,
-            in_shardings=(
-                self.state_shardings,
-                frozen_shardings,
-                NamedSharding(self.mesh, PartitionSpec("data")),
-                replicated,
-            ),
-            out_shardings=(self.state_shardings, replicated),
+        self._step = jit_train_step(
+            loss_fn, optimizer, self.state_shardings, frozen_shardings, self.mesh, params_axes
         )
         self._shapes: set = set()
 

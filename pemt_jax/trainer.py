@@ -16,8 +16,11 @@ import numpy as np
 
 from pemt_jax.checkpoints import Checkpoints
 from pemt_jax.errors import PemtError, UsageError, nearest
+from pemt_jax.finiteness import describe_leaf
 from pemt_jax.metrics_log import MetricsLog
+from pemt_jax.partitioning import row_share
 from pemt_jax.progress import Progress
+from pemt_jax.resuming import restore_newest
 from pemt_jax.stopping import Stopped, StopRequest, StopSignals
 from pemt_jax.train_step import Batch, Trainer, compute_metrics, merge_metrics
 
@@ -78,9 +81,9 @@ def train(
     )
     if patience is not None and (best_metric is None or evaluate is None):
         raise UsageError("Patience needs a best metric and an evaluation, expected both.")
-    run = resume(trainer, checkpoints, train_steps)
+    run, window = resume(trainer, checkpoints, log, train_steps)
     loop = Loop(trainer, run, train_steps, checkpoints, log, Progress(train_steps, run.step,
-                 show_bar), dict(versions or {}))  # fmt: skip
+                show_bar), dict(versions or {}), carried=window)  # fmt: skip
 
     def due(every: int | None) -> bool:
         return every is not None and run.step % every == 0
@@ -105,15 +108,17 @@ def train(
                     evaluation()
                 elif due(save_every):
                     loop.save()
-                if loop.signals.received:
+                if loop.signals.reached(run.step):
                     raise StopRequest
             if evaluate and run.evaluated != run.step:
                 evaluation()
             loop.save()
+            if checkpoints:
+                checkpoints.wait()
+            if loop.signals.received:
+                raise StopRequest
         except StopRequest:
             loop.stop()
-    if checkpoints:
-        checkpoints.wait()
     return run
 
 
@@ -124,28 +129,37 @@ def check_intervals(**intervals: int | None) -> None:
             raise UsageError(f"Found {name} {every}, expected 1 or more.")
 
 
-def resume(trainer: Trainer, checkpoints: Checkpoints | None, train_steps: int) -> TrainResult:
-    """Restore the latest checkpoint, when there is one, and return how far its run is.
+def resume(
+    trainer: Trainer, checkpoints: Checkpoints | None, log: MetricsLog | None, train_steps: int
+) -> tuple[TrainResult, Mapping[str, list] | None]:
+    """Restore the newest checkpoint, if any; return how far its run is, and its open window.
 
     Raises:
         UsageError: that is farther than `train_steps`.
     """
-    run = TrainResult()
-    if checkpoints and (latest := checkpoints.latest_step()) is not None:
-        trainer.restore(checkpoints, latest)
-        manifest = checkpoints.manifest(latest)
-        run = TrainResult(latest, metrics=manifest["metrics"], **manifest["progress"])
+    run, window = TrainResult(), None
+    if checkpoints and (found := restore_newest(trainer, checkpoints)):
+        step, manifest = found
+        run = TrainResult(step, metrics=manifest["metrics"], **manifest["progress"])
+        window = manifest["window"]
     if run.step > train_steps:
         raise UsageError(
             f"{checkpoints.folder} is at step {run.step}, expected TRAIN_STEPS of at least that "
             f"but found {train_steps}."
         )
-    return run
+    if log:
+        log.resume(run.step, run.evaluated)
+    return run, window
 
 
 @dataclasses.dataclass
 class Loop:
-    """What the loop does at its boundaries; `window` are the metrics since the last log point."""
+    """What the loop does at its boundaries; `window` are the metrics since the last log point.
+
+    A run that is asked to stop writes no line for the window that it leaves open: it goes into the
+    checkpoint, from where it comes back as `carried`, so that the log is that of an undisturbed
+    run.
+    """
 
     trainer: Trainer
     run: TrainResult
@@ -156,6 +170,7 @@ class Loop:
     versions: dict[str, str]
     signals: StopSignals | None = None
     window: dict | None = None
+    carried: Mapping[str, list] | None = None
 
     def step(self, batch: Batch | None) -> None:
         if batch is None:
@@ -166,30 +181,36 @@ class Loop:
             self.progress.note("compiling")
         metrics = self.trainer.step(batch)
         self.progress.note("")
-        before = self.window
+        before, self.carried = self.window or window_like(self.carried, metrics), None
         self.window = metrics if before is None else merge_metrics(before, metrics)
         # Waiting for the step before keeps one step queued: the device never idles, and a signal
         # or a full bar is at most one step ahead of the truth.
         if before is not None:
             jax.block_until_ready(before["loss"])
         self.run.step += 1
-        self.progress.step(_real_rows(batch))
+        self.progress.step(round(_real_rows(batch) / row_share(self.trainer.mesh)))
+
+    def check_finite(self) -> None:
+        """Stop the run when a step since the last log point was not finite."""
+        bad = self.window and jax.device_get(self.window["first_bad_step"])
+        if bad and bad.step >= 0:
+            kept = self.checkpoints.latest_step() if self.checkpoints else None
+            last = "no checkpoint was saved before it" if kept is None else (
+                f"the last finite checkpoint is step {kept}")  # fmt: skip
+            leaf = describe_leaf(int(bad.leaf), self.trainer.state.trainable, self.trainer.frozen)
+            raise PemtError(
+                f"Step {int(bad.step)} had loss {float(bad.loss):g}, gradient norm "
+                f"{float(bad.gradient_norm):g} and update norm {float(bad.update_norm):g}, "
+                f"first in {leaf}, expected finite numbers ({last})."
+            )
 
     def log_window(self) -> None:
         """Write the means since the last log point, or stop when one of them was not finite."""
         if self.window is None:
             return
+        self.check_finite()
         window, self.window = self.window, None
-        bad = jax.device_get(window.pop("first_bad_step"))
-        if bad.step >= 0:
-            kept = self.checkpoints.latest_step() if self.checkpoints else None
-            last = "no checkpoint was saved before it" if kept is None else (
-                f"the last finite checkpoint is step {kept}")  # fmt: skip
-            raise PemtError(
-                f"Step {int(bad.step)} had loss {float(bad.loss):g}, gradient norm "
-                f"{float(bad.gradient_norm):g} and update norm {float(bad.update_norm):g}, "
-                f"expected finite numbers ({last})."
-            )
+        del window["first_bad_step"]
         values = compute_metrics(window) | self.progress.rates()
         self.progress.report(self.run.step, values)
         if self.log:
@@ -201,7 +222,8 @@ class Loop:
             del progress["step"], progress["metrics"]
             self.checkpoints.save(
                 self.run.step, self.trainer.state, metrics, progress=progress,
-                data_step=self.run.step, seed=self.trainer.seed, versions=self.versions,
+                window=self.window and _values(self.window), data_step=self.run.step,
+                seed=self.trainer.seed, versions=self.versions,
             )  # fmt: skip
 
     def evaluate(self, evaluate: Callable, best_metric: str | None, sign: int) -> None:
@@ -231,7 +253,7 @@ class Loop:
 
     def stop(self) -> None:
         """Save and raise Stopped."""
-        self.log_window()
+        self.check_finite()
         self.save()
         if self.checkpoints:
             self.checkpoints.wait()
@@ -240,6 +262,22 @@ class Loop:
                  else ", and nothing is saved, for the run has no checkpoint folder")  # fmt: skip
         name = signal.Signals(self.signals.received).name
         raise Stopped(f"Stopped by {name} {where}{saved}.", self.signals.received) from None
+
+
+def _values(window: Mapping) -> dict[str, list]:
+    """The numbers of merged metrics, exact in JSON, for a checkpoint."""
+    return {name: [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(metric)]
+            for name, metric in jax.device_get(window).items()}  # fmt: skip
+
+
+def window_like(values: Mapping[str, list] | None, metrics: Mapping) -> dict | None:
+    """What `_values` was given, in the types of a step's metrics; None where there was nothing."""
+    return values and {
+        name: jax.tree.unflatten(jax.tree.structure(metric), [
+            np.asarray(value, leaf.dtype)
+            for value, leaf in zip(values[name], jax.tree.leaves(metric), strict=True)])
+        for name, metric in metrics.items()
+    }  # fmt: skip
 
 
 def _real_rows(batch: Batch) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import seqio
 
+from pemt_jax import partitioning, processes
 from pemt_jax.batching import DEFAULT_BUCKETS, eval_batches
 from pemt_jax.errors import UsageError
 from pemt_jax.evaluator import Evaluator, with_average
@@ -56,7 +57,8 @@ class Validation:
                     for split in self.scored
                 }
             )
-        return metrics
+        return processes.from_first(metrics)  # so that all decide alike
 
     def batches(self, split):
-        return eval_batches(split, self.batch_size, self.buckets)
+        local_rows = partitioning.local_rows(self.batch_size, self.evaluator.mesh)
+        return eval_batches(split, self.batch_size, self.buckets, local_rows=local_rows)

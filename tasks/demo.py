@@ -5,16 +5,21 @@
     vader_sources                             mixture of the four, by their numbers of rows
     vader_amazon                              target, all training rows
     vader_amazon_8  vader_amazon_32           target, this many rows a label; _seed0 .. _seed4
-    vader_movies_pretrain ...                 the sources' texts in pretraining (train only)
-    mini_t5_pretrain                          mixture: span corruption and the sources
+    vader_texts_pretrain                      span corruption of the sources' sentences
+    vader_domain_pretrain                     telling domains apart, in pretraining's words
+    vader_movies_pretrain ...                 the sources' questions, answered at random
+    mini_t5_pretrain                          mixture: span corruption and these
 
 Few-shot tasks share the validation and test splits of vader_amazon; the rows of 8 are among those
 of 32 of the same seed, and the name without a seed means seed 0. Neutral sentences (an absolute
 rating below 0.5) have no place in the sentiment tasks but have one in vader_domain.
 
-In pretraining the sentiment sources ask for the human rating, "0" to "8", as T5 1.0 was pretrained
-on the scores of STS-B: a backbone that has seen "negative" and "positive" for the very rows of
-stage 1 knows them by heart, and leaves an expert nothing to learn.
+Pretraining sees the sentiment sources' sentences but none of their labels. A backbone that has seen
+"negative" and "positive", or the human ratings, for the rows of stage 1 answers sentiment itself:
+every expert reads the same feature, a bare adapter finds it with sixteen examples, and there is
+nothing to transfer. That such a question is answered with one of two words, a backbone has to know
+all the same, or an expert's small change never turns a mask's prediction into an answer: so it sees
+the questions with one of the two answers drawn at random.
 """
 
 import functools
@@ -23,20 +28,20 @@ from collections.abc import Callable, Sequence
 import seqio
 import tensorflow as tf
 
+from pemt_jax.span_corruption import SpanCorruption
 from pemt_jax.tasks import vader
 from pemt_jax.tasks.descriptions import description, register_description
-from pemt_jax.tasks.pretraining import SPAN_CORRUPTION
+from pemt_jax.tasks.pretraining import SPAN_CORRUPTION, tokenize_join_and_cut
 from pemt_jax.tasks.sources import TrackedSource
 from pemt_jax.tasks.vocabulary import FEATURES
 
 DOMAIN_NAMES = {"movies": "movie", "tweets": "tweet", "nyt": "newspaper"}  # one piece each
 SHOTS = (8, 32)
 SEEDS = (0, 1, 2, 3, 4)
-# Shares of the pretraining rows: the sources get a third, the smaller ones more of it than their
-# size asks for. T5 1.0 was pretrained on its supervised tasks too.
-PRETRAINING_RATES = {SPAN_CORRUPTION: 0.90, "vader_movies_pretrain": 0.03,
-                     "vader_tweets_pretrain": 0.015, "vader_nyt_pretrain": 0.015,
-                     "vader_domain_pretrain": 0.04}
+# Shares of the pretraining rows. T5 1.0 was pretrained on its supervised tasks too.
+PRETRAINING_RATES = {SPAN_CORRUPTION: 0.80, "vader_texts_pretrain": 0.06,
+                     "vader_domain_pretrain": 0.06, "vader_movies_pretrain": 0.05,
+                     "vader_tweets_pretrain": 0.015, "vader_nyt_pretrain": 0.015}
 
 Example = tuple[str, str, str]  # id, inputs, targets
 
@@ -47,10 +52,18 @@ def sentiment(domain: str, split: str) -> list[Example]:
             for row in vader.split_rows(domain, split)]
 
 
-def rating(domain: str, split: str) -> list[Example]:
-    """All sentences of a domain with their rating, from -4 to 4, as a digit from 0 to 8."""
-    return [(row.id, row.text, str(round(row.rating) + 4))
-            for row in vader.split_rows(domain, split, neutral=True)]
+def source_texts() -> list[str]:
+    """The training sentences of the sources, neutral ones too, mixed by hash."""
+    rows = [row for name in DOMAIN_NAMES for row in vader.split_rows(name, "train", neutral=True)]
+    return [row.text for row in sorted(rows, key=lambda row: vader.hash_order(row.id))]
+
+
+def answered_at_random(name: str, split: str) -> list[Example]:
+    """As `sentiment`, after the task's description and with an answer that says nothing."""
+    answers = ("negative", "positive")
+    return [(row_id, f"{description(f'vader_{name}')} {inputs}",
+             answers[int(vader.hash_order(f"answer {row_id}"), 16) % 2])
+            for row_id, inputs, _ in sentiment(name, split)]
 
 
 def few_shot(domain: str, split: str, shots: int, seed: int) -> list[Example]:
@@ -110,10 +123,19 @@ for _shots in SHOTS:
             add_task(_name, _examples)
             register_description(_name, description("vader_amazon"))
 
-for _name in ("movies", "tweets", "nyt"):
-    add_task(f"vader_{_name}_pretrain", functools.partial(rating, _name), splits=("train",),
-             prefix=f"{DOMAIN_NAMES[_name]} rating: ")
 add_task("vader_domain_pretrain", domain, splits=("train",), prefix="domain: ")
+for _name in DOMAIN_NAMES:
+    add_task(f"vader_{_name}_pretrain", functools.partial(answered_at_random, _name),
+             splits=("train",))
+seqio.TaskRegistry.add(
+    "vader_texts_pretrain",
+    source=TrackedSource(
+        lambda split: tf.data.Dataset.from_tensor_slices({"text": source_texts()}),
+        lambda split: source_texts(), splits=("train",)),
+    preprocessors=[tokenize_join_and_cut, SpanCorruption()],
+    output_features=FEATURES,
+    metric_fns=[],
+)
 
 
 def _number_of_rows(task: seqio.Task) -> float:

@@ -104,7 +104,8 @@ def build(file: Mapping[str, np.ndarray], settings: dict, stage: int) -> tuple[P
         # With one source the authors' code has neither gate nor sparsity loss: its weight is 1.
         tsl_weight = 0.0
         for path in [path for path in params if "/expert/" in path]:
-            params[path.replace("/expert/", "/experts/")] = params.pop(path)[None]
+            axis = 1 if path.endswith("lora_a") else 0
+            params[path.replace("/expert/", "/experts/")] = np.expand_dims(params.pop(path), axis)
             width = t5.mlp_dim if path.startswith("encoder") else t5.emb_dim
             gate = f"{path.rpartition('/expert/')[0]}/gate/kernel"
             params[gate] = np.zeros((width, 1), np.float32)

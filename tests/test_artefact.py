@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pemt_jax import artefact
+from pemt_jax import artefact, swapping
 from pemt_jax.artefact import CARD, WEIGHTS, Card
 from pemt_jax.errors import PemtError, UsageError
 
@@ -190,12 +192,13 @@ def test_a_failure_while_writing_leaves_what_was_there(tmp_path, monkeypatch, fa
     def full_disk(source, target=None, *_):
         # for os.replace: only the last step, the new folder into place, fails
         if failing == "os.replace" and not (str(target) == str(folder)
-                                            and not str(source).endswith(".old")):
+                                            and not str(source).endswith(".before")):
             return real_replace(source, target)
         raise OSError(28, "No space left on device")
 
     target = "os.replace" if failing == "os.replace" else f"pemt_jax.artefact.{failing}"
     monkeypatch.setattr(target, full_disk)
+    monkeypatch.setattr("pemt_jax.swapping._exchange", lambda *_: False)
     with pytest.raises(PemtError, match="No space left"):
         artefact.write_artefact(folder, {"x": np.zeros(2)}, SMALL)
     monkeypatch.undo()
@@ -218,3 +221,46 @@ def test_names_that_leave_their_folder_are_refused(name):
 @pytest.mark.parametrize("name", ["vader_movies", "sst2", "v1.0-b", "superglue-record", "_x"])
 def test_plain_names_are_accepted(name):
     artefact.check_name(name)
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from pemt_jax import artefact, swapping
+
+folder, moment = sys.argv[1:]
+card = artefact.Card("target", "adapter", "new", "b" * 64)
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+if moment == "before the exchange":
+    swapping._exchange = die
+elif moment == "after it":
+    exchange = swapping._exchange
+    swapping._exchange = lambda *names: exchange(*names) and die()
+else:
+    swapping._exchange = lambda *_: False
+    replace, names = os.replace, []
+    def second(source, target):
+        if str(target) == folder:
+            die()
+        replace(source, target)
+    os.replace = second
+artefact.write_artefact(folder, {"x": np.ones(3, np.float32)}, card)
+"""
+
+
+@pytest.mark.parametrize("moment, task", [
+    ("before the exchange", "old"), ("after it", "new"), ("between two renames", None)])
+def test_a_kill_while_replacing_leaves_the_old_or_the_new(tmp_path, moment, task):
+    folder = tmp_path / "a"
+    old = dataclasses.replace(SMALL, task="old")
+    artefact.write_artefact(folder, ARRAYS, old)
+    done = subprocess.run([sys.executable, "-c", KILLED, folder, moment], capture_output=True,
+                          text=True)
+    assert done.returncode == -9, done.stderr
+    if task is None:  # where the system cannot exchange folders, the next writing brings it back
+        swapping.recover(folder)
+    assert artefact.read_artefact(folder)[1].task == (task or "old")
+    artefact.write_artefact(folder, ARRAYS, dataclasses.replace(SMALL, task="again"))
+    assert artefact.read_artefact(folder)[1].task == "again"
+    assert os.listdir(tmp_path) == ["a"]  # what the killed writing has left is gone

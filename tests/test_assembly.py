@@ -41,7 +41,7 @@ def test_a_target_model_stands_on_the_base_and_the_experts_in_the_order_named(wo
             expert = library.load_expert(world.library, name)
             for layer, (a_FR, b_RD) in expert.lora.items():
                 np.testing.assert_array_equal(
-                    made.params[f"{layer}/mlp/experts/lora_a"][i], a_FR)
+                    made.params[f"{layer}/mlp/experts/lora_a"][:, i], a_FR)
                 np.testing.assert_array_equal(
                     made.params[f"{layer}/mlp/experts/lora_b"][i], b_RD)
             prompt = made.params["source_prompts/embedding"][i, : len(expert.prompt)]

@@ -35,9 +35,11 @@ def clean_gin():
 
 def needed(name: str) -> list[tuple[str, str]]:
     """Bindings for the macros that a file, or what it includes, requires."""
-    text = (ROOT / name).read_text()
-    for included in re.findall(r"include '(.*)'", text):
-        text += (ROOT / included).read_text()
+    text, pending = "", [name]
+    while pending:
+        text += (ROOT / pending.pop()).read_text()
+        pending = [file for file in re.findall(r"include '(.*)'", text)
+                   if (ROOT / file).read_text() not in text]
     macros = re.findall(r"^(\w+) = %gin.REQUIRED", text, re.M)
     if name == "demo/pretrain.gin":
         macros.append("MODEL_DIR")

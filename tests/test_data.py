@@ -193,18 +193,22 @@ def test_wrong_names_are_answered_with_the_nearest(add_task, tmp_path):
         data.open_split("two_rows", "train", {"inputs": 4}, tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["cut", "remove", "meta"])
+@pytest.mark.parametrize("damage", [
+    "cut", "remove", "meta", "empty", "flipped token", "flipped offset", "flipped meta"])
 def test_a_damaged_cache_is_made_anew(add_task, tmp_path, damage):
     add_task("two_rows", TWO_ROWS)
     before = data.open_split("two_rows", "train", LENGTHS, tmp_path)
     expected, (folder,) = before.inputs(1).tolist(), tmp_path.iterdir()
-    file = folder / ("meta.json" if damage == "meta" else "inputs.npy")
+    file = folder / ("meta.json" if "meta" in damage else "inputs_offsets.npy" if "offset" in damage
+                     else "inputs.npy")
     if damage == "remove":
         file.unlink()
     else:
         content = file.read_bytes()
         file.unlink()  # the open split has the old file in its memory map
-        file.write_bytes(content[:len(content) // 2])
+        flipped = content[:-8] + bytes([content[-8] ^ 1]) + content[-7:]
+        file.write_bytes(flipped if "flipped" in damage else b"" if damage == "empty"
+                         else content[:len(content) // 2])
     after = data.open_split("two_rows", "train", LENGTHS, tmp_path)
     assert after.inputs(1).tolist() == expected
     assert len(list(tmp_path.iterdir())) == 1

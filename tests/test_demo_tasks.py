@@ -197,19 +197,29 @@ def test_mixtures_hold_the_sources_and_never_the_target(four_domains):
     assert len(list(dataset.as_numpy_iterator())) > 100
     pretraining = seqio.MixtureRegistry.get("mini_t5_pretrain")
     rates = {task.name: pretraining.get_rate(task) for task in pretraining.tasks}
-    assert sum(rates.values()) == pytest.approx(1.0)
-    assert rates["span_corruption"] == 0.90
-    assert not any("amazon" in name for name in rates)
+    assert rates == {"span_corruption": 0.88, "vader_texts_pretrain": 0.06,
+                     "vader_domain_pretrain": 0.06}
 
 
-def test_pretraining_forms_have_a_prefix_and_training_rows_only(four_domains):
-    task = seqio.TaskRegistry.get("vader_nyt_pretrain")
+def test_pretraining_reads_the_sources_training_sentences_and_no_rating(four_domains):
+    texts = demo.source_texts()
+    expected = [row.text for name in ("movies", "tweets", "nyt")
+                for row in vader.split_rows(name, "train", neutral=True)]
+    assert sorted(texts) == sorted(expected) and texts != expected
+    task = seqio.TaskRegistry.get("vader_texts_pretrain")
+    assert list(task.splits) == ["train"]
+    split = data.open_split("vader_texts_pretrain", "train", {"inputs": 32, "targets": 16})
+    before_noise = split.columns["targets"].values.tolist()
+    assert before_noise == [token for text in texts for token in DEFAULT_VOCABULARY.encode(text)]
+
+
+def test_pretraining_tells_domains_apart_on_training_rows_only(four_domains):
+    task = seqio.TaskRegistry.get("vader_domain_pretrain")
     assert list(task.splits) == ["train"]
     dataset = task.get_dataset({"inputs": 32, "targets": 4}, "train", shuffle=False)
     rows = [(row["inputs_pretokenized"].decode(), row["targets_pretokenized"].decode())
             for row in dataset.as_numpy_iterator()]
-    assert rows == [(f"newspaper rating: {row.text}", str(round(row.rating) + 4))
-                    for row in vader.split_rows("nyt", "train", neutral=True)]
+    assert rows == [(f"domain: {inputs}", target) for _, inputs, target in demo.domain("train")]
 
 
 def test_other_data_make_another_cache(small_archive, tmp_path):

@@ -27,12 +27,12 @@ def test_mixture_equals_sum_of_gated_experts(shape, D, seed):
     B, L, F, E, R = shape
     random = np.random.default_rng(seed)
     hidden_BLF, gate_BE = draw(random, B, L, F), random.dirichlet(np.ones(E), B)
-    a_EFR, b_ERD = draw(random, E, F, R), draw(random, E, R, D)
+    a_FER, b_ERD = draw(random, F, E, R), draw(random, E, R, D)
     mixture, channels, bank_b = jit(ExpertMixture(E, R, D).apply)(
-        {"params": {"lora_a": a_EFR, "lora_b": b_ERD}}, hidden_BLF, gate_BE.astype(np.float32))
+        {"params": {"lora_a": a_FER, "lora_b": b_ERD}}, hidden_BLF, gate_BE.astype(np.float32))
     expected = np.zeros((B, L, D))
     for i in range(E):
-        channels_BLR = hidden_BLF.astype(np.float64) @ a_EFR[i]
+        channels_BLR = hidden_BLF.astype(np.float64) @ a_FER[:, i]
         expected += gate_BE[:, i, None, None] * (channels_BLR @ b_ERD[i])
         np.testing.assert_allclose(channels[:, :, i], channels_BLR, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(mixture, expected, rtol=1e-4, atol=1e-5)
@@ -107,8 +107,8 @@ def test_no_array_of_expert_outputs_in_loss_and_gradient():
     expert_outputs = SIZES["E"] * SIZES["B"] * shortest * SIZES["D"]
     assert largest_array(jax.value_and_grad(loss), trainable) < expert_outputs
 
-    def naive(z_BLD, hidden_BLF, a_EFR, b_ERD):  # what the limit would catch
-        outputs_EBLD = jnp.einsum("blf,efr,erd->ebld", hidden_BLF, a_EFR, b_ERD)
+    def naive(z_BLD, hidden_BLF, a_FER, b_ERD):  # what the limit would catch
+        outputs_EBLD = jnp.einsum("blf,fer,erd->ebld", hidden_BLF, a_FER, b_ERD)
         return jnp.sum(outputs_EBLD * z_BLD[None])
 
     bank = params["decoder"]["layers_0"]["mlp"]["experts"]

@@ -33,8 +33,8 @@ def test_feed_forward_equals_numpy(t5, stage):
     if stage == "source":
         y += u @ p["expert"]["lora_a"] @ p["expert"]["lora_b"]
     else:
-        outputs = [u @ a @ b for a, b in zip(p["experts"]["lora_a"], p["experts"]["lora_b"],
-                                             strict=True)]
+        a_EFR = np.moveaxis(p["experts"]["lora_a"], 1, 0)
+        outputs = [u @ a @ b for a, b in zip(a_EFR, p["experts"]["lora_b"], strict=True)]
         scores = np.exp(u[:, : pemt.prompt_length].mean(axis=1) @ p["gate"]["kernel"])
         gate = scores / scores.sum(axis=-1, keepdims=True)
         y += sum(gate[:, i, None, None] * e for i, e in enumerate(outputs))

@@ -43,14 +43,15 @@ def test_experts_are_stacked_in_the_order_named(save_expert, expert_arrays):
     bank, lengths, names = library.stack_experts(
         [library.load_expert(folder, name) for name in order])
     assert (names, lengths) == (order, (4, 2))
-    assert bank[f"{LAYER}/mlp/experts/lora_a"].shape == (2, 10, 3)
+    assert bank[f"{LAYER}/mlp/experts/lora_a"].shape == (10, 2, 3)
     assert bank[f"{LAYER}/mlp/experts/lora_b"].shape == (2, 3, 6)
     for i, seed in enumerate((2, 0)):
         arrays = expert_arrays(seed=seed, P=seed + 2)
         for path in bank:
             if path != "source_prompts/embedding":
                 source = path.replace("experts", "expert")
-                np.testing.assert_array_equal(bank[path][i], arrays[source])
+                np.testing.assert_array_equal(
+                    np.take(bank[path], i, axis=int(path.endswith("lora_a"))), arrays[source])
         prompts_PD = bank["source_prompts/embedding"][i]
         np.testing.assert_array_equal(prompts_PD[:lengths[i]], arrays["prompt/embedding"])
         assert not prompts_PD[lengths[i]:].any()
@@ -70,7 +71,7 @@ def test_stacking_different_ranks_is_exact(ranks, seed):
     assert lengths == tuple(range(len(ranks)))
     for i, expert in enumerate(experts):
         a_FR, b_RD = expert.lora[LAYER]
-        padded = (hidden_LF @ bank[f"{LAYER}/mlp/experts/lora_a"][i]
+        padded = (hidden_LF @ bank[f"{LAYER}/mlp/experts/lora_a"][:, i]
                   @ bank[f"{LAYER}/mlp/experts/lora_b"][i])
         np.testing.assert_array_equal(padded, hidden_LF @ a_FR @ b_RD)  # integers: exact sums
 
@@ -79,8 +80,8 @@ def test_a_layer_that_an_expert_lacks_is_zero(expert_arrays):
     whole, half = make_expert("w", expert_arrays(0)), make_expert("h", expert_arrays(
         1, layers=(LAYER,)))
     bank, _, _ = library.stack_experts([whole, half])
-    assert bank["decoder/layers_0/mlp/experts/lora_a"][0].any()
-    assert not bank["decoder/layers_0/mlp/experts/lora_a"][1].any()
+    assert bank["decoder/layers_0/mlp/experts/lora_a"][:, 0].any()
+    assert not bank["decoder/layers_0/mlp/experts/lora_a"][:, 1].any()
     assert not bank["decoder/layers_0/mlp/experts/lora_b"][1].any()
 
 

@@ -1,6 +1,7 @@
 """Parameter names, shapes and logical axes; masks."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -8,15 +9,18 @@ import pytest
 from flax.traverse_util import flatten_dict
 from tiny_model import (
     REFERENCE,
+    SOURCE,
     T5,
     TARGET,
     compiled,
     initial_shapes,
+    jit,
     make_batch,
     random_params,
 )
 
 from pemt_jax.config import PemtConfig, T5Config
+from pemt_jax.models import PemtModel
 
 V, D, H, K, F = 128, 32, 4, 6, 64
 ONE_LAYER = T5Config(vocab_size=V, emb_dim=D, num_heads=H, head_dim=K, mlp_dim=F,
@@ -87,9 +91,9 @@ TARGET_PARAMETERS = ADAPTER_PARAMETERS | {
     "source_prompts/embedding": ((3, 8, D), ("experts", "prompt", "embed")),
     "encoder/layers_0/mlp/gate/kernel": ((F, 3), ("mlp", "gate")),
     "decoder/layers_0/mlp/gate/kernel": ((D, 3), ("embed", "gate")),
-    "encoder/layers_0/mlp/experts/lora_a": ((3, F, 5), ("experts", "mlp", "expert_rank")),
+    "encoder/layers_0/mlp/experts/lora_a": ((F, 3, 5), ("mlp", "experts", "expert_rank")),
     "encoder/layers_0/mlp/experts/lora_b": ((3, 5, D), ("experts", "expert_rank", "embed")),
-    "decoder/layers_0/mlp/experts/lora_a": ((3, F, 5), ("experts", "mlp", "expert_rank")),
+    "decoder/layers_0/mlp/experts/lora_a": ((F, 3, 5), ("mlp", "experts", "expert_rank")),
     "decoder/layers_0/mlp/experts/lora_b": ((3, 5, D), ("experts", "expert_rank", "embed")),
 }
 ADDITIONS = {
@@ -139,3 +143,27 @@ def test_decoder_padding_changes_only_its_own_positions():
     # The first position of padding attends to itself besides, the later ones to more.
     assert np.abs(masked - attended)[~real].max(axis=-1).min() > 1e-4
     assert collected["decoder/layers_0/mlp/tsl"] != counted["decoder/layers_0/mlp/tsl"]
+
+
+@functools.cache
+def gradients(policy: str):
+    """(loss, gradients, number of layers that are computed again) with dropout."""
+    t5 = dataclasses.replace(T5, dropout_rate=0.1, remat_policy=policy)
+    model, batch = PemtModel(t5, SOURCE), make_batch([4, 2], [3, 2], 5, 4)
+    params = random_params(t5, SOURCE)
+    step = jit(jax.value_and_grad(
+        lambda params: model.loss_fn(params, batch, jax.random.key(7))[0]))
+    lowered = step.lower(params)
+    return *lowered.compile()(params), lowered.as_text().count("optimization_barrier")
+
+
+@pytest.mark.parametrize("policy", ["minimal", "full"])
+def test_rematerialisation_changes_neither_parameters_nor_numbers(policy):
+    assert (jax.tree.structure(initial_shapes(T5, TARGET)) == jax.tree.structure(
+        initial_shapes(dataclasses.replace(T5, remat_policy=policy), TARGET)))
+    plain, again = gradients("none"), gradients(policy)
+    assert (plain[2], again[2]) == (0, T5.num_encoder_layers + T5.num_decoder_layers)
+    assert plain[0] == again[0]
+    # The compiler may add the same terms in another order: one unit in the last place.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7),
+                 plain[1], again[1])

@@ -38,9 +38,9 @@ def test_there_and_back_gives_every_tensor_again(oracle, prefix):
 def test_experts_are_stacked_and_source_prompts_padded(oracle):
     tensors = part(oracle, "s2/w/")
     params = from_reference(CONFIG, tensors)
-    bank_EFR = params["decoder/layers_1/mlp/experts/lora_a"]
+    bank_FER = params["decoder/layers_1/mlp/experts/lora_a"]
     theirs = "decoder.block.1.layer.2.DenseReluDense.wo.lora_A.2"
-    np.testing.assert_array_equal(bank_EFR[2], tensors[theirs].T)
+    np.testing.assert_array_equal(bank_FER[:, 2], tensors[theirs].T)
     assert source_prompt_lengths(tensors) == (5, 7, 4)
     assert params["source_prompts/embedding"].shape == (3, 7, 32)
     np.testing.assert_array_equal(params["source_prompts/embedding"][2, :4], tensors["task_list.2"])

@@ -33,7 +33,7 @@ def test_an_opened_run_is_the_base_the_experts_and_what_was_trained(world):
         np.testing.assert_array_equal(made.params[path], value)
     for i, name in enumerate(EXPERTS):
         for layer, (a_FR, _) in library.load_expert(world.library, name).lora.items():
-            np.testing.assert_array_equal(made.params[f"{layer}/mlp/experts/lora_a"][i], a_FR)
+            np.testing.assert_array_equal(made.params[f"{layer}/mlp/experts/lora_a"][:, i], a_FR)
     assert made.model.pemt.expert_names == EXPERTS
     assert (card.kind, card.method, card.task) == ("target", "pemt_target", "tiny_mood")
     assert card.config["task_feature_lengths"] == {"inputs": 16, "targets": 4}

@@ -76,7 +76,7 @@ def test_the_frozen_stay_as_they_were_and_have_no_slot(world, tmp_path, monkeypa
         for layer, pair in expert.lora.items():
             for ab, value in zip("ab", pair, strict=True):
                 bank = np.asarray(trainer.frozen[f"{layer}/mlp/experts/lora_{ab}"])
-                np.testing.assert_array_equal(bank[i], value)
+                np.testing.assert_array_equal(np.take(bank, i, "ba".index(ab)), value)
     # Whatever has the name of a parameter in the optimizer, or in a checkpoint, is trained.
     trainable = trainer.state.trainable.keys()
     assert trained <= trainable and not trainable & trainer.frozen.keys()
@@ -217,17 +217,12 @@ else:
     except Stopped:
         world.train(out / "resumed", model_parallel=2, **options)
     assert resumed.batches == straight.batches and len(resumed.trainers) == 2
-    # A batch that cannot be dealt to the devices is refused before anything is written.
-    for name, rows in ("BATCH_SIZE", 6), ("EVAL_BATCH_SIZE", 7):
-        flags = world.train_flags(out / "odd", METHOD="full", **{name: rows})
-        assert world.command("train", *flags) == 2 and not (out / "odd").exists()
 """
 
 
 def four_devices(world, out, method, mesh):
     done = world.python("-c", FOUR_DEVICES, world.folder, method, out, mesh, devices=4)
     assert done.returncode == 0, done.stderr
-    return done.stderr
 
 
 def assert_close_to_one_device(world, tmp_path, method, folder, loss_rtol):
@@ -248,9 +243,7 @@ def assert_close_to_one_device(world, tmp_path, method, folder, loss_rtol):
 
 def test_two_by_two_devices_resume_to_the_same_bits_and_agree_with_one(world, tmp_path):
     assert world.library
-    stderr = four_devices(world, tmp_path, "pemt_target", "model")
-    assert "A batch of 6 rows cannot be dealt to 4 data devices" in stderr
-    assert "A batch of 7 rows cannot be dealt to 4 data devices" in stderr
+    four_devices(world, tmp_path, "pemt_target", "model")
     assert_same_run(tmp_path / "straight", tmp_path / "resumed")
     assert_close_to_one_device(world, tmp_path, "pemt_target", tmp_path / "straight", 1e-5)
 

@@ -121,7 +121,8 @@ def test_logged_loss_is_the_mean_over_the_window(tmp_path):
 
 def test_resumed_log_has_each_step_once(tmp_path):
     for steps in (10, 20):
-        with MetricsLog(tmp_path, start_step=steps - 10, tensorboard=False) as log:
+        with MetricsLog(tmp_path, tensorboard=False) as log:
+            log.resume(steps - 10)
             for step in (5, 10, 15):  # 15 was logged but never saved
                 if step >= steps - 10:
                     log.write(step, "train", {"loss": 1.0, "nothing": float("nan")})
@@ -148,12 +149,59 @@ def nan_at(step):
 
 @pytest.mark.parametrize(("at", "kept"), [(6, 4), (7, 4), (8, 8)])
 def test_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path, at, kept):
-    found = (rf"^Step {at} had loss nan, gradient norm nan and update norm nan, expected finite "
-             rf"numbers \(the last finite checkpoint is step {kept}\)\.$")
+    found = (rf"^Step {at} had loss nan, gradient norm nan and update norm nan, first in the "
+             r"gradient of encoder/mlp/kernel, expected finite numbers "
+             rf"\(the last finite checkpoint is step {kept}\)\.$")
     with pytest.raises(PemtError, match=found):
         run(tmp_path, 20, batches=nan_at(at), save_every=4, log_every=3)
     with Checkpoints(tmp_path, {"run": 1}) as checkpoints:
         assert checkpoints.latest_step() == kept
+
+
+@jax.custom_vjp
+def infinite_gradient(x):
+    return x
+
+
+infinite_gradient.defvjp(lambda x: (x, None), lambda _, g: (jnp.full_like(g, jnp.inf),))
+
+
+@pytest.mark.parametrize(("what", "values"), [
+    ("the gradient of token_embedder/embedding", "loss [0-9.]+, gradient norm inf and update"),
+    ("the frozen decoder/logits_dense/kernel", "loss (nan|inf), gradient norm nan and update"),
+])
+def test_first_leaf_that_is_not_finite_is_named(what, values):
+    def loss_fn(params, batch, rng):
+        embedding = params["token_embedder"]["embedding"]
+        if "gradient" in what:
+            params = params | {"token_embedder": {"embedding": infinite_gradient(embedding)}}
+        return tiny.loss_fn(params, batch, rng)
+
+    trainable, frozen = tiny.parameters()
+    if "frozen" in what:
+        frozen["decoder/logits_dense/kernel"][0, 0] = np.inf
+    trainer = Trainer(loss_fn, trainable, frozen, make_optimizer(schedule=1e-2))
+    with pytest.raises(PemtError, match=f"^Step 0 had {values} norm nan, first in {what}, exp"):
+        train(trainer, tiny.batches, 2, show_bar=False)
+
+
+def test_log_of_a_stopped_run_is_that_of_the_run_that_was_left_alone(tmp_path):
+    def go(folder, batches=tiny.batches):
+        with MetricsLog(tmp_path / folder, tensorboard=False) as log:
+            run(tmp_path / folder / "checkpoints", 12, batches=batches, log=log, log_every=5,
+                evaluate=tiny.validation, eval_every=6)
+
+    go("whole")
+    for step in (3, 7):
+        with pytest.raises(Stopped):
+            go("parts", stopping_at(step, signal.SIGTERM))
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 12, "kind": "validation"}) + "\n[7]\n\0\xff{")
+    go("parts")
+    whole, parts = ([{k: v for k, v in row.items() if k not in ("time", "examples_per_second")}
+                     for row in read_metrics(tmp_path / name / "metrics.jsonl")]
+                    for name in ("whole", "parts"))
+    assert parts == whole and [row["step"] for row in whole] == [5, 6, 6, 10, 12, 12]
 
 
 def test_early_stop_survives_a_resume(tmp_path):
@@ -172,7 +220,7 @@ def test_early_stop_survives_a_resume(tmp_path):
     go(tmp_path / "parts", 12)
     assert go(tmp_path / "parts", 100) == result
     assert go(tmp_path / "parts", 100) == result  # nothing left to do
-    assert {path.name for path in (tmp_path / "parts").glob("[0-9]*")} == {"8", "20"}
+    assert {path.name for path in (tmp_path / "parts").glob("[0-9]*")} == {"8", "16", "20"}
 
 
 def stopping_at(step, number):
@@ -290,7 +338,7 @@ MESHES = textwrap.dedent("""
         trainer = Trainer(tiny.loss_fn, *tiny.parameters(), make_optimizer(schedule=1e-2), 1, mesh,
                           unflatten_dict(axes, sep="/"))
         with Checkpoints(f"{sys.argv[2]}/{folder}", {"run": 1}) as checkpoints, MetricsLog(
-            f"{sys.argv[2]}/{folder}-log", checkpoints.latest_step() or 0, False) as log:
+            f"{sys.argv[2]}/{folder}-log", False) as log:
             train(trainer, tiny.batches, steps, checkpoints=checkpoints, log=log, log_every=1,
                   show_bar=False)
         return trainer

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pemt_jax.checksums import verify_checksums
 from pemt_jax.config import T5Config
 from pemt_jax.errors import PemtError, nearest
 from pemt_jax.interop.hf_names import rename, to_hf_names
@@ -51,6 +52,7 @@ def open_hf(folder: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray]]:
         siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
         raise PemtError(f"There is no model folder {folder}, expected one with config.json and "
                         f"model.safetensors{nearest(folder.name, siblings)}.")
+    verify_checksums(folder)
     config = read_config(folder / CONFIG)
     tensors: dict[str, LazyArray | np.ndarray] = {}
     for file in _weight_files(folder):

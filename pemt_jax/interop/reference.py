@@ -130,7 +130,7 @@ def to_reference(config: T5Config, params: Mapping[str, np.ndarray], task: str,
             elif module == "expert":
                 tensors[f"{output}.lora_{leaf[-1].upper()}"] = array.T
             elif module == "experts":
-                for i, part in enumerate(array):
+                for i, part in enumerate(np.moveaxis(array, _expert_axis(path), 0)):
                     tensors[f"{output}.lora_{leaf[-1].upper()}.{i}"] = part.T
             elif module == "adapter":
                 side, leaf = leaf.split("/")
@@ -154,7 +154,12 @@ def _stack(path: str, parts: Mapping[int, np.ndarray], source: str) -> np.ndarra
         arrays = [np.pad(array, ((0, longest - len(array)), (0, 0))) for array in arrays]
     if len({array.shape for array in arrays}) > 1:
         raise PemtError(f"The experts of {source} differ in shape at {path!r}, expected one rank.")
-    return np.stack(arrays)
+    return np.stack(arrays, axis=_expert_axis(path))
+
+
+def _expert_axis(path: str) -> int:
+    """Where E stands in the bank: lora_a is [F, E, R], lora_b [E, R, D]."""
+    return 1 if path.endswith("experts/lora_a") else 0
 
 
 def _unknown(name: str, source: str) -> PemtError:

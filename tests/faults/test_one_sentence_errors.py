@@ -13,6 +13,7 @@ from tiny_system import T5, random_base, snapshot, world_fixture  # noqa: F401
 
 from pemt_jax import artefact, library
 from pemt_jax.interop.hf import load_hf, save_hf
+from pemt_jax.manifest import read_manifest, replace_manifest
 from pemt_jax.tasks.vocabulary import PACKAGED
 
 TARGET = {"METHOD": "pemt_target", "EXPERTS": "('tiny_mood','tiny_topic')"}
@@ -78,8 +79,9 @@ NAMES = {
     "text for a number": (2, "'many'", "expected int", {"TRAIN_STEPS": "many"}),
     "mesh": (2, "3 model needs 3 devices", {"MODEL_PARALLEL": 3}),
     "no model axis": (2, "0 model", {"MODEL_PARALLEL": 0}),
-    "no rows": (2, "a batch of 0 rows", "positive multiple of the", {"BATCH_SIZE": 0}),
-    "no rows to evaluate": (2, "a batch of 0 rows", "positive multiple of the",
+    "expert axis": (2, "1 data x 2 expert x 1 model needs 2 devices", {"EXPERT_PARALLEL": 2}),
+    "no rows": (2, "a batch of 0 rows", "expected 1 or more", {"BATCH_SIZE": 0}),
+    "no rows to evaluate": (2, "a batch of 0 rows", "expected 1 or more",
                             {"EVAL_BATCH_SIZE": 0}),
     "seed": (2, "SEED -1", {"SEED": -1}),
     "dtype": (2, "'float23'", "nearest: 'float32'", {"FROZEN_DTYPE": "float23"}),
@@ -181,7 +183,9 @@ def test_a_damaged_base(world, tmp_path, refused):
     truncate(base / "model.safetensors")
     refused("train", 1, "model.safetensors", "truncated", flags=flags)
     shutil.copy(world.base / "model.safetensors", base)
-    flip(base / "model.safetensors")  # still a model, but not the one of the experts
+    flip(base / "model.safetensors")
+    refused("train", 1, "model.safetensors is damaged or exchanged", "SHA256SUMS", flags=flags)
+    (base / "SHA256SUMS").unlink()  # as a base from elsewhere: a model, but not the experts'
     refused("train", 1, "was trained on the base", flags=world.train_flags(
         tmp_path / "run", INITIAL_CHECKPOINT_PATH=base, LIBRARY=world.library, **TARGET))
     (base / "model.safetensors").unlink()
@@ -253,12 +257,12 @@ def test_fewer_steps_than_were_made(world, own_run, refused):
 
 
 def test_a_damaged_checkpoint(world, own_run, refused):
-    """Found when the run goes on, and named by the leaf that is not what it was."""
-    step = own_run / "checkpoints" / "20"
-    manifest = json.loads((step / "manifest" / "metadata").read_text())
-    manifest["leaves"]["trainable/prompt/embedding"]["sha256"] = "0" * 64
-    (step / "manifest" / "metadata").write_text(json.dumps(manifest))
-    refused("train", 1, "is damaged", "trainable/prompt/embedding",
+    """Where no other is whole, it is named by the leaf that is not what it was."""
+    for step in (own_run / "checkpoints").iterdir():
+        manifest = read_manifest(step)
+        manifest["leaves"]["trainable/prompt/embedding"]["sha256"] = "0" * 64
+        replace_manifest(step, manifest)
+    refused("train", 1, "checkpoints/20 is damaged", "trainable/prompt/embedding",
             flags=world.train_flags(own_run, TRAIN_STEPS=30))
     assert own_run.joinpath("artefact").is_dir()
 

@@ -1,0 +1,66 @@
+"""Plan: does a run fit a TPU slice, and how long does it take at least?
+
+    python -m pemt_jax.plan --topology=v5e:4x4 --shape=11B --method=pemt_target --batch_size=128
+    python -m pemt_jax.plan --topology=v4:2x2x2 --gin_file=runs/stage2.gin --gin.MODEL_DIR=...
+
+The real train and decode step are compiled for the slice by the TPU's own compiler, which needs no
+TPU, and no parameter is made. With gin files it is the run that `pemt_jax.train` would make of them
+(--shape then stands for the base), without them one of a T5 of --shape. Exit code 0 when it fits,
+3 when it does not (with --search: when nothing does), 2 for wrong use.
+"""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # an attached TPU stays free
+
+from pemt_jax import cli  # isort: skip  (silences TensorFlow before it is imported)
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+
+from pemt_jax.planning import flags, report
+from pemt_jax.planning.job import Job, job_of_shape
+from pemt_jax.planning.shapes import shape_named
+from pemt_jax.planning.topology import open_topology
+from pemt_jax.weights import replacing
+
+DOES_NOT_FIT = 3
+
+
+def plan(argv: Sequence[str]) -> int:
+    """Make, print and write the plan; return the exit code."""
+    options, rest = flags.parse(argv, __doc__)
+    t5 = shape_named(options.shape) if options.shape else None
+    model = options.model_parallel
+    if rest:
+        from pemt_jax import train  # brings TensorFlow, which a shape does not need
+        from pemt_jax.planning.from_training import job_of_training
+
+        arguments = cli.arguments_of(train.train, rest)
+        arguments |= {"method": options.method} if options.method else {}
+        job = job_of_training(train.train, arguments, t5)
+        model = model or arguments.get("model_parallel")
+    else:
+        job = job_of_shape(t5, options.method or "pemt_target")
+    fields = {field.name for field in dataclasses.fields(Job)} - {"method"}
+    choices = {k: v for k, v in vars(options).items() if v is not None}
+    shape = {k: choices[k] for k in ("dtype", "remat_policy") if k in choices}
+    job = dataclasses.replace(job, t5=dataclasses.replace(job.t5, **shape),
+                              **{k: v for k, v in choices.items() if k in fields})
+    topology = open_topology(options.topology)
+    if options.search:
+        made = report.make_search(job, topology, options.compile, not options.no_decode)
+        print(report.render_search(made))
+    else:
+        made = report.make_plan(job, topology, None, model or 1, not options.no_decode)
+        print(report.render(made))
+    if options.json:
+        with replacing(options.json) as partial:
+            partial.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    return 0 if made["fits"] else DOES_NOT_FIT
+
+
+if __name__ == "__main__":
+    sys.exit(cli.exit_code_of(lambda: plan(sys.argv[1:])))

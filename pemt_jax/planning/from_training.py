@@ -1,0 +1,71 @@
+"""A `Job` from the arguments of `pemt_jax.train`, as its gin files give them."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+
+from pemt_jax import assembly, tasks
+from pemt_jax import library as expert_library
+from pemt_jax.config import PemtConfig, T5Config
+from pemt_jax.errors import PemtError, UsageError
+from pemt_jax.interop.base import open_base
+from pemt_jax.methods import get_method
+from pemt_jax.planning.job import PROMPT, Job, pemt_of
+from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
+
+
+def job_of_training(train: Callable, given: Mapping[str, object], t5: T5Config | None = None
+                    ) -> Job:
+    """Return what `train(**given)` would run; nothing but headers and cards is read.
+
+    Args:
+      train: the function, for its defaults.
+      given: its arguments as configured.
+      t5: a shape instead of that of the base, which then need not be there.
+
+    Raises:
+      UsageError, PemtError: the base is not there, or an argument is wrong.
+    """
+    bound = inspect.signature(train).bind(**given)
+    bound.apply_defaults()
+    run = bound.arguments
+    method, assumed = get_method(run["method"]), []
+    if t5 is None:
+        base = run["initial_checkpoint_path"]
+        t5 = run["t5"] if base is None else open_base(base)[0]
+    if t5 is None:
+        raise UsageError("There is neither a base nor a T5 configuration, expected "
+                         "INITIAL_CHECKPOINT_PATH or --shape.")
+    choices = {"dropout_rate": "dropout_rate", "broadcast_dropout": "broadcast_dropout",
+               "dtype": "dtype", "remat_policy": "remat_policy", "embedding_rows": "vocab_size"}
+    t5 = dataclasses.replace(t5, **{field: run[name] for name, field in choices.items()
+                                    if run[name] is not None})
+    prompt = _prompt_length(run, assumed) if method.prompt else 0
+    experts, options = {}, run["options"] or PemtConfig()
+    for name in run["experts"] if method.experts else ():
+        try:
+            found = expert_library.load_expert(run["library"], name)
+            experts[name] = len(found.prompt)
+            options = dataclasses.replace(
+                options, expert_rank=max(options.expert_rank, found.rank))
+        except PemtError:
+            experts[name] = PROMPT
+            assumed.append(f"expert {name!r}, which the library has not, of rank "
+                           f"{options.expert_rank}")
+    lengths = run["task_feature_lengths"]
+    return Job(
+        t5, pemt_of(method.name, t5, options, prompt, experts), method.name, run["optimizer"],
+        batch_size=run["batch_size"], inputs=lengths["inputs"], targets=lengths["targets"],
+        frozen_dtype=run["frozen_dtype"], prng=run["prng"], train_steps=run["train_steps"],
+        decode_batch_size=run["eval_batch_size"],
+        decode_length=run["max_decode_length"] or lengths["targets"], assumed=tuple(assumed),
+    )  # fmt: skip
+
+
+def _prompt_length(run: Mapping, assumed: list[str]) -> int:
+    try:
+        text = run["prompt_text"] or tasks.description(run["mixture_or_task_name"])
+        return len(assembly.prompt_tokens(DEFAULT_VOCABULARY, text))
+    except (PemtError, OSError):
+        assumed.append(f"a prompt of {PROMPT} tokens")
+        return PROMPT

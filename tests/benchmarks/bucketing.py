@@ -1,0 +1,82 @@
+"""Examples a second on GLUE-like lengths: bucketed batches over batches padded to 256.
+
+    python tests/benchmarks/bucketing.py --json
+
+Lengths are log-normal with mean 40 and a tail to 256. Each side makes its batches as a run would;
+every shape's step is timed, in turn with all others, and weighed by how many batches of an epoch
+have it. Both sides carry the prompt of 31.
+"""
+
+import argparse
+import collections
+
+import numpy as np
+import systems
+import timing
+
+from pemt_jax.batching import BatchSource
+from pemt_jax.buckets import choose_buckets
+from pemt_jax.tokenized import Ragged, TokenizedSplit
+
+ROWS, BATCH, LONGEST, BUCKETS = 10_000, 32, 256, 8
+
+
+def glue_like_lengths(rows: int = ROWS) -> np.ndarray:
+    """Lengths with mean 40, median about 30 and a tail that is cut at 256."""
+    drawn = np.random.default_rng(0).lognormal(np.log(30), 0.76, rows)
+    return np.clip(drawn, 4, LONGEST).astype(int)
+
+
+def random_split(lengths: np.ndarray, vocabulary: int = 8100) -> TokenizedSplit:
+    """Rows of random tokens of the given lengths, with labels of two tokens."""
+    random = np.random.default_rng(0)
+    inputs = random.integers(2, vocabulary, lengths.sum(), np.int32)
+    targets = random.integers(2, vocabulary, 2 * len(lengths), np.int32)
+    columns = {"inputs": Ragged(inputs, np.cumsum([0, *lengths])),
+               "targets": Ragged(targets, 2 * np.arange(len(lengths) + 1))}  # fmt: skip
+    return TokenizedSplit("random", "train", {"inputs": LONGEST, "targets": 8}, columns,
+                          columns["targets"], {}, None, "")  # fmt: skip
+
+
+def shapes_of_epoch(split: TokenizedSplit, buckets) -> tuple[collections.Counter, dict]:
+    """How many batches of an epoch have each input length, and one batch of each."""
+    source = BatchSource([(1.0, split)], BATCH, seed=0, buckets=buckets, target_buckets=(8,))
+    counts, batches = collections.Counter(), {}
+    for step in range(source.steps_per_epoch):
+        batch = source[step]
+        length = batch["encoder_input_tokens"].shape[1]
+        counts[length] += 1
+        batches.setdefault(length, batch)
+    return counts, batches
+
+
+def measure(size: str = "small", repeats: int = 3) -> dict:
+    lengths = glue_like_lengths()
+    split = random_split(lengths)
+    buckets = choose_buckets(lengths, BUCKETS, LONGEST)
+    counts, batches = shapes_of_epoch(split, buckets)
+    padded_counts, padded = shapes_of_epoch(split, (LONGEST,))
+    steps = {n: systems.Step("pemt_target", systems.SIZES[size], b)
+             for n, b in (batches | padded).items()}  # fmt: skip
+    seconds = timing.interleaved(steps, repeats)
+
+    def examples_a_second(counts: collections.Counter, pick) -> float:
+        return ROWS / sum(times * pick(seconds[n]) for n, times in counts.items())
+
+    ratio, rates = {}, {}
+    for name, pick in (("medians", np.median), ("minima", min)):
+        rates[name] = {"bucketed": examples_a_second(counts, pick),
+                       "padded": examples_a_second(padded_counts, pick)}  # fmt: skip
+        ratio[name] = rates[name]["bucketed"] / rates[name]["padded"]
+    return {"bucketed_over_padded": timing.row(
+        ratio["minima"], 3.0, at_least=True, ratio=ratio, examples_a_second=rates,
+        mean_length=float(lengths.mean()), buckets=buckets, batches_of_each=dict(counts),
+        seconds={str(n): timing.summary(values) for n, values in seconds.items()},
+    )}  # fmt: skip
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--size", default="small", choices=sorted(systems.SIZES))
+    chosen, _ = options.parse_known_args()
+    timing.main(__doc__, lambda: measure(chosen.size), options)

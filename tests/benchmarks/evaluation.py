@@ -1,0 +1,62 @@
+"""Evaluation of the demo's trained target: early stop and buckets over fixed decoding.
+
+    python tests/benchmarks/evaluation.py --json --run runs/demo/pemt_32_seed0_rate0.001
+
+Greedy predictions of the target's test split, in turn: as `evaluate` makes them, and with 8 tokens
+generated for every row whatever it says, inputs padded to 256 (and to 128). It needs a trained
+model, for a random one never ends a sequence: without the run the value is null. Predictions of
+both sides are compared.
+"""
+
+from pemt_jax import cli  # noqa: F401  isort: skip  (silences TensorFlow)
+
+import argparse
+from pathlib import Path
+from unittest import mock
+
+import timing
+
+from pemt_jax import decoding, partitioning, tasks  # noqa: F401  (registers the demo's tasks)
+from pemt_jax.batching import DEFAULT_BUCKETS, eval_batches
+from pemt_jax.data import open_split
+from pemt_jax.evaluator import Evaluator
+from pemt_jax.runs import open_run
+from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
+
+RUN, TASK, BATCH, NEVER = "runs/demo/pemt_32_seed0_rate0.001", "vader_amazon", 128, -1
+
+
+def measure(run: str = RUN, repeats: int = 3) -> dict:
+    if not Path(run).is_dir():
+        return {"evaluation_over_fixed": timing.row(
+            None, 3.0, at_least=True, missing=f"no {run}: run ./launch/demo.sh first"
+        )}  # fmt: skip
+    made, _ = open_run(run, DEFAULT_VOCABULARY)
+    mesh = partitioning.make_mesh()
+    params = made.placed(mesh)
+    split = open_split(TASK, "test", {"inputs": 256, "targets": 8})
+    runs, predicted = {}, {}
+    for name, buckets, end in (("early stop and buckets", DEFAULT_BUCKETS, decoding.EOS),
+                               ("fixed, padded to 256", (256,), NEVER),
+                               ("fixed, padded to 128", (128,), NEVER)):  # fmt: skip
+        batches = list(eval_batches(split, BATCH, buckets, (8,)))
+        evaluator = Evaluator(made.model.predict_batch, made.model.eval_fn, DEFAULT_VOCABULARY,
+                              mesh)  # fmt: skip
+        with mock.patch.object(decoding, "EOS", end):  # read while the loop is traced
+            predicted[name] = evaluator.predict(params, batches)
+        runs[name] = lambda e=evaluator, b=batches: e.predict(params, b)
+    seconds = timing.interleaved(runs, repeats)
+    first, *others = runs
+    ratios = {name: timing.compare(seconds, name, first) for name in others}
+    differ = sum(text != predicted[others[0]][row] for row, text in predicted[first].items())
+    return {"evaluation_over_fixed": timing.row(
+        ratios[others[0]]["ratio_of_minima"], 3.0, at_least=True, ratios=ratios, rows=len(split),
+        predictions_that_differ=differ,
+    )}  # fmt: skip
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--run", default=RUN, help="MODEL_DIR of the demo's trained target")
+    chosen, _ = options.parse_known_args()
+    timing.main(__doc__, lambda: measure(chosen.run), options)

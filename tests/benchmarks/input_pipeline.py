@@ -1,0 +1,64 @@
+"""Batches a second that the input pipeline makes, over those that a training step consumes.
+
+    python tests/benchmarks/input_pipeline.py --json
+
+The pipeline alone, as a run reads it, over its own steps of the demo's shape: the packaged mini
+T5, batch 8, inputs to 64, which is the quickest step there is. On the demo's task and on 100,000
+random rows of GLUE-like lengths. The value is the smaller of the two.
+"""
+
+from pemt_jax import cli  # noqa: F401  isort: skip  (silences TensorFlow)
+
+import argparse
+import time
+
+import systems
+import timing
+from bucketing import glue_like_lengths, random_split
+
+from pemt_jax import tasks  # noqa: F401  (registers the demo's tasks)
+from pemt_jax.batching import BatchSource, train_iterator
+from pemt_jax.data import open_mixture
+
+BATCH, STEPS, WARM = 8, 500, 20
+
+
+def seconds_a_batch(source: BatchSource) -> float:
+    """Mean seconds of a batch after the first, which plans the epoch."""
+    batches = train_iterator(source, 0, STEPS + WARM)
+    for _ in range(WARM):
+        next(batches)
+    start = time.perf_counter()
+    for _ in batches:
+        pass
+    return (time.perf_counter() - start) / STEPS
+
+
+def measure(demo_task: str = "vader_movies", size: str = "mini", repeats: int = 3) -> dict:
+    lengths = {"inputs": 64, "targets": 8}
+    sources = {
+        demo_task: BatchSource(open_mixture(demo_task, "train", lengths), BATCH, seed=0,
+                               buckets=(32, 64)),
+        "100,000 rows": BatchSource([(1.0, random_split(glue_like_lengths(100_000)))], BATCH,
+                                    seed=0),
+    }  # fmt: skip
+    step = systems.Step("pemt_target", systems.SIZES[size], systems.random_batch(BATCH, 32))
+    made = {name: [] for name in sources}
+    steps = []
+    step()
+    for _ in range(repeats):
+        for name, source in sources.items():
+            made[name].append(seconds_a_batch(source))
+        steps += timing.interleaved({"step": step}, 10)["step"]
+    ratio = {name: min(steps) / min(values) for name, values in made.items()}
+    return {"input_over_step": timing.row(
+        min(ratio.values()), 5.0, at_least=True, ratio=ratio, step_seconds=timing.summary(steps),
+        batch_seconds={name: timing.summary(values) for name, values in made.items()},
+    )}  # fmt: skip
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--task", default="vader_movies", help="a task of the demo")
+    chosen, _ = options.parse_known_args()
+    timing.main(__doc__, lambda: measure(chosen.task), options)

@@ -1,0 +1,77 @@
+"""What the benchmarks do with times: order, ratios, rows, reports. Nothing here is timed."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).with_name("benchmarks")
+
+
+@pytest.fixture(autouse=True)
+def on_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def test_what_is_compared_runs_in_turn():
+    import timing
+
+    called = []
+    runs = {name: lambda name=name: called.append(name) for name in "ab"}
+    seconds = timing.interleaved(runs, repeats=2)
+    assert called == list("ab" * 3)
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_ratios_of_medians_and_of_minima():
+    import timing
+
+    found = timing.compare({"a": [3.0, 2.0, 10.0], "b": [1.0, 2.0, 2.0]}, "a", "b")
+    assert (found["ratio_of_medians"], found["ratio_of_minima"]) == (1.5, 2.0)
+    assert found["seconds"]["a"] == {"min": 2.0, "median": 3.0, "repeats": 3, "spread": 8 / 3}
+
+
+@pytest.mark.parametrize("value,target,at_least,ok", [
+    (1.2, 1.3, False, True), (1.4, 1.3, False, False), (3.1, 3.0, True, True),
+    (2.9, 3.0, True, False), (None, 0.35, True, None), (1.1, None, False, None)])
+def test_a_row_is_reached_missed_or_not_measured(value, target, at_least, ok):
+    import timing
+
+    assert timing.row(value, target, at_least)["ok"] is ok
+
+
+def test_instructions_are_counted_for_their_piece():
+    from pieces import piece_of
+
+    forward = "jit(train_step)/jvp(Transformer)/Transformer.encode/encoder/layers_0/"
+    backward = "jit(train_step)/transpose(jvp(Transformer))/Transformer.decode/decoder/layers_1/"
+    assert piece_of(forward + "attention/query/dot_general") == ("forward", "encoder", "attention")
+    assert piece_of(forward + "mlp/wi/dot_general")[2] == "feed-forward"
+    assert piece_of(forward + "mlp/experts/dot_general")[2] == "experts"
+    assert piece_of(forward + "mlp/bler,erq->bleq/dot_general")[2] == "gate and loss"
+    assert piece_of(backward + "mlp/adapter/up/dot_general") == ("backward", "decoder", "adapter")
+    assert piece_of("jit(train_step)/mul") == ("update", "around", "optimizer")
+
+
+def test_a_report_keeps_the_rows_that_were_not_measured_again(tmp_path):
+    import shutil
+
+    copied = tmp_path / "benchmarks"
+    shutil.copytree(BENCHMARKS, copied, ignore=shutil.ignore_patterns("*.md", "*.json", "*.svg"))
+    (copied / "memory.py").write_text(
+        "import json, timing\n"
+        "details = {'ratio': 0.5, 'seconds': {'a': timing.summary([1.0, 2.0])}}\n"
+        "print(json.dumps({'stage2_memory_over_full': timing.row(0.5, 0.65, **details)}))\n")
+    for row in ("stage2_memory_over_full", "gpu_mfu"):
+        done = subprocess.run([sys.executable, copied / "run_all.py", "--json", "--rows", row],
+                              capture_output=True, text=True, check=True)
+        printed = json.loads(done.stdout)
+        assert list(printed) == [row]
+    assert printed["gpu_mfu"] == {"value": None, "target": 0.35, "ok": None}
+    report = (copied / "RESULTS.md").read_text()
+    assert re.search(r"\| `stage2_memory_over_full` \| 0.5 \| <= 0.65 \| yes \| 1 \|", report)
+    assert re.search(r"\| `gpu_mfu` \| null \| >= 0.35 \|  \| \d \|", report)
+    assert "| seconds, a | 1 | 1.5 | 0.667 | 2 |" in report

@@ -1,0 +1,289 @@
+"""Several real processes of this machine as one run; the processes of a pod are no different."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_system import EXPERTS, leaves, world_fixture  # noqa: F401
+
+from pemt_jax import processes, watchdog
+from pemt_jax.errors import UsageError
+from pemt_jax.metrics_log import read_metrics
+from pemt_jax.weights import load_weights
+
+LAUNCH = Path(__file__).parents[1] / "launch" / "local_processes.sh"
+
+
+class Job:
+    """A command as several processes; `finish` gives the launcher's exit code and stderr."""
+
+    def __init__(self, world, number: int, *arguments, devices: int = 1, **environment):
+        command = [LAUNCH, "--processes", number, "--devices", devices, "--", sys.executable,
+                   *arguments]  # fmt: skip
+        # The launcher sets the number of devices.
+        environment = world.environment() | {"XLA_FLAGS": ""} | environment
+        self.process = subprocess.Popen(
+            [str(part) for part in command], env=environment, cwd=world.folder, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+
+    def finish(self, timeout: float = 500) -> tuple[int, str]:
+        self.stdout, stderr = self.process.communicate(timeout=timeout)
+        return self.process.returncode, stderr
+
+    def pid(self, index: int) -> int:
+        """The process with this number."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        for child in map(int, children.read_text().split()):
+            environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+            if f"JAX_PROCESS_ID={index}".encode() in environment:
+                return child
+        raise AssertionError(f"There is no process {index}.")
+
+
+def losses(model_dir: Path) -> list[float]:
+    return [row["loss"] for row in read_metrics(model_dir / "metrics.jsonl")
+            if row["kind"] == "train"]
+
+
+def train_flags(world, out: Path, **macros) -> list[str]:
+    return ["-m", "pemt_jax.train", *world.train_flags(out, **(dict(
+        METHOD="pemt_target", EXPERTS=str(EXPERTS).replace(" ", ""), LIBRARY=world.library)
+        | macros))]
+
+
+def sentences(stderr: str) -> list[str]:
+    return [line for line in stderr.splitlines() if line.startswith("error: ")]
+
+
+def assert_equal_to_one_process(one: Path, several: Path) -> None:
+    expected = losses(one)
+    assert len(expected) == 20
+    np.testing.assert_allclose(losses(several), expected, rtol=1e-5)
+    weights = [load_weights(run / "artefact" / "weights.safetensors") for run in (one, several)]
+    for path, value in weights[0].items():
+        np.testing.assert_allclose(weights[1][path], value, rtol=0, atol=1e-4, err_msg=path)
+    judged = [[row for row in read_metrics(run / "metrics.jsonl") if row["kind"] == "validation"]
+              for run in (one, several)]
+    assert len(judged[0]) == len(judged[1]) == 2
+    for ours, theirs in zip(*judged, strict=True):
+        for name, value in ours.items():
+            if name not in ("time", "kind"):
+                np.testing.assert_allclose(theirs[name], value, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run(world, tmp_path):
+    job = Job(world, 2, *train_flags(world, tmp_path / "two"))
+    code, stderr = job.finish()
+    assert code == 0, stderr
+    assert job.stdout.count("pemt_target on tiny_mood, step") == 1  # the first process's
+    assert_equal_to_one_process(world.target, tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_four_processes_that_share_experts_and_matrices_are_one_run(world, tmp_path):
+    """Rows do not divide, and trained parameters lie in parts on several processes."""
+    world.train(tmp_path / "one", method="pemt_target", experts=EXPERTS, batch_size=7,
+                library=str(world.library))  # fmt: skip
+    job = Job(world, 4, *train_flags(world, tmp_path / "four", BATCH_SIZE=7, MODEL_PARALLEL=2,
+                                     EXPERT_PARALLEL=2, FULLY_SHARDED=True))  # fmt: skip
+    code, stderr = job.finish()
+    assert code == 0, stderr
+    assert_equal_to_one_process(tmp_path / "one", tmp_path / "four")
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_and_predict_as_one(world, tmp_path):
+    (tmp_path / "tasks.gin").write_text(
+        "from __gin__ import dynamic_registration\nimport tiny_system\n")
+    flags = ["-m", "pemt_jax.evaluate", f"--gin_file={tmp_path}/tasks.gin",
+             f"--gin.MODEL_DIR={world.target}/artefact", "--gin.BATCH_SIZE=3"]  # fmt: skip
+    one, job = world.python(*flags), Job(world, 2, *flags)
+    code, stderr = job.finish()
+    assert code == 0, stderr
+    one, two = json.loads(one.stdout), json.loads(job.stdout)
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, rtol=1e-5, err_msg=name)
+    rows = world.by_hand(world.target)
+    (tmp_path / "in.txt").write_text("".join(f"{row['input']}\n" for row in rows))
+    job = Job(world, 2, "-m", "pemt_jax.predict", f"--gin.MODEL_DIR={world.target}",
+              f"--gin.INPUT_FILE={tmp_path}/in.txt", "--gin.BATCH_SIZE=3")  # fmt: skip
+    code, stderr = job.finish()
+    assert code == 0, stderr
+    assert job.stdout.splitlines() == [row["prediction"] for row in rows]
+
+
+# Nothing to judge it on: one step to compile.
+QUICK = {"MIXTURE_OR_TASK_NAME": "tiny_train_only", "train.save_every": 2}
+
+
+def disturb(world, out: Path, index: int, number: int) -> tuple[int, str, float]:
+    """Send a signal to one of two processes in mid-run; the seconds until the launcher ended."""
+    job = Job(world, 2, *train_flags(world, out, **QUICK),
+              PEMT_JAX_SILENCE_SECONDS="15")  # fmt: skip
+    deadline = time.monotonic() + 400
+    while len(losses(out)) < 5 and job.process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    victim, start = job.pid(index), time.monotonic()
+    os.kill(victim, number)
+    if number == signal.SIGSTOP:  # the launcher waits for it too
+        threading.Timer(55, os.kill, (victim, signal.SIGKILL)).start()
+    code, stderr = job.finish()
+    return code, stderr, time.monotonic() - start
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+def test_after_a_kill_the_others_stop_and_all_resume_to_the_same_bits(world, tmp_path, index):
+    code, stderr = Job(world, 2, *train_flags(world, tmp_path / "straight", **QUICK)).finish()
+    assert code == 0, stderr
+    code, stderr, seconds = disturb(world, tmp_path / "killed", index, signal.SIGKILL)
+    assert code in (137, 1) and seconds < 60, stderr  # of the killed one, or of the other
+    (sentence,) = sentences(stderr)
+    assert f"Process {index} of 2 has" in sentence and "its command resumes it" in sentence
+    assert not (tmp_path / "killed" / "artefact").exists()
+    code, stderr = Job(world, 2, *train_flags(world, tmp_path / "killed", **QUICK)).finish()
+    assert code == 0, stderr
+    assert leaves(tmp_path / "straight", 20) == leaves(tmp_path / "killed", 20)
+    assert losses(tmp_path / "straight") == losses(tmp_path / "killed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_others_do_not_wait_for_a_process_that_hangs(world, tmp_path, index):
+    code, stderr, _ = disturb(world, tmp_path / "run", index, signal.SIGSTOP)
+    (sentence,) = sentences(stderr)
+    assert code == 1 and f"Process {index} of 2 has" in sentence, stderr
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_after_the_same_step(world, tmp_path):
+    code, stderr, _ = disturb(world, tmp_path / "run", 1, signal.SIGTERM)
+    assert code == 143, stderr
+    found = {line.split("after step ")[1].split()[0] for line in sentences(stderr)}
+    assert len(sentences(stderr)) == 2 and len(found) == 1, stderr
+    code, stderr = Job(world, 2, *train_flags(world, tmp_path / "run", **QUICK)).finish()
+    assert code == 0, stderr
+    assert len(losses(tmp_path / "run")) == 20
+
+
+@pytest.mark.slow
+def test_processes_that_were_given_different_things_say_which(world, tmp_path):
+    script = (
+        "import os, sys; from pemt_jax import cli, train; "
+        "extra = ['--gin.LEARNING_RATE=0.5'] * (os.environ['JAX_PROCESS_ID'] == '1'); "
+        "sys.exit(cli.run(train.train, sys.argv[1:] + extra))"
+    )
+    code, stderr = Job(world, 2, "-c", script, *train_flags(world, tmp_path / "run")[2:]).finish()
+    assert code == 1
+    assert len(sentences(stderr)) == 2 and len(set(sentences(stderr))) == 1, stderr
+    assert "The processes do not agree on the configuration: " in stderr
+    assert " in 0; " in stderr and " in 1; " in stderr
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_port_that_does_not_answer_is_one_sentence(world):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    done = subprocess.run(
+        [sys.executable, "-c", "from pemt_jax import processes\n"
+         f"with processes.joined({address!r}, 2, 1): pass"], text=True, capture_output=True,
+        env=world.environment() | {"PEMT_JAX_START_SECONDS": "1"}, timeout=100)  # fmt: skip
+    assert done.returncode == 1
+    (sentence,) = sentences(done.stderr)
+    assert f"Process 1 had no answer from the coordinator at {address} for 1 seconds" in sentence
+
+
+@pytest.mark.parametrize("given, message", [
+    (("host:1", None, None), "--coordinator_address without --process_count and --process_index"),
+    (("host", 2, 0), "coordinator address 'host', expected HOST:PORT"),
+    (("host:1", 2, 2), "process index 2 of 2, expected one from 0 to 1"),
+])  # fmt: skip
+def test_what_does_not_fit_together_is_one_sentence(given, message):
+    with pytest.raises(UsageError, match=message), processes.joined(*given):
+        pass
+
+
+class Store:
+    """The coordinator's key-value store, in which process 1 does as `beats` says."""
+
+    def __init__(self, beats, failed=()):
+        self.beats, self.failed = beats, list(failed)
+
+    def key_value_set(self, key, value, allow_overwrite):
+        pass
+
+    def key_value_dir_get(self, folder):
+        if folder.endswith("failed"):
+            return self.failed
+        return [("pemt_jax/beat/1", next(self.beats))]
+
+
+@pytest.mark.parametrize("beats, failed, expected", [
+    (lambda: iter(lambda: "7", None), (), "Process 1 of 2 has not been heard of for 0.3 seconds"),
+    (lambda: map(str, range(10**6)), [("pemt_jax/failed/1", "No such file.")],
+     "Process 1 of 2 failed: No such file."),
+    (lambda: map(str, range(10**6)), (), None),
+])  # fmt: skip
+def test_the_watchdog_ends_a_process_for_silence_or_failure_of_another(
+        monkeypatch, beats, failed, expected):
+    for name, value in ("BEAT", 0.05), ("GRACE", 0.1), ("SILENCE", 0.3):
+        monkeypatch.setattr(watchdog, name, value)
+    said, over = [], threading.Event()
+
+    def die(sentence, linger):
+        said.append(sentence)
+        over.set()
+
+    monkeypatch.setattr(watchdog, "die", die)
+    dog = watchdog.Watchdog(Store(beats(), failed), "127.0.0.1:1", 0, 2)
+    over.wait(1.0)
+    dog.stop()
+    assert (expected is None and not said) or said[0].startswith(expected)
+
+
+def launch(*arguments) -> subprocess.CompletedProcess:
+    return subprocess.run([str(LAUNCH), *arguments], capture_output=True, text=True, timeout=60,
+                          env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"})  # fmt: skip
+
+
+def test_the_launcher_prints_what_it_would_run():
+    done = launch("--processes", "2", "--devices", "4", "--dry-run", "--", "python", "a b.py")
+    lines = [
+        f"env JAX_PLATFORMS=cpu JAX_COORDINATOR_ADDRESS=127.0.0.1:PORT JAX_NUM_PROCESSES=2 "
+        f"JAX_PROCESS_ID={index} XLA_FLAGS=--xla_force_host_platform_device_count=4 "
+        "python a\\ b.py &"
+        for index in (0, 1)
+    ]
+    assert (done.returncode, done.stdout.splitlines(), done.stderr) == (0, lines, "")
+
+
+def test_the_launcher_has_the_exit_code_of_the_first_that_fails():
+    script = "sleep $JAX_PROCESS_ID; exit $((4 * JAX_PROCESS_ID))"
+    assert launch("--processes", "3", "--", "bash", "-c", script).returncode == 4
+    assert launch("--", "true").returncode == 0
+
+
+def test_the_launcher_passes_signals_on_and_refuses_wrong_use():
+    process = subprocess.Popen([str(LAUNCH), "--", "sleep", "100"])
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 143
+    done = launch("--processes", "none", "--", "true")
+    assert (done.returncode, done.stderr) == (
+        2, "error: Found --processes 'none', expected a positive number.\n")  # fmt: skip
+    assert "Found no command" in launch("--processes", "2").stderr
+
+
+def test_the_launcher_passes_shellcheck():
+    subprocess.run([Path(sys.executable).with_name("shellcheck"), LAUNCH], check=True)
