@@ -31,6 +31,11 @@ def truncate(path):
     path.write_bytes(content[: len(content) * 2 // 3])
 
 
+def from_elsewhere(base, place):
+    """A copy of a base without our own sums, as one that was downloaded."""
+    return shutil.copytree(base, place, ignore=shutil.ignore_patterns("SHA256SUMS"))
+
+
 @pytest.fixture
 def refused(world, tmp_path, capsys):
     """Run a command and hold its failure against what every failure must be."""
@@ -128,7 +133,7 @@ def test_vocabulary_of_another_checkpoint(world, tmp_path, refused, monkeypatch)
     refused("train", 2, "8100 entries", "4096 embedding rows", flags=world.train_flags(
         tmp_path / "run", INITIAL_CHECKPOINT_PATH=few))
     # As many pieces, but not these: the file that lies beside the weights decides.
-    other = shutil.copytree(world.base, tmp_path / "other")
+    other = from_elsewhere(world.base, tmp_path / "other")
     model = (other / "spiece.model").read_bytes()
     (other / "spiece.model").write_bytes(model + b"\0")
     refused("train", 2, "set VOCABULARY", flags=world.train_flags(
@@ -138,7 +143,7 @@ def test_vocabulary_of_another_checkpoint(world, tmp_path, refused, monkeypatch)
 
 def test_widths_that_do_not_fit(world, tmp_path, refused, expert_arrays):
     # A configuration that is not that of its weights.
-    base = shutil.copytree(world.base, tmp_path / "base")
+    base = from_elsewhere(world.base, tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"d_ff": 64}))
     refused("train", 1, "has shape [32, 16], expected [64, 16]", flags=world.train_flags(
@@ -178,20 +183,26 @@ def test_a_damaged_expert(world, tmp_path, refused, damage):
 
 
 def test_a_damaged_base(world, tmp_path, refused):
-    base = shutil.copytree(world.base, tmp_path / "base")
+    base = from_elsewhere(world.base, tmp_path / "base")
     flags = world.train_flags(tmp_path / "run", INITIAL_CHECKPOINT_PATH=base)
     truncate(base / "model.safetensors")
     refused("train", 1, "model.safetensors", "truncated", flags=flags)
     shutil.copy(world.base / "model.safetensors", base)
-    flip(base / "model.safetensors")
-    refused("train", 1, "model.safetensors is damaged or exchanged", "SHA256SUMS", flags=flags)
-    (base / "SHA256SUMS").unlink()  # as a base from elsewhere: a model, but not the experts'
+    flip(base / "model.safetensors")  # still a model, but not the one of the experts
     refused("train", 1, "was trained on the base", flags=world.train_flags(
         tmp_path / "run", INITIAL_CHECKPOINT_PATH=base, LIBRARY=world.library, **TARGET))
     (base / "model.safetensors").unlink()
     refused("train", 1, "Expected model.safetensors", flags=flags)
     (base / "config.json").write_text("{")
     refused("train", 1, "Expected a JSON file", flags=flags)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "spiece.model"])
+def test_a_damaged_base_of_ours(world, tmp_path, refused, name):
+    base = shutil.copytree(world.base, tmp_path / "base")
+    flip(base / name)
+    refused("train", 1, f"base/{name} is damaged or exchanged", "as in its SHA256SUMS",
+            flags=world.train_flags(tmp_path / "run", INITIAL_CHECKPOINT_PATH=base))
 
 
 @pytest.mark.parametrize("damage", [truncate, flip])
