@@ -197,8 +197,9 @@ def test_mixtures_hold_the_sources_and_never_the_target(four_domains):
     assert len(list(dataset.as_numpy_iterator())) > 100
     pretraining = seqio.MixtureRegistry.get("mini_t5_pretrain")
     rates = {task.name: pretraining.get_rate(task) for task in pretraining.tasks}
-    assert rates == {"span_corruption": 0.88, "vader_texts_pretrain": 0.06,
-                     "vader_domain_pretrain": 0.06}
+    assert rates == {"span_corruption": 0.80, "vader_texts_pretrain": 0.06,
+                     "vader_domain_pretrain": 0.06, "vader_movies_pretrain": 0.05,
+                     "vader_tweets_pretrain": 0.015, "vader_nyt_pretrain": 0.015}
 
 
 def test_pretraining_reads_the_sources_training_sentences_and_no_rating(four_domains):
@@ -211,6 +212,15 @@ def test_pretraining_reads_the_sources_training_sentences_and_no_rating(four_dom
     split = data.open_split("vader_texts_pretrain", "train", {"inputs": 32, "targets": 16})
     before_noise = split.columns["targets"].values.tolist()
     assert before_noise == [token for text in texts for token in DEFAULT_VOCABULARY.encode(text)]
+
+
+def test_pretraining_answers_sentiment_questions_at_random(four_domains):
+    rows = demo.answered_at_random("movies", "train")
+    asked = demo.sentiment("movies", "train")
+    prompt = description("vader_movies")
+    assert [(a[0], f"{prompt} {a[1]}") for a in asked] == [row[:2] for row in rows]
+    assert {row[2] for row in rows} == {"negative", "positive"}
+    assert [row[2] for row in rows] != [a[2] for a in asked]
 
 
 def test_pretraining_tells_domains_apart_on_training_rows_only(four_domains):

@@ -154,7 +154,8 @@ def test_one_frozen_expert_is_the_source_expert(params):
     for stack in ("encoder", "decoder"):
         gate = target[stack]["layers_0"]["mlp"]["gate"]
         mlp = dict(source[stack]["layers_0"]["mlp"])
-        bank = {name: value[None] for name, value in mlp.pop("expert").items()}
+        expert = mlp.pop("expert")
+        bank = {"lora_a": expert["lora_a"][:, None], "lora_b": expert["lora_b"][None]}
         target[stack] = {**source[stack], "layers_0": {
             **source[stack]["layers_0"], "mlp": {**mlp, "experts": bank, "gate": gate}}}
     target["source_prompts"]["embedding"][:] = 0
