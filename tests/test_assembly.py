@@ -169,7 +169,7 @@ def test_a_vocabulary_that_is_not_the_bases_is_found(world, tmp_path):
         source(world, base=str(few))
     # The right number of rows, but another file lies beside the weights.
     other = tmp_path / "other"
-    shutil.copytree(world.base, other)
+    shutil.copytree(world.base, other, ignore=shutil.ignore_patterns("SHA256SUMS"))
     with open(other / "spiece.model", "ab") as file:
         file.write(b"\x00")
     with pytest.raises(UsageError, match=f"expected {other}/spiece.model; set VOCABULARY"):
