@@ -28,6 +28,14 @@ def optimizer(train_steps=10):
         learning_rate=0.01, train_steps=train_steps))
 
 
+@pytest.fixture(autouse=True)
+def quick_compilation():
+    """Compiling takes most of the time; the slow test below has the optimised code."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def parts(pemt, method, seed, t5=T5):
     """(trainable, frozen) of a task; what is frozen is the same for every seed."""
     frozen = methods.split(tiny_model.random_params(t5, pemt), methods.get_method(method))[1]
@@ -49,9 +57,10 @@ def stacked(batches, slots, prompt_lengths=None):
         sources, [1] * len(batches), slots, prompt_lengths or [4] * len(batches))[0]
 
 
-def single(pemt, method, task, steps=STEPS, t5=T5, train_steps=10, batches=None):
+def single(pemt, method, task, steps=STEPS, t5=T5, train_steps=10, batches=None, frozen=None):
     """The trainer of one task alone after `steps`, and its losses."""
-    trainable, frozen = parts(pemt, method, task, t5)
+    trainable, own = parts(pemt, method, task, t5)
+    frozen = frozen or own
     trainer = Trainer(PemtModel(t5, pemt).loss_fn, trainable, frozen, optimizer(train_steps),
                       seed=7)
     losses = [float(trainer.step((batches or batch_of)(task, step))["loss"].compute())
@@ -98,6 +107,13 @@ def test_map_gives_the_bits_of_single_runs(stage):
         assert losses[:, task].tolist() == expected
         assert_equal(trainer.task_state(task), alone.state)
         assert_equal(trainer.params(task), alone.params())
+
+
+@pytest.mark.slow
+def test_map_gives_the_bits_of_single_runs_in_optimised_code():
+    jax.config.update("jax_disable_most_optimizations", False)
+    for stage in STAGES:
+        test_map_gives_the_bits_of_single_runs(stage)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -155,7 +171,7 @@ def test_prompts_of_unequal_lengths_and_batches_padded_agree_with_single_runs():
         assert batch["encoder_prompt_weights"][:, 0].tolist() == [[0, 0, 1, 1], [1, 1, 1, 1]]
         trainer.step(batch, [True, True])
     for task, (options, shape) in enumerate(zip((short, pemt), shapes, strict=True)):
-        alone, _ = single(options, method, task, t5=NO_DROPOUT,
+        alone, _ = single(options, method, task, t5=NO_DROPOUT, frozen=frozen,
                           batches=lambda task, step, shape=shape: batch_of(task, step, *shape))
         state = trainer.task_state(task)
         assert jax.tree.map(np.shape, state) == jax.tree.map(np.shape, alone.state)
