@@ -128,15 +128,17 @@ QUICK = {"MIXTURE_OR_TASK_NAME": "tiny_train_only", "train.save_every": 2}
 
 def disturb(world, out: Path, index: int, number: int) -> tuple[int, str, float]:
     """Send a signal to one of two processes in mid-run; the seconds until the launcher ended."""
-    job = Job(world, 2, *train_flags(world, out, **QUICK),
-              PEMT_JAX_SILENCE_SECONDS="15")  # fmt: skip
+    job = Job(world, 2, *train_flags(world, out, **QUICK))
     deadline = time.monotonic() + 400
     while len(losses(out)) < 5 and job.process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    victim, start = job.pid(index), time.monotonic()
+    victim, other, start = job.pid(index), job.pid(1 - index), time.monotonic()
     os.kill(victim, number)
-    if number == signal.SIGSTOP:  # the launcher waits for it too
-        threading.Timer(55, os.kill, (victim, signal.SIGKILL)).start()
+    if number == signal.SIGSTOP:
+        while Path(f"/proc/{other}").exists() and time.monotonic() - start < 60:
+            time.sleep(0.1)
+        assert time.monotonic() - start < 60
+        os.kill(victim, signal.SIGKILL)  # the launcher waits for it too
     code, stderr = job.finish()
     return code, stderr, time.monotonic() - start
 
