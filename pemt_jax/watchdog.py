@@ -36,7 +36,7 @@ class Watchdog:
         self._index, self._count = index, count
         self._over = threading.Event()
         self._last: dict[int, str] = {}
-        self._silent = dict.fromkeys(set(range(count)) - {index}, 0.0)
+        self._silent = dict.fromkeys(range(count), 0.0)
         self._failed: dict[int, tuple[float, str]] = {}
         for work in (self._talk, self._judge):
             threading.Thread(target=work, name=work.__name__, daemon=True).start()
