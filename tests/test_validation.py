@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import tiny_system  # registers the tasks
 
-from pemt_jax import data
+from pemt_jax import data, partitioning
 from pemt_jax.validation import Validation
 
 
 class FakeEvaluator:
     """Answers with fixed numbers and counts the rows that it was given."""
+
+    def __init__(self):
+        self.mesh = partitioning.make_mesh()
 
     def mean_metrics(self, params, batches):
         self.rows = sum(len(rows) for rows, _ in batches)
