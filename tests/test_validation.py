@@ -1,7 +1,6 @@
 """How a run is judged: which metric chooses the best checkpoint, and what is reported."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -72,7 +71,7 @@ def test_batches_have_the_lengths_asked_for(splits):
     (split,) = splits("tiny_mood")
     shapes = {
         batch["encoder_input_tokens"].shape
-        for _, batch in Validation(SimpleNamespace(), [split], 4, buckets=(9, 12)).batches(split)
+        for _, batch in Validation(FakeEvaluator(), [split], 4, buckets=(9, 12)).batches(split)
     }
     assert shapes == {(4, 9), (4, 12)}
     assert np.max(split.input_lengths) <= 12
