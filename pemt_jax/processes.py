@@ -109,10 +109,21 @@ def _join(address: str | None, count: int | None, index: int | None) -> None:
     finally:
         late.cancel()
     if global_state.num_processes > 1:
+        _keep_standard_output()
         atexit.register(_end_together)
         sys.excepthook = _end_alone
         _watchdog = Watchdog(global_state.client, global_state.coordinator_address,
                              global_state.process_id, global_state.num_processes)  # fmt: skip
+
+
+def _keep_standard_output() -> None:
+    """Gloo greets its peers on the standard output, where our JSON and predictions go."""
+    sys.stdout.flush()
+    ours = os.dup(1)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    sys.stdout = open(ours, "w", encoding=sys.stdout.encoding,
+                      buffering=1 if os.isatty(ours) else -1)  # fmt: skip
 
 
 def leave(code: int) -> None:

@@ -17,7 +17,7 @@ import time
 
 BEAT = 1.0  # seconds between two counts
 GRACE = 10.0  # seconds in which a process may end by itself after another has failed
-SILENCE = float(os.environ.get("PEMT_JAX_SILENCE_SECONDS", 30))
+SILENCE = float(os.environ.get("PEMT_JAX_SILENCE_SECONDS", 40))
 
 
 def die(sentence: str, linger: float = 0.0) -> None:
@@ -36,7 +36,7 @@ class Watchdog:
         self._index, self._count = index, count
         self._over = threading.Event()
         self._last: dict[int, str] = {}
-        self._heard = dict.fromkeys(range(count), time.monotonic())
+        self._silent = dict.fromkeys(range(count), 0.0)
         self._failed: dict[int, tuple[float, str]] = {}
         for work in (self._talk, self._judge):
             threading.Thread(target=work, name=work.__name__, daemon=True).start()
@@ -75,24 +75,28 @@ class Watchdog:
                 failed = self._client.key_value_dir_get("pemt_jax/failed")
             except Exception:  # the store does not answer; _judge counts the seconds
                 beats, failed = [], []
-            now = time.monotonic()
             for key, value in beats:
                 process = int(key.rsplit("/", 1)[-1])
                 if self._last.get(process) != value:
-                    self._last[process], self._heard[process] = value, now
+                    self._last[process], self._silent[process] = value, 0.0
             for key, value in failed:
-                self._failed.setdefault(int(key.rsplit("/", 1)[-1]), (now, value))
+                self._failed.setdefault(int(key.rsplit("/", 1)[-1]), (time.monotonic(), value))
             self._over.wait(BEAT)
 
     def _judge(self) -> None:
+        before = time.monotonic()
         while not self._over.wait(BEAT):
             now = time.monotonic()
+            # Time in which this process itself was held up says nothing of the others.
+            for process in self._silent:
+                self._silent[process] += min(now - before, 2 * BEAT)
+            before = now
             for process, (when, sentence) in list(self._failed.items()):
                 if process != self._index and now - when > GRACE:
                     self._end(f"Process {process} of {self._count} failed: {sentence}")
             # Without process 0 nobody can be heard: it is the one to name.
-            for process, heard in sorted(self._heard.items()):
-                if process != self._index and now - heard > SILENCE:
+            for process, seconds in sorted(self._silent.items()):
+                if process != self._index and seconds > SILENCE:
                     self._end(
                         f"Process {process} of {self._count} has not been heard of for "
                         f"{SILENCE:g} seconds, expected it alive: this run ends, and its command "

@@ -54,6 +54,7 @@ def losses(model_dir: Path) -> list[float]:
 
 
 def train_flags(world, out: Path, **macros) -> list[str]:
+    """Of stage 2 on two experts."""
     return ["-m", "pemt_jax.train", *world.train_flags(out, **(dict(
         METHOD="pemt_target", EXPERTS=str(EXPERTS).replace(" ", ""), LIBRARY=world.library)
         | macros))]
@@ -63,20 +64,32 @@ def sentences(stderr: str) -> list[str]:
     return [line for line in stderr.splitlines() if line.startswith("error: ")]
 
 
-def assert_equal_to_one_process(one: Path, several: Path) -> None:
+def assert_equal_to_one_process(
+        one: Path, several: Path, steps: int = 20, evaluations: int = 2) -> None:
     expected = losses(one)
-    assert len(expected) == 20
+    assert len(expected) == steps
     np.testing.assert_allclose(losses(several), expected, rtol=1e-5)
     weights = [load_weights(run / "artefact" / "weights.safetensors") for run in (one, several)]
     for path, value in weights[0].items():
         np.testing.assert_allclose(weights[1][path], value, rtol=0, atol=1e-4, err_msg=path)
     judged = [[row for row in read_metrics(run / "metrics.jsonl") if row["kind"] == "validation"]
               for run in (one, several)]
-    assert len(judged[0]) == len(judged[1]) == 2
+    assert len(judged[0]) == len(judged[1]) == evaluations
     for ours, theirs in zip(*judged, strict=True):
         for name, value in ours.items():
             if name not in ("time", "kind"):
                 np.testing.assert_allclose(theirs[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_two_processes_train_as_one(world, tmp_path):
+    """The shortest of these: stage 1, ten steps of seven rows, nothing to judge it on."""
+    world.train(tmp_path / "one", "tiny_train_only", 10, method="pemt_source", batch_size=7,
+                library=str(tmp_path / "one_library"))  # fmt: skip
+    code, stderr = Job(world, 2, "-m", "pemt_jax.train", *world.train_flags(
+        tmp_path / "two", MIXTURE_OR_TASK_NAME="tiny_train_only", TRAIN_STEPS=10, BATCH_SIZE=7,
+    )).finish()  # fmt: skip
+    assert code == 0, stderr
+    assert_equal_to_one_process(tmp_path / "one", tmp_path / "two", steps=10, evaluations=0)
 
 
 @pytest.mark.slow
@@ -128,15 +141,18 @@ QUICK = {"MIXTURE_OR_TASK_NAME": "tiny_train_only", "train.save_every": 2}
 
 def disturb(world, out: Path, index: int, number: int) -> tuple[int, str, float]:
     """Send a signal to one of two processes in mid-run; the seconds until the launcher ended."""
-    job = Job(world, 2, *train_flags(world, out, **QUICK),
-              PEMT_JAX_SILENCE_SECONDS="15")  # fmt: skip
+    job = Job(world, 2, *train_flags(world, out, **QUICK))
     deadline = time.monotonic() + 400
     while len(losses(out)) < 5 and job.process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    victim, start = job.pid(index), time.monotonic()
+    victim, other, start = job.pid(index), job.pid(1 - index), time.monotonic()
     os.kill(victim, number)
-    if number == signal.SIGSTOP:  # the launcher waits for it too
-        threading.Timer(55, os.kill, (victim, signal.SIGKILL)).start()
+    if number == signal.SIGSTOP:
+        while Path(f"/proc/{other}").exists() and time.monotonic() - start < 60:
+            time.sleep(0.1)
+        assert time.monotonic() - start < 60
+        time.sleep(1)  # the launcher looks five times a second who has ended
+        os.kill(victim, signal.SIGKILL)  # the launcher waits for it too
     code, stderr = job.finish()
     return code, stderr, time.monotonic() - start
 
@@ -176,14 +192,14 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(world, tmp_path):
     assert len(losses(tmp_path / "run")) == 20
 
 
-@pytest.mark.slow
 def test_processes_that_were_given_different_things_say_which(world, tmp_path):
     script = (
         "import os, sys; from pemt_jax import cli, train; "
         "extra = ['--gin.LEARNING_RATE=0.5'] * (os.environ['JAX_PROCESS_ID'] == '1'); "
         "sys.exit(cli.run(train.train, sys.argv[1:] + extra))"
     )
-    code, stderr = Job(world, 2, "-c", script, *train_flags(world, tmp_path / "run")[2:]).finish()
+    flags = ["-m", "pemt_jax.train", *world.train_flags(tmp_path / "run")]
+    code, stderr = Job(world, 2, "-c", script, *flags[2:]).finish()
     assert code == 1
     assert len(sentences(stderr)) == 2 and len(set(sentences(stderr))) == 1, stderr
     assert "The processes do not agree on the configuration: " in stderr

@@ -1,18 +1,20 @@
 """How a run is judged: which metric chooses the best checkpoint, and what is reported."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny_system  # registers the tasks
 
-from pemt_jax import data
+from pemt_jax import data, partitioning
 from pemt_jax.validation import Validation
 
 
 class FakeEvaluator:
     """Answers with fixed numbers and counts the rows that it was given."""
+
+    def __init__(self):
+        self.mesh = partitioning.make_mesh()
 
     def mean_metrics(self, params, batches):
         self.rows = sum(len(rows) for rows, _ in batches)
@@ -69,7 +71,7 @@ def test_batches_have_the_lengths_asked_for(splits):
     (split,) = splits("tiny_mood")
     shapes = {
         batch["encoder_input_tokens"].shape
-        for _, batch in Validation(SimpleNamespace(), [split], 4, buckets=(9, 12)).batches(split)
+        for _, batch in Validation(FakeEvaluator(), [split], 4, buckets=(9, 12)).batches(split)
     }
     assert shapes == {(4, 9), (4, 12)}
     assert np.max(split.input_lengths) <= 12
