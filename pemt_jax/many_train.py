@@ -236,7 +236,8 @@ class _Job:
         if task.run.validation and task.result.evaluated != task.result.step:
             task.evaluate()
         task.loop.save()
-        self.metrics[task.run.task] = task.run.publish(task.loop.checkpoints, task.result)
+        self.metrics[task.run.task] = task.run.publish(
+            task.loop.checkpoints, task.result, task.run.trainable)
         task.finished = True
 
     def stop(self, received: int) -> None:

@@ -144,11 +144,14 @@ class TaskRun:
                              f"least that but found {self.train_steps}.")  # fmt: skip
         return kept
 
-    def publish(self, kept: Checkpoints, result: TrainResult) -> dict[str, float]:
-        """Publish the best checkpoint, or the last where none was judged; return its metrics."""
+    def publish(self, kept: Checkpoints, result: TrainResult, target: Mapping) -> dict[str, float]:
+        """Publish the best checkpoint, or the last where none was judged; return its metrics.
+
+        `target` is like the trained parameters and lies where they are to be restored to.
+        """
         best = kept.best_step()
         step = result.step if best is None else best
-        values = processes.to_host(kept.restore_trainable(step, self.trainable))
+        values = processes.to_host(kept.restore_trainable(step, target))
         metrics = kept.manifest(step)["metrics"] or {}
         if processes.is_first():
             made_at = runs.publish(self.folder, values, self.made, self.task, self.lengths,

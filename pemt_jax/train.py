@@ -158,7 +158,7 @@ def train(
                 higher_is_better=one.higher_is_better,
                 **every | {"eval_every": eval_every if one.validation else None},
             )
-        return one.publish(kept, result)
+        return one.publish(kept, result, run.state.trainable)
 
 
 if __name__ == "__main__":
