@@ -1,7 +1,12 @@
 """Settings of all tests: the CPU, strict rank promotion, an expert small enough to write out."""
 
 import os
+import signal
 
+# A shell that runs the suite in the background has it ignore Ctrl-C, and so would the processes
+# that tests start and send one to.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 

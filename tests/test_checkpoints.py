@@ -192,7 +192,8 @@ def test_flip_anywhere_is_found_or_harmless_and_says_one_sentence(tmp_path, capf
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "remove"])
+@pytest.mark.parametrize("damage", [pytest.param("cut", marks=pytest.mark.slow), "flip",
+                                    pytest.param("remove", marks=pytest.mark.slow)])
 def test_damage_to_any_file_is_harmless_or_found(tmp_path, damage):
     saved(tmp_path / "whole", 0.5, 0.1)
     names = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole/20").rglob("*")
