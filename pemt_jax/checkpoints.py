@@ -20,6 +20,7 @@ import contextlib
 import json
 import logging
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -224,16 +225,19 @@ class Checkpoints:
 
     def _mend(self) -> None:
         """Leave orbax, which counts every numbered folder, only checkpoints that it can read."""
+        newest = max(self._finished(), default=-1)
         for path in sorted(self.folder.glob("*")):
             if not (path.is_dir() and path.name.isdigit()):
                 continue
             manifest = read_manifest(path)
             if manifest is not None:
                 self._mend_score(path, manifest["score"])
-            elif {entry.name for entry in path.iterdir()} <= _ENTRIES:
-                set_aside(path, f"Checkpoint {path} is damaged: it has no whole manifest")
-            else:
+            elif not {entry.name for entry in path.iterdir()} <= _ENTRIES:
                 raise UsageError(f"{path} is no checkpoint, expected this run's folder only.")
+            elif int(path.name) < newest and not (path / ITEM / "metadata").exists():
+                shutil.rmtree(path)  # a kill has left a deletion half done
+            else:
+                set_aside(path, f"Checkpoint {path} is damaged: it has no whole manifest")
 
     def _mend_score(self, checkpoint: Path, score: Mapping) -> None:
         """Make orbax's copy of a score the manifest's: a crash came between the two, or damage."""

@@ -142,6 +142,15 @@ def test_checkpoint_without_its_manifest_is_ignored(tmp_path, damage):
         assert_equal(checkpoints.restore(20, state_of(0)), state_of(20))
 
 
+def test_what_a_kill_has_left_of_a_deletion_is_removed_without_a_word(tmp_path, capfd):
+    saved(tmp_path, 0.9, 0.1)
+    shutil.rmtree(tmp_path / "10" / "manifest")
+    with Checkpoints(tmp_path, {"run": 1}, "acc") as checkpoints:
+        assert checkpoints.steps() == [20]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["20"]
+    assert "warning" not in capfd.readouterr().err
+
+
 def test_numbered_folder_of_the_user_is_not_touched(tmp_path):
     (tmp_path / "2024").mkdir()
     (tmp_path / "2024" / "thesis.txt").write_text("mine")

@@ -106,8 +106,8 @@ class Campaign:
                 return self.differences()
             self.codes[code] += 1
             allowed = {-self.number, 128 + self.number} if killed else set()
-            if killed and self.number == signal.SIGTERM and code == 0:
-                return self.differences()  # asked when there was nothing left to do
+            if killed and code == 0:
+                return self.differences()  # the signal came when there was nothing left to do
             if code not in allowed:
                 return [f"exit code {code}: {said(self.log)[-3:]}"]
             self.unfinished["save"] += any((self.run / "checkpoints").glob("*tmp*"))
