@@ -1,5 +1,7 @@
 """Silence at start: the messages that libraries print before a command has said a word.
 
+And one that comes later, beside a sentence of ours: see `_silence_abandoned_writes`.
+
 TensorFlow 2.21 logs to the file descriptor of stderr while it is imported, and no environment
 variable stops it. `silence_libraries` therefore catches stderr for the length of that import and
 passes on what is no such message. In the same breath TensorFlow is kept off the GPU, whose memory
@@ -31,6 +33,7 @@ def silence_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+    _silence_abandoned_writes()
     if "tensorflow" not in sys.modules and not any(map(_is_ours, sys.meta_path)):
         sys.meta_path.insert(0, _QuietTensorFlow())
 
@@ -50,6 +53,24 @@ class _QuietTensorFlow(importlib.abc.MetaPathFinder):
                     module.config.set_visible_devices([], "GPU")
             spec.loader.exec_module = exec_module
         return spec
+
+
+def _silence_abandoned_writes() -> None:
+    """Keep from the terminal what a failed save had under way and dies of, saying nothing new.
+
+    TensorStore's threads then call an event loop that is closed, and Python prints a traceback for
+    each. Every other complaint is printed as before.
+    """
+
+    def only_others(hook, exception):
+        def say(*args):
+            if str(exception(*args)) != "Event loop is closed":
+                hook(*args)
+
+        return say
+
+    sys.unraisablehook = only_others(sys.unraisablehook, lambda found: found.exc_value)
+    sys.excepthook = only_others(sys.excepthook, lambda kind, error, where: error)
 
 
 def _is_ours(finder: object) -> bool:

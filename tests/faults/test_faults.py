@@ -132,7 +132,7 @@ def fault(run):
     macros = {"train.save_every": 4, "LIBRARY": tmp_path / "library"}
     code, said = forker.run(tmp_path / "log", flags(world, run, **macros),
                             fault + AT_SAVE.format(number=2))
-    assert code == 1 and len(said) == 1, said
+    assert code == 1 and len(said) == 1, "\n".join(said)
     assert said[0].startswith(f"error: A checkpoint could not be written to {run}/checkpoints: ") \
         or said[0].startswith(f"error: Cannot write {run}/metrics.jsonl: "), said
     assert 4 in steps(run) and max(steps(run)) <= 8
@@ -161,7 +161,7 @@ def test_folder_that_becomes_read_only(world, forker, tmp_path):
     code, said = forker.run(tmp_path / "log", flags(world, run, **{"train.save_every": 4}),
                             fault + AT_SAVE.format(number=2))
     (run / "checkpoints").chmod(0o755)
-    assert code == 1 and len(said) == 1, said
+    assert code == 1 and len(said) == 1, "\n".join(said)
     assert said[0].startswith(f"error: A checkpoint could not be written to {run}/checkpoints: ")
     assert "ermission" in said[0]
     assert steps(run) == [4]
@@ -181,7 +181,7 @@ def test_folder_that_vanishes(world, forker, tmp_path):
     fault = "def fault(run): shutil.rmtree(run)\n"
     code, said = forker.run(tmp_path / "log", flags(world, run, **{"train.save_every": 4}),
                             fault + AT_SAVE.format(number=2))
-    assert code == 1 and len(said) == 1, said
+    assert code == 1 and len(said) == 1, "\n".join(said)
     assert said[0] == (f"error: A checkpoint could not be written to {run}/checkpoints: the folder "
                        "is gone.")
     assert not run.exists()  # nor is half a run made anew
@@ -234,7 +234,7 @@ def test_no_checkpoint_is_whole(world, forker, tmp_path):
         cut(step)
     before = snapshot(run)
     code, said = forker.run(tmp_path / "log", flags(world, run))
-    assert code == 1 and len(said) == 1, said
+    assert code == 1 and len(said) == 1, "\n".join(said)
     assert said[0].startswith(f"error: Checkpoint {run}/checkpoints/20 is damaged: the bytes of ")
     assert snapshot(run) == before
 
@@ -280,7 +280,7 @@ def test_a_clock_that_jumps_within_a_save(world, forker, tmp_path):
     run = tmp_path / "run"
     at_once = JUMPING_CLOCK.replace("    self.wait()", "    ahead[0] += 10**9")
     code, said = forker.run(tmp_path / "log", flags(world, run), at_once)
-    assert code == 1 and len(said) == 1, said
+    assert code == 1 and len(said) == 1, "\n".join(said)
     assert said[0].startswith(f"error: A checkpoint could not be written to {run}/checkpoints: ")
     assert forker.run(tmp_path / "log", flags(world, run))[0] == 0
     assert_as_undisturbed(world, run)
