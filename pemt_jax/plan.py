@@ -22,6 +22,7 @@ from collections.abc import Sequence
 
 from pemt_jax.planning import flags, report
 from pemt_jax.planning.job import Job, job_of_shape
+from pemt_jax.planning.layout import layout_over
 from pemt_jax.planning.shapes import shape_named
 from pemt_jax.planning.topology import open_topology
 from pemt_jax.weights import replacing
@@ -33,7 +34,7 @@ def plan(argv: Sequence[str]) -> int:
     """Make, print and write the plan; return the exit code."""
     options, rest = flags.parse(argv, __doc__)
     t5 = shape_named(options.shape) if options.shape else None
-    model = options.model_parallel
+    arguments = {}
     if rest:
         from pemt_jax import train  # brings TensorFlow, which a shape does not need
         from pemt_jax.planning.from_training import job_of_training
@@ -41,11 +42,13 @@ def plan(argv: Sequence[str]) -> int:
         arguments = cli.arguments_of(train.train, rest)
         arguments |= {"method": options.method} if options.method else {}
         job = job_of_training(train.train, arguments, t5)
-        model = model or arguments.get("model_parallel")
     else:
         job = job_of_shape(t5, options.method or "pemt_target")
     fields = {field.name for field in dataclasses.fields(Job)} - {"method"}
     choices = {k: v for k, v in vars(options).items() if v is not None}
+    model, expert, fully_sharded = (
+        choices.get(name) or arguments.get(name)
+        for name in ("model_parallel", "expert_parallel", "fully_sharded"))  # fmt: skip
     shape = {k: choices[k] for k in ("dtype", "remat_policy") if k in choices}
     job = dataclasses.replace(job, t5=dataclasses.replace(job.t5, **shape),
                               **{k: v for k, v in choices.items() if k in fields})
@@ -54,7 +57,8 @@ def plan(argv: Sequence[str]) -> int:
         made = report.make_search(job, topology, options.compile, not options.no_decode)
         print(report.render_search(made))
     else:
-        made = report.make_plan(job, topology, None, model or 1, not options.no_decode)
+        layout = layout_over(len(topology.devices), model or 1, expert or 1, bool(fully_sharded))
+        made = report.make_plan(job, topology, layout, not options.no_decode)
         print(report.render(made))
     if options.json:
         with replacing(options.json) as partial:

@@ -20,6 +20,7 @@ from pemt_jax.planning.arithmetic import estimate, sizes_of
 from pemt_jax.planning.chips import CHIPS, parse_topology
 from pemt_jax.planning.collectives import by_kind, find_collectives, sent_bytes
 from pemt_jax.planning.job import Job, job_of_shape
+from pemt_jax.planning.layout import Layout
 from pemt_jax.planning.search import Sizing, search
 from pemt_jax.planning.shapes import shape_named
 
@@ -61,8 +62,8 @@ def test_arguments_are_counted_as_the_compiler_counts_them(step_on_8):
         key_and_step = 4  # the step number; the key is not used without dropout
         assert sum(found["arguments"].values()) + key_and_step - found["argument_bytes"] in (
             0, 4), method
-    sizes = sizes_of(TINY.parameters(), 8, 1)
-    memory = estimate(TINY, sizes, CHIPS["v5e"], 8, 1).memory
+    sizes = sizes_of(TINY.parameters(), Layout(8))
+    memory = estimate(TINY, sizes, CHIPS["v5e"], Layout(8)).memory
     counted = step_on_8["pemt_target"]["arguments"]
     assert (memory["frozen"], memory["trainable"]) == (counted["frozen"], counted["trainable"])
 
@@ -98,12 +99,30 @@ def test_search_lists_only_what_fits_quickest_first_and_more_memory_helps():
     assert len(search(job, CHIPS["v5p"], 8)) > len(found)
 
 
+def test_split_over_data_too_a_chip_keeps_a_part_of_the_backbone_and_sends_more():
+    job, chip = job_of_shape(shape_named("base"), "full", batch_size=32), CHIPS["v5e"]
+    sizing = Sizing(job)
+    whole, split = (estimate(job, sizing(layout), chip, layout)
+                    for layout in (Layout(4), Layout(4, fully_sharded=True)))
+    assert split.memory["optimizer"] < 0.3 * whole.memory["optimizer"]
+    assert split.total < whole.total and split.sent > whole.sent and split.flops == whole.flops
+
+
+def test_search_tries_the_expert_axis_and_full_sharding_and_prefers_fewer_messages():
+    job = job_of_shape(shape_named("base"), "pemt_target", batch_size=32)
+    found = search(job, CHIPS["v5p"], 4)
+    assert {way.layout.expert for way in found} == {1, 2}  # 4 chips and 6 experts
+    assert {way.layout.fully_sharded for way in found} == {True, False}
+    first = [way for way in found if way.rows_per_second == found[0].rows_per_second]
+    assert first[0].estimate.sent == min(way.estimate.sent for way in first)
+
+
 def test_rematerialisation_takes_less_memory_and_more_flops():
     sizing = Sizing(TINY)
     totals = []
     for policy in ("none", "minimal", "full"):
         job = dataclasses.replace(TINY, t5=dataclasses.replace(T5, remat_policy=policy))
-        found = estimate(job, sizing(1, 1), CHIPS["v4"], 1, 1)
+        found = estimate(job, sizing(Layout()), CHIPS["v4"], Layout())
         totals.append((found.total, -found.flops))
     assert totals == sorted(totals, reverse=True)
 
@@ -119,7 +138,7 @@ def test_wrong_topology_is_one_sentence(name, sentence):
 
 def test_without_the_tpu_compiler_a_plan_says_what_is_missing(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    made = report.make_plan(TINY, topology.open_topology("v5e:1x1"), None, 1, decode=True)
+    made = report.make_plan(TINY, topology.open_topology("v5e:1x1"), Layout(), decode=True)
     assert made["compiler"] == "CPU" and made["fits"] and "pemt_jax[tpu]" in made["missing"]
     assert made["train_step"]["memory"]["total"] > 0 < made["decode_step"]["flops"]
     text = report.render(json.loads(json.dumps(made)))
@@ -129,7 +148,7 @@ def test_without_the_tpu_compiler_a_plan_says_what_is_missing(monkeypatch):
 @NO_TPU_COMPILER
 @pytest.mark.slow
 def test_the_tpu_compiler_compiles_both_steps_for_a_slice():
-    made = report.make_plan(TINY, topology.open_topology("v5e:2x2"), 2, 2, decode=True)
+    made = report.make_plan(TINY, topology.open_topology("v5e:2x2"), Layout(2, 2), decode=True)
     assert made["compiler"] == "TPU" and made["fits"] and "missing" not in made
     assert made["train_step"]["flops"] > 0 and "all-reduce" in made["train_step"]["collectives"]
 

@@ -6,24 +6,25 @@ it, the results of weight matrices, or its input, as T5Config.remat_policy says)
 the logits, and gradients. README, "Planning", states how far this is from the compiler.
 """
 
+import collections
 import dataclasses
 import math
-
-from jax.sharding import AbstractMesh
 
 from pemt_jax import partitioning
 from pemt_jax.planning.chips import Chip
 from pemt_jax.planning.job import Job
+from pemt_jax.planning.layout import Layout
 
 BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """One step on one chip: `memory` in bytes by kind, FLOPs, and the least seconds it takes."""
+    """One step on one chip: bytes by kind, FLOPs, bytes sent, and the least seconds it takes."""
 
     memory: dict[str, int]
     flops: float
+    sent: float
     seconds: float
 
     @property
@@ -33,36 +34,50 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Elements of all parameters, and of those on one chip, by what happens to them."""
+    """Elements of all parameters and of those on one chip, by what happens to them.
+
+    What lies split over more chips than those that share its rows is gathered where it is used:
+    `gathered` in a forward pass, of which `gathered_at_once` is the most that one layer has.
+    """
 
     trainable: int
     frozen: int
     trainable_here: int
     frozen_here: int
+    gathered: int
+    gathered_at_once: int
 
 
-def sizes_of(parameters, data: int, model: int) -> Sizes:
-    """Count what one chip of a data x model mesh holds.
+def sizes_of(parameters, layout: Layout) -> Sizes:
+    """Count what one chip holds.
 
     Args:
       parameters: what Job.parameters returned.
-      data, model: sizes of the mesh.
+      layout: of the parameters on the slice.
     """
     trainable, frozen, params_axes = parameters
-    mesh = AbstractMesh((data, model), ("data", "model"))
-    counts = []
+    counts, gathered = [], collections.Counter()
     for params in (trainable, frozen):
-        places = partitioning.parameter_shardings(params, params_axes, mesh)
-        counts.append(sum(math.prod(x.shape) for x in params.values()))
-        counts.append(sum(math.prod(places[path].shard_shape(x.shape))
-                          for path, x in params.items()))  # fmt: skip
-    return Sizes(counts[0], counts[2], counts[1], counts[3])
+        here = _elements_here(params, params_axes, layout)
+        whole = _elements_here(params, params_axes, Layout(model=layout.model))
+        counts += [sum(math.prod(x.shape) for x in params.values()), sum(here.values())]
+        for path in params:
+            layer = "/".join(path.split("/")[:2])
+            gathered[layer] += whole[path] - here[path]
+    return Sizes(counts[0], counts[2], counts[1], counts[3], sum(gathered.values()),
+                 max(gathered.values()))
 
 
-def estimate(job: Job, sizes: Sizes, chip: Chip, data: int, model: int) -> Estimate:
-    """Return what the train step of a job takes of one chip of a data x model mesh."""
-    t5, element = job.t5, BYTES[job.t5.dtype]
-    rows = math.ceil(job.batch_size / data)
+def _elements_here(params, params_axes, layout: Layout) -> dict[str, int]:
+    places = partitioning.parameter_shardings(params, params_axes, layout.abstract_mesh,
+                                              layout.fully_sharded)
+    return {path: math.prod(places[path].shard_shape(x.shape)) for path, x in params.items()}
+
+
+def estimate(job: Job, sizes: Sizes, chip: Chip, layout: Layout) -> Estimate:
+    """Return what the train step of a job takes of one chip."""
+    t5, element, model = job.t5, BYTES[job.t5.dtype], layout.model
+    rows = math.ceil(job.batch_size / layout.row_parts)
     heads = t5.num_heads // model if t5.num_heads % model == 0 else t5.num_heads
     split = lambda n: n // model if n % model == 0 else n  # noqa: E731
     source = job.inputs + job.pemt.prompt_length
@@ -91,12 +106,13 @@ def estimate(job: Job, sizes: Sizes, chip: Chip, data: int, model: int) -> Estim
         "optimizer": 8 * sizes.trainable_here,
         "batch": 4 * rows * (job.inputs + 3 * job.targets),
         # float32 logits and their gradient; bfloat16 copies of float32 matrices while in use.
-        "temporaries": int(kept + work + 2 * 4 * logits + gradients),
+        "temporaries": int(kept + work + 2 * 4 * logits + gradients
+                           + element * sizes.gathered_at_once),
     }
     moved = sum(memory.values())  # everything is at least read or written once
-    sent = _sent(job, sizes, rows, stacks, element, data, model)
+    sent = _sent(job, sizes, rows, stacks, element, layout)
     seconds = max(flops / chip.peak, moved / chip.bandwidth, sent / chip.ici)
-    return Estimate(memory, flops, seconds)
+    return Estimate(memory, flops, sent, seconds)
 
 
 def _layer(job: Job, rows: int, length: int, memories: tuple[int, ...], heads: int, split) -> dict:
@@ -125,10 +141,14 @@ def _layer(job: Job, rows: int, length: int, memories: tuple[int, ...], heads: i
     }  # fmt: skip
 
 
-def _sent(job: Job, sizes: Sizes, rows: int, stacks, element: int, data: int, model: int) -> float:
-    """Bytes one chip sends: gradients over data, a sum a sublayer each way over model."""
+def _sent(job: Job, sizes: Sizes, rows: int, stacks, element: int, layout: Layout) -> float:
+    """Bytes one chip sends.
+
+    Gradients are summed over the rows' chips, a sublayer's output over model each way, and what is
+    gathered is so for the forward and for the backward pass.
+    """
     ring = lambda n: 2 * (n - 1) / n  # noqa: E731  (an all-reduce over n, in times its size)
-    sent = ring(data) * 4 * sizes.trainable_here
+    sent = ring(layout.row_parts) * 4 * sizes.trainable_here + 2 * element * sizes.gathered
     activations = sum(layers * 2 * (len(memories) + 1) * rows * length * job.t5.emb_dim
                       for layers, length, memories in stacks)  # fmt: skip
-    return sent + ring(model) * activations * element
+    return sent + ring(layout.model) * activations * element

@@ -2,8 +2,9 @@
 
 Sources: the pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" of docs.cloud.google.com/tpu/docs
 (peak bfloat16 compute, HBM bandwidth, interconnect: half of the bidirectional figure is what a chip
-sends). v4's interconnect is 6 links of 50 GB/s. `hbm` is not the published capacity but what libtpu
-0.0.42 says is available to a program, in the sentence by which it refuses one.
+sends). The page of v4 has no interconnect: 6 links of 400 Gbit/s each way, as glennklockwood.com
+has it ("TPUv4"). `hbm` is not the published capacity but what libtpu 0.0.42 says is available to a
+program, in the sentence by which it refuses one.
 """
 
 import dataclasses
@@ -52,7 +53,7 @@ CHIPS = {
         Chip("v4", 30.75 * GIB, 275e12, 1200e9, 300e9, SLICES_3D, "megacore"),
         Chip("v5e", 15.75 * GIB, 197e12, 819e9, 200e9, SLICES_2D),
         Chip("v5p", 95.74 * GIB, 459e12, 2765e9, 600e9, SLICES_3D, "megacore"),
-        Chip("v6e", 31.25 * GIB, 918e12, 1640e9, 400e9, SLICES_2D),
+        Chip("v6e", 31.25 * GIB, 918e12, 1638e9, 400e9, SLICES_2D),
     )
 }  # fmt: skip
 

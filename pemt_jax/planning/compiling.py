@@ -18,10 +18,11 @@ OUT_OF_MEMORY = re.compile(r"\(([\d.]+)([KMG])\) exceeds available HBM|Used ([\d
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
-def lower_train_step(job: Job, mesh: Mesh):
+def lower_train_step(job: Job, mesh: Mesh, fully_sharded: bool = False):
     """Return the lowered train step and the bytes of its arguments on one chip, by kind."""
     trainable, frozen, axes = job.parameters()
-    shardings = [partitioning.parameter_shardings(x, axes, mesh) for x in (trainable, frozen)]
+    shardings = [partitioning.parameter_shardings(x, axes, mesh, fully_sharded)
+                 for x in (trainable, frozen)]
     state = job.state(trainable)
     layout = state_shardings(trainable, job.optimizer, shardings[0], mesh)
     batch = job.batch(partitioning.padded_rows(job.batch_size, mesh))
@@ -37,11 +38,11 @@ def lower_train_step(job: Job, mesh: Mesh):
     return step.lower(state, frozen, batch, key), arguments
 
 
-def lower_decode_step(job: Job, mesh: Mesh):
+def lower_decode_step(job: Job, mesh: Mesh, fully_sharded: bool = False):
     """Return the lowered decoding of a batch, as evaluation runs it, and its arguments' bytes."""
     trainable, frozen, axes = job.parameters()
     params = trainable | frozen
-    shardings = partitioning.parameter_shardings(params, axes, mesh)
+    shardings = partitioning.parameter_shardings(params, axes, mesh, fully_sharded)
     batch = job.batch(partitioning.padded_rows(job.decode_batch_size, mesh))
     on_data = partitioning.batch_sharding(mesh)
     placed = {path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[path])

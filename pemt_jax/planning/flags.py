@@ -26,6 +26,9 @@ def parse(argv: Sequence[str], doc: str):
     add("--prng", help="threefry2x32, rbg")
     add("--train_steps", type=int, help="updates of the run")
     add("--model_parallel", type=int, help="chips over which parameters are split")
+    add("--expert_parallel", type=int, help="chips over which the experts are split")
+    add("--fully_sharded", action="store_true", default=None,
+        help="split the backbone over the data's chips too")
     add("--no_decode", action="store_true", help="do not compile the decode step")
     add("--search", action="store_true", help="list the ways that fit, best first")
     add("--compile", type=int, default=1, metavar="N", help="of --search: compile the N best")

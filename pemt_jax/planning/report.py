@@ -1,35 +1,37 @@
 """The plan of a run: one JSON-able record, and the same for people."""
 
+import dataclasses
+
 from pemt_jax import partitioning
 from pemt_jax.planning import compiling
 from pemt_jax.planning.arithmetic import estimate
 from pemt_jax.planning.chips import GIB, Chip
 from pemt_jax.planning.collectives import sent_bytes
 from pemt_jax.planning.job import Job
+from pemt_jax.planning.layout import Layout
 from pemt_jax.planning.search import Sizing, search
 from pemt_jax.planning.topology import MISSING, Topology
 
 
-def make_plan(job: Job, topology: Topology, data: int | None, model: int, decode: bool) -> dict:
+def make_plan(job: Job, topology: Topology, layout: Layout, decode: bool) -> dict:
     """Compile a job's steps for a mesh on a slice and return all that is known of them.
 
     Args:
       job: the run.
       topology: the slice.
-      data, model: the mesh; `data` None for the chips that are left.
+      layout: of the run on the slice.
       decode: compile the decode step too.
 
     Raises:
-      UsageError: the mesh has not the slice's size, or the batch cannot be dealt to it.
+      UsageError: the layout has not the slice's size, or the batch is empty.
     """
-    mesh = partitioning.make_mesh(data, model, devices=topology.devices)
+    mesh, chip = layout.mesh(topology.devices), topology.chip
     partitioning.check_batch_size(job.batch_size)
-    chip, data, model = topology.chip, mesh.shape["data"], mesh.shape["model"]
-    sizes = Sizing(job)(data, model)
-    arithmetic = estimate(job, sizes, chip, data, model)
+    sizes = Sizing(job)(layout)
+    arithmetic = estimate(job, sizes, chip, layout)
     plan = {
         "topology": topology.name, "chips": len(topology.devices), "hbm_per_chip": chip.hbm,
-        "mesh": {"data": data, "model": model}, "method": job.method,
+        "layout": dataclasses.asdict(layout), "method": job.method,
         "batch_size": job.batch_size, "inputs": job.inputs, "targets": job.targets,
         "dtype": job.t5.dtype, "frozen_dtype": job.frozen_dtype,
         "remat_policy": job.t5.remat_policy, "assumed": list(job.assumed),
@@ -37,12 +39,14 @@ def make_plan(job: Job, topology: Topology, data: int | None, model: int, decode
         "arithmetic": {"memory": arithmetic.memory | {"total": arithmetic.total},
                        "flops": arithmetic.flops, "seconds": arithmetic.seconds},
         "compiler": "TPU" if topology.real_compiler else "CPU",
-        "train_step": compiling.compile_step(*compiling.lower_train_step(job, mesh)),
+        "train_step": compiling.compile_step(
+            *compiling.lower_train_step(job, mesh, layout.fully_sharded)),
     }  # fmt: skip
     if not topology.real_compiler:
         plan["missing"] = MISSING
     if decode:
-        plan["decode_step"] = compiling.compile_step(*compiling.lower_decode_step(job, mesh))
+        plan["decode_step"] = compiling.compile_step(
+            *compiling.lower_decode_step(job, mesh, layout.fully_sharded))
     steps = [plan[name] for name in ("train_step", "decode_step") if name in plan]
     if topology.real_compiler:
         plan["fits"] = all("memory" in step and step["memory"]["total"] <= chip.hbm
@@ -67,7 +71,7 @@ def lower_bound(step: dict, by_arithmetic: float, chip: Chip) -> dict:
 def make_search(job: Job, topology: Topology, compiled: int, decode: bool) -> dict:
     """Return the ways to run a job that fit by arithmetic, best first, and plans of the best."""
     found = search(job, topology.chip, len(topology.devices))
-    plans = [make_plan(best.job, topology, best.data, best.model, decode)
+    plans = [make_plan(best.job, topology, best.layout, decode)
              for best in found[:compiled]]
     fits = any(plan["fits"] for plan in plans) if plans else bool(found)
     return {"topology": topology.name, "ways": [way.describe() for way in found],
@@ -78,21 +82,21 @@ def render_search(made: dict, most: int = 20) -> str:
     """The ways in a table, then the compiled plans."""
     lines = [f"{made['topology']}: {len(made['ways'])} ways fit by arithmetic, best first"]
     if made["ways"]:
-        lines.append("rows/s  batch  data x model  dtype     remat    GiB a chip")
+        lines.append("rows/s  batch  dtype     remat    GiB a chip  layout")
     for way in made["ways"][:most]:
         lines.append(
             f"{way['rows_per_second_at_most']:6.0f}  {way['batch_size']:5d}  "
-            f"{way['data']:4d} x {way['model']:<5d}  {way['dtype']:8}  {way['remat_policy']:7}  "
-            f"{way['bytes_by_arithmetic'] / GIB:.2f}")
+            f"{way['dtype']:8}  {way['remat_policy']:7}  "
+            f"{way['bytes_by_arithmetic'] / GIB:10.2f}  {Layout(**way['layout']).describe()}")
     return "\n".join(lines + [render(plan) for plan in made["plans"]])
 
 
 def render(plan: dict) -> str:
     """The plan in lines for people."""
-    mesh, params, bound = plan["mesh"], plan["parameters"], plan["bound"]
+    layout, params, bound = Layout(**plan["layout"]), plan["parameters"], plan["bound"]
     lines = [
-        f"{plan['topology']}: {plan['chips']} chips, mesh {mesh['data']} data x {mesh['model']} "
-        f"model; {plan['method']}, {plan['batch_size']} rows of {plan['inputs']}/"
+        f"{plan['topology']}: {plan['chips']} chips, mesh {layout.describe()}; "
+        f"{plan['method']}, {plan['batch_size']} rows of {plan['inputs']}/"
         f"{plan['targets']} tokens, {plan['dtype']}, frozen {plan['frozen_dtype']}, "
         f"remat {plan['remat_policy']}",
         f"parameters: {params['trainable']:,} trainable, {params['frozen']:,} frozen",

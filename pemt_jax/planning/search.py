@@ -7,6 +7,7 @@ from pemt_jax.config import DTYPES
 from pemt_jax.planning.arithmetic import Estimate, Sizes, estimate, sizes_of
 from pemt_jax.planning.chips import Chip
 from pemt_jax.planning.job import Job
+from pemt_jax.planning.layout import Layout
 
 POLICIES = ("none", "minimal", "full")  # from the quickest to the smallest
 
@@ -16,8 +17,7 @@ class Candidate:
     """A way to run a job and what it takes, by arithmetic."""
 
     job: Job
-    data: int
-    model: int
+    layout: Layout
     estimate: Estimate
 
     def fits(self, chip: Chip) -> bool:
@@ -30,7 +30,7 @@ class Candidate:
     def describe(self) -> dict:
         """JSON-able choices and numbers."""
         return {
-            "data": self.data, "model": self.model, "batch_size": self.job.batch_size,
+            "layout": dataclasses.asdict(self.layout), "batch_size": self.job.batch_size,
             "dtype": self.job.t5.dtype, "frozen_dtype": self.job.frozen_dtype,
             "remat_policy": self.job.t5.remat_policy,
             "bytes_by_arithmetic": self.estimate.total,
@@ -40,23 +40,29 @@ class Candidate:
 
 
 class Sizing:
-    """Counts parameters once a mesh; tracing a large model takes seconds."""
+    """Counts parameters once a layout; tracing a large model takes seconds."""
 
     def __init__(self, job: Job):
         self._parameters = job.parameters()
-        self._sizes: dict[tuple[int, int], Sizes] = {}
+        self._sizes: dict[Layout, Sizes] = {}
 
-    def __call__(self, data: int, model: int) -> Sizes:
-        if (data, model) not in self._sizes:
-            self._sizes[data, model] = sizes_of(self._parameters, data, model)
-        return self._sizes[data, model]
+    def __call__(self, layout: Layout) -> Sizes:
+        if layout not in self._sizes:
+            self._sizes[layout] = sizes_of(self._parameters, layout)
+        return self._sizes[layout]
 
 
-def meshes(chips: int, batch_size: int) -> Iterator[tuple[int, int]]:
-    """All data x model of `chips` to whose data devices the batch can be dealt."""
+def layouts(chips: int, job: Job) -> Iterator[Layout]:
+    """All layouts over `chips` to whose parts the batch can be dealt without empty rows."""
     for model in range(1, chips + 1):
-        if chips % model == 0 and batch_size % (chips // model) == 0:
-            yield chips // model, model
+        if chips % model or job.batch_size % (chips // model):
+            continue
+        rows = chips // model
+        for expert in range(1, max(1, job.pemt.num_experts) + 1):
+            if rows % expert == 0 and (expert == 1 or job.pemt.num_experts % expert == 0):
+                yield Layout(rows // expert, model, expert)
+                if rows > 1:
+                    yield Layout(rows // expert, model, expert, fully_sharded=True)
 
 
 def candidates(job: Job, chip: Chip, chips: int, sizing: Sizing,
@@ -72,27 +78,21 @@ def candidates(job: Job, chip: Chip, chips: int, sizing: Sizing,
     """
     found = []
     for batch_size in batch_sizes:
-        for data, model in meshes(chips, batch_size):
+        sized = dataclasses.replace(job, batch_size=batch_size)
+        for layout in layouts(chips, sized):
             for dtype in dtypes:
                 for policy in POLICIES:
                     t5 = dataclasses.replace(job.t5, dtype=dtype, remat_policy=policy)
-                    variant = dataclasses.replace(job, t5=t5, frozen_dtype=dtype,
-                                                  batch_size=batch_size)
-                    found.append(Candidate(variant, data, model, estimate(
-                        variant, sizing(data, model), chip, data, model)))
+                    variant = dataclasses.replace(sized, t5=t5, frozen_dtype=dtype)
+                    found.append(Candidate(variant, layout, estimate(
+                        variant, sizing(layout), chip, layout)))
     return found
 
 
 def search(job: Job, chip: Chip, chips: int) -> list[Candidate]:
-    """The ways that fit, best first: most rows a second, then least memory."""
+    """The ways that fit, best first: most rows a second, then fewest messages, least memory."""
     batch_sizes = sorted({max(1, job.batch_size // 2), job.batch_size, 2 * job.batch_size,
                           4 * job.batch_size})
     found = candidates(job, chip, chips, Sizing(job), sorted(DTYPES), batch_sizes)
     return sorted((c for c in found if c.fits(chip)),
-                  key=lambda c: (-c.rows_per_second, c.estimate.total))
-
-
-def smallest_memory(job: Job, chip: Chip, chips: int, sizing: Sizing, dtype: str) -> Candidate:
-    """The way that needs least of a chip, at the job's batch size."""
-    found = candidates(job, chip, chips, sizing, (dtype,), (job.batch_size,))
-    return min(found, key=lambda c: c.estimate.total)
+                  key=lambda c: (-c.rows_per_second, c.estimate.sent, c.estimate.total))

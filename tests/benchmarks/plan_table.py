@@ -21,7 +21,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 from pemt_jax.planning.chips import CHIPS, GIB
 from pemt_jax.planning.job import job_of_shape
-from pemt_jax.planning.search import Sizing, smallest_memory
+from pemt_jax.planning.layout import Layout
+from pemt_jax.planning.search import Sizing, candidates
 from pemt_jax.planning.shapes import shape_named
 from pemt_jax.weights import replacing
 
@@ -43,7 +44,9 @@ def cells() -> dict[tuple[str, str, str], list]:
             for chip in ("v4", "v5e", "v5p"):
                 ways = []
                 for chips in CHIP_COUNTS:
-                    ways.append(smallest_memory(job, CHIPS[chip], chips, sizing, "bfloat16"))
+                    tried = candidates(job, CHIPS[chip], chips, sizing, ("bfloat16",), (rows,))
+                    ways.append(min((way for way in tried if way.layout.expert == 1),
+                                    key=lambda way: way.estimate.total))
                     if ways[-1].fits(CHIPS[chip]):
                         break
                 found[shape, method, chip] = ways
@@ -51,7 +54,12 @@ def cells() -> dict[tuple[str, str, str], list]:
 
 
 def result_file(folder: Path, cell, way) -> Path:
-    return folder / f"{'-'.join(cell)}-{way.data}x{way.model}-{way.job.t5.remat_policy}.json"
+    return folder / f"{'-'.join(cell)}-{mesh_of(way.layout)}-{way.job.t5.remat_policy}.json"
+
+
+def mesh_of(layout: Layout) -> str:
+    """The layout in a word, data x model: "2x4", or "2x4s" fully sharded."""
+    return f"{layout.data}x{layout.model}" + "s" * layout.fully_sharded
 
 
 def compile_cells(found, folder: Path) -> None:
@@ -66,8 +74,10 @@ def compile_cells(found, folder: Path) -> None:
         shape, method, chip = cell
         done = subprocess.run([
             sys.executable, "-m", "pemt_jax.plan", "--shape", shape, "--method", method,
-            "--topology", CHIPS[chip].slice_of(way.data * way.model), "--no_decode",
-            "--model_parallel", str(way.model), "--batch_size", str(way.job.batch_size),
+            "--topology", CHIPS[chip].slice_of(way.layout.chips), "--no_decode",
+            "--model_parallel", str(way.layout.model),
+            *["--fully_sharded"] * way.layout.fully_sharded,
+            "--batch_size", str(way.job.batch_size),
             "--dtype", "bfloat16", "--frozen_dtype", "bfloat16", "--prng", "rbg",
             "--remat_policy", way.job.t5.remat_policy, "--json", str(path),
         ], stdout=subprocess.DEVNULL)  # fmt: skip
@@ -94,7 +104,7 @@ def table(found, folder: Path) -> str:
                     if plan["compiler"] == "TPU" and "memory" in step:
                         errors.append(way.estimate.total / step["memory"]["total"] - 1)
                 way = ways[-1]
-                text = f"{way.data * way.model} ({way.data} x {way.model}, " \
+                text = f"{way.layout.chips} ({mesh_of(way.layout)}, " \
                        f"{way.estimate.total / GIB:.1f} GiB)"  # fmt: skip
                 if not way.fits(CHIPS[chip]):
                     text = f"more than {CHIP_COUNTS[-1]}"

@@ -1,0 +1,51 @@
+"""How a run is laid over the chips of a slice: what `train` takes as its mesh and its sharding."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AbstractMesh, Mesh
+
+from pemt_jax import partitioning
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Sizes of the mesh's axes, and whether the backbone is split over data too.
+
+    See partitioning.py for what each axis splits.
+    """
+
+    data: int = 1
+    model: int = 1
+    expert: int = 1
+    fully_sharded: bool = False
+
+    @property
+    def chips(self) -> int:
+        return self.data * self.model * self.expert
+
+    @property
+    def row_parts(self) -> int:
+        """Over how many chips the rows of a batch are dealt."""
+        return self.data * self.expert
+
+    @property
+    def abstract_mesh(self) -> AbstractMesh:
+        """The mesh without devices, which is enough to say where parameters lie."""
+        return AbstractMesh((self.data, self.expert, self.model), ("data", "expert", "model"))
+
+    def mesh(self, devices: Sequence[jax.Device]) -> Mesh:
+        """The mesh over devices; UsageError when they are not as many."""
+        return partitioning.make_mesh(self.data, self.model, self.expert, devices)
+
+    def describe(self) -> str:
+        """For people: "4 data x 2 model, fully sharded"."""
+        expert = f" x {self.expert} expert" if self.expert > 1 else ""
+        return (f"{self.data} data{expert} x {self.model} model"
+                + ", fully sharded" * self.fully_sharded)
+
+
+def layout_over(chips: int, model: int, expert: int, fully_sharded: bool) -> Layout:
+    """The layout whose data axis takes the chips that are left, as `train` lays a run out."""
+    return Layout(max(chips // max(model * expert, 1), 1), model, expert, fully_sharded)
