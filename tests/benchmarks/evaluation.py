@@ -1,6 +1,6 @@
 """Evaluation of the demo's trained target: early stop and buckets over fixed decoding.
 
-    python tests/benchmarks/evaluation.py --json --run runs/demo/pemt_32_seed0_rate0.001
+    python tests/benchmarks/evaluation.py --json --run runs/demo/pemt_32_seed0_rate0.003
 
 Greedy predictions of the target's test split, in turn: as `evaluate` makes them, and with 8 tokens
 generated for every row whatever it says, inputs padded to 256 (and to 128). It needs a trained
@@ -23,7 +23,7 @@ from pemt_jax.evaluator import Evaluator
 from pemt_jax.runs import open_run
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 
-RUN, TASK, BATCH, NEVER = "runs/demo/pemt_32_seed0_rate0.001", "vader_amazon", 128, -1
+RUN, TASK, BATCH, NEVER = "runs/demo/pemt_32_seed0_rate0.003", "vader_amazon", 128, -1
 
 
 def measure(run: str = RUN, repeats: int = 3) -> dict:
