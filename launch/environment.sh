@@ -37,3 +37,8 @@ if [[ ! -f "$stamp" || "$(cat "$stamp")" != "$state" ]]; then
     PIP_USE_PEP517=1 "$python" -m pip install -qq --disable-pip-version-check --editable ".${extra:+[$extra]}" >&2
     echo "$state" >"$stamp"
 fi
+
+# XLA asks for a step's memory anew each time. In huge pages that is a 500th of the page faults, and
+# a CPU step takes up to a quarter less (tests/benchmarks/RESULTS.md). Elsewhere than under glibc on
+# Linux the variable says nothing.
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"

@@ -187,14 +187,32 @@ class Attention(nn.Module):
         if decode:
             key_BMHK, value_BMHK, bias_BHLM = self._cached(key_BMHK, value_BMHK, bias_BHLM)
         scores_BHLM = jnp.einsum("blhk,bmhk->bhlm", query_BLHK, key_BMHK).astype(jnp.float32)
-        weights_BHLM = jax.nn.softmax(scores_BHLM + bias_BHLM.astype(jnp.float32), axis=-1)
-        weights_BHLM = weights_BHLM.astype(self.dtype)
-        dropout = nn.Dropout(self.dropout_rate, self.dropout_dims, deterministic=deterministic)
-        weights_BHLM = dropout(weights_BHLM)
-        y_BLHK = jnp.einsum("bhlm,bmhk->blhk", weights_BHLM, value_BMHK)
+        y_BLHK = self._weighted(scores_BHLM + bias_BHLM.astype(jnp.float32), value_BMHK,
+                                deterministic)  # fmt: skip
         y = y_BLHK.reshape(*y_BLHK.shape[:-2], width)
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
         return Dense(query_BLD.shape[-1], ("joined_kv", "embed"), self.dtype, init, name="out")(y)
+
+    def _weighted(self, scores_BHLM: Array, value_BMHK: Array, deterministic: bool) -> Array:
+        """Drop(softmax(scores)) values, the softmax's division last.
+
+        A training step keeps the scores' exponentials and nothing else of their size: dividing
+        after the values are summed, and dropping values where a mask is the same for all queries,
+        give the same sums in another order.
+        """
+        dropout = nn.Dropout(self.dropout_rate, self.dropout_dims, deterministic=deterministic)
+        largest = jax.lax.stop_gradient(jnp.max(scores_BHLM, axis=-1, keepdims=True))
+        exponentials_BHLM = jnp.exp(scores_BHLM - largest)
+        total_BHL = jnp.sum(exponentials_BHLM, axis=-1)
+        exponentials_BHLM = exponentials_BHLM.astype(self.dtype)
+        if self.dropout_dims and not deterministic:
+            kept_BH1M = dropout(jnp.ones_like(exponentials_BHLM[:, :, :1]))
+            value_BMHK = value_BMHK * kept_BH1M[:, :, 0].transpose(0, 2, 1)[..., None]
+        else:
+            exponentials_BHLM = dropout(exponentials_BHLM)
+        y_BLHK = jnp.einsum("bhlm,bmhk->blhk", exponentials_BHLM, value_BMHK)
+        total_BLH1 = total_BHL.transpose(0, 2, 1)[..., None].astype(self.dtype)
+        return y_BLHK / total_BLH1
 
     def _cached(self, key_BMHK: Array, value_BMHK: Array, bias_BHLM: Array):
         """Write this position into the cache; return all keys, values and this row of the bias."""

@@ -180,6 +180,28 @@ def test_softmax_is_float32_whatever_the_compute_dtype():
     assert dtypes == {"exp": {jnp.dtype("float32")}, "dot_general": {jnp.dtype("bfloat16")}}
 
 
+@pytest.mark.parametrize("dims", [(-2,), ()], ids=["of all queries", "of each query"])
+def test_dropout_zeroes_softmax_weights_and_scales_the_rest(dims):
+    """One head of width M whose values are the memory's positions gives back its weights."""
+    M, L, rate = 16, 5, 0.5
+    memory_BMD = np.eye(M, dtype=np.float32)[None]
+    query_BLD = draw(10, 1, L, M)
+    kernels = {name: {"kernel": draw(11 + i, M, M)} for i, name in enumerate(("query", "key"))}
+    kernels |= {name: {"kernel": np.eye(M, dtype=np.float32)} for name in ("value", "out")}
+
+    def weights(deterministic):
+        return Attention(1, M, rate, dropout_dims=dims).apply(
+            {"params": kernels}, query_BLD, memory_BMD, np.zeros((1, 1, 1, M), np.float32),
+            deterministic=deterministic, rngs={"dropout": jax.random.key(3)})[0]
+
+    whole, dropped = weights(True), weights(False)
+    np.testing.assert_allclose(whole.sum(axis=-1), 1, rtol=1e-5)
+    kept = np.asarray(dropped != 0)
+    np.testing.assert_allclose(dropped, np.where(kept, whole / (1 - rate), 0), rtol=1e-5)
+    assert 0 < kept.sum() < kept.size
+    assert np.all(kept == kept[:1]) == bool(dims)
+
+
 def test_cached_attention_equals_causal_attention_row_by_row():
     T = 5
     x_BTD = draw(8, 2, T, D)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -250,6 +251,18 @@ def test_scores_of_a_prediction_are_those_of_its_tokens(params_1_1, greedy):
 def test_max_decode_length_takes_the_place_of_the_targets_length(params_1_1, length):
     model = PemtModel(T5_1_1, TARGET, max_decode_length=length)
     assert jax.eval_shape(model.predict_batch, params_1_1, GENERATED).shape == (ROWS, length)
+
+
+def test_keys_and_values_of_the_encoder_are_computed_once_for_all_tokens(params_1_1):
+    """XLA takes what does not change out of the loop; this is where we would see it stop."""
+    model = PemtModel(T5_1_1, TARGET)
+    text = jax.jit(model.predict_batch).lower(params_1_1, BATCH).compile().as_text()
+    (loop,) = set(re.findall(r"body=%?([\w.\-]+)", text))
+    body = re.search(rf"^%?{re.escape(loop)} .*?^}}", text, re.MULTILINE | re.DOTALL)[0]
+    for name in ("key", "value"):
+        product = f"encoder_decoder_attention/{name}/dot_general"
+        assert product in text and product not in body
+    assert "self_attention/key/dot_general" in body
 
 
 def test_beams_of_a_model_equal_exhaustive_search():
