@@ -75,3 +75,30 @@ def test_a_report_keeps_the_rows_that_were_not_measured_again(tmp_path):
     assert re.search(r"\| `stage2_memory_over_full` \| 0.5 \| <= 0.65 \| yes \| 1 \|", report)
     assert re.search(r"\| `gpu_mfu` \| null \| >= 0.35 \|  \| \d \|", report)
     assert "| seconds, a | 1 | 1.5 | 0.667 | 2 |" in report
+
+
+@pytest.mark.parametrize("trick", ["experts in rank space", "bank as a matrix",
+                                   "softmax divides last"])
+def test_what_a_trick_is_compared_with_computes_the_same(trick):
+    import jax
+    import numpy as np
+    import tricks
+    from tiny_model import T5, TARGET, jit, make_batch, random_params
+
+    from pemt_jax.models import PemtModel
+
+    params, batch = random_params(T5, TARGET), make_batch([3, 6], [4, 2], S=6, T=5)
+
+    def value():
+        return jit(jax.value_and_grad(lambda p: PemtModel(T5, TARGET).loss_fn(p, batch, None)[0])
+                   )(params)  # fmt: skip
+
+    loss, gradients = value()
+    patches, _, _ = tricks.alternatives(T5)[trick]
+    with tricks.patched(patches):
+        other, others = value()
+    np.testing.assert_allclose(other, loss, rtol=1e-5)
+    frozen = ("lora_a", "lora_b")  # the bank's gradients are nobody's
+    same = lambda path, a, b: np.testing.assert_allclose(  # noqa: E731
+        a, b, rtol=1e-3, atol=1e-5) if path[-1].key not in frozen else None
+    jax.tree_util.tree_map_with_path(same, gradients, others)

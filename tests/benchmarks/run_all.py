@@ -34,15 +34,18 @@ SCRIPTS = {
     "gpu_mfu.py": ("gpu_mfu",),
     "six_sources.py": ("six_sources_over_single",),
     "pieces.py": ("pieces_of_step",),
+    "tricks.py": ("tricks",),
     "growth.py": ("growth_with_experts",),
 }  # fmt: skip
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as launch/environment.sh has it
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pemt_jax")
 
 
 def run(script: str) -> dict:
     """The rows that one script prints."""
     command = [sys.executable, str(HERE / script), "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False,
+                          env=os.environ | HUGE_PAGES)  # fmt: skip
     if done.returncode:
         raise SystemExit(f"{script} ended with exit code {done.returncode}.")
     return json.loads(done.stdout.splitlines()[-1])
@@ -61,6 +64,7 @@ def machine() -> list[str]:
         f"{names['model name'] or platform.processor()}, {os.cpu_count()} cores "
         f"({' '.join(vectors)}), load {load:.1f} at the end, {platform.system()}",
         f"CPython {platform.python_version()}, {versions}",
+        " ".join("=".join(pair) for pair in HUGE_PAGES.items()),
     ]
 
 
