@@ -49,7 +49,8 @@ def plan(argv: Sequence[str]) -> int:
     model, expert, fully_sharded = (
         choices.get(name) or arguments.get(name)
         for name in ("model_parallel", "expert_parallel", "fully_sharded"))  # fmt: skip
-    shape = {k: choices[k] for k in ("dtype", "remat_policy") if k in choices}
+    shape = {k: choices[k] for k in ("dtype", "remat_policy", "broadcast_dropout")
+             if k in choices}
     job = dataclasses.replace(job, t5=dataclasses.replace(job.t5, **shape),
                               **{k: v for k, v in choices.items() if k in fields})
     topology = open_topology(options.topology)

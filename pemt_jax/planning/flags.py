@@ -24,6 +24,8 @@ def parse(argv: Sequence[str], doc: str):
     add("--frozen_dtype", help="of frozen parameters: float32, bfloat16")
     add("--remat_policy", help="none, minimal, full")
     add("--prng", help="threefry2x32, rbg")
+    add("--broadcast_dropout", action="store_true", default=None,
+        help="one mask for all positions of a row, as T5X's")
     add("--train_steps", type=int, help="updates of the run")
     add("--model_parallel", type=int, help="chips over which parameters are split")
     add("--expert_parallel", type=int, help="chips over which the experts are split")

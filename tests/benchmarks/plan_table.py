@@ -38,7 +38,8 @@ def cells() -> dict[tuple[str, str, str], list]:
     found = {}
     for shape in SHAPES:
         for method, rows in METHODS.items():
-            t5 = dataclasses.replace(shape_named(shape), dtype="bfloat16")
+            t5 = dataclasses.replace(shape_named(shape), dtype="bfloat16",
+                                     broadcast_dropout=True)
             job = job_of_shape(t5, method, batch_size=rows, frozen_dtype="bfloat16", prng="rbg")
             sizing = Sizing(job)
             for chip in ("v4", "v5e", "v5p"):
@@ -62,10 +63,10 @@ def mesh_of(layout: Layout) -> str:
     return f"{layout.data}x{layout.model}" + "s" * layout.fully_sharded
 
 
-def compile_cells(found, folder: Path) -> None:
+def compile_cells(found, folder: Path, chips) -> None:
     """Compile what COMPILED asks for, the quickest first; a failure is told and passed over."""
-    todo = [(cell, way) for cell, ways in found.items() if (cell[0], cell[2]) in COMPILED
-            for way in ways[-2:]]
+    todo = [(cell, way) for cell, ways in found.items()
+            if (cell[0], cell[2]) in COMPILED and cell[2] in chips for way in ways[-2:]]
     todo.sort(key=lambda pair: (SHAPES.index(pair[0][0]), pair[0][2] != "v5e"))
     for cell, way in todo:
         path = result_file(folder, cell, way)
@@ -79,7 +80,7 @@ def compile_cells(found, folder: Path) -> None:
             *["--fully_sharded"] * way.layout.fully_sharded,
             "--batch_size", str(way.job.batch_size),
             "--dtype", "bfloat16", "--frozen_dtype", "bfloat16", "--prng", "rbg",
-            "--remat_policy", way.job.t5.remat_policy, "--json", str(path),
+            "--remat_policy", way.job.t5.remat_policy, "--broadcast_dropout", "--json", str(path),
         ], stdout=subprocess.DEVNULL)  # fmt: skip
         print(path.name, {0: "fits", 3: "does not fit"}.get(done.returncode, "failed"), flush=True)
 
@@ -120,12 +121,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", nargs="*", metavar="CHIP",
+                        help="compile the cells of these chips; of all when none is named")
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)
     found = cells()
-    if options.compile:
-        compile_cells(found, options.results)
+    if options.compile is not None:
+        compile_cells(found, options.results, options.compile or CHIPS)
     text = table(found, options.results)
     with replacing(options.results / "table.md") as partial:
         partial.write_text(text + "\n", encoding="utf-8")
