@@ -189,3 +189,16 @@ def test_gin_files_give_the_run_that_train_would_make_of_them():
     assert (job.t5.dtype, job.inputs, job.targets) == ("bfloat16", 256, 128)
     assert job.pemt.expert_names == ("mnli", "qnli") and job.pemt.adapter_dim == 48
     assert any("'mnli'" in sentence for sentence in job.assumed)
+
+
+def test_the_plan_of_many_tasks_is_that_of_one_with_the_steps_of_all():
+    from pemt_jax import cli, train
+    from pemt_jax.planning.from_training import job_of_training
+
+    arguments = cli.arguments_of(train.train, [
+        "--gin_file=runs/stage1.gin", "--gin.MODEL_DIR=x", "--gin.TRAIN_STEPS=1000",
+        "--gin.MIXTURE_OR_TASK_NAME=('pemt_mnli','pemt_qnli')", "--gin.LIBRARY=nowhere",
+        "--gin.INITIAL_CHECKPOINT_PATH=nowhere"])  # fmt: skip
+    job = job_of_training(train.train, arguments, shape_named("base"))
+    assert job.train_steps == 2000
+    assert any("one of the 2 tasks" in sentence for sentence in job.assumed)

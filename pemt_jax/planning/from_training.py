@@ -11,6 +11,7 @@ from pemt_jax.errors import PemtError, UsageError
 from pemt_jax.interop.base import open_base
 from pemt_jax.methods import get_method
 from pemt_jax.planning.job import PROMPT, Job, pemt_of
+from pemt_jax.task_run import per_task
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 
 
@@ -52,11 +53,15 @@ def job_of_training(train: Callable, given: Mapping[str, object], t5: T5Config |
             experts[name] = PROMPT
             assumed.append(f"expert {name!r}, which the library has not, of rank "
                            f"{options.expert_rank}")
-    lengths = run["task_feature_lengths"]
+    lengths, steps = run["task_feature_lengths"], run["train_steps"]
+    if not isinstance(names := run["mixture_or_task_name"], str):
+        steps = sum(per_task("TRAIN_STEPS", steps, len(names)))
+        assumed.append(f"one of the {len(names)} tasks on the chips, which update in turn: "
+                       "trainables and optimizer are held once for each")
     return Job(
         t5, pemt_of(method.name, t5, options, prompt, experts), method.name, run["optimizer"],
         batch_size=run["batch_size"], inputs=lengths["inputs"], targets=lengths["targets"],
-        frozen_dtype=run["frozen_dtype"], prng=run["prng"], train_steps=run["train_steps"],
+        frozen_dtype=run["frozen_dtype"], prng=run["prng"], train_steps=steps,
         decode_batch_size=run["eval_batch_size"],
         decode_length=run["max_decode_length"] or lengths["targets"], assumed=tuple(assumed),
     )  # fmt: skip
