@@ -79,7 +79,7 @@ def draw(seconds: collections.Counter, title: str, path: Path = PICTURE) -> None
     phases, stacks = ("forward", "backward", "update"), ("encoder", "decoder", "around")
     order = (*phases, *stacks, *names)
     keys = sorted(seconds, key=lambda key: [order.index(part) for part in key])
-    total, figure = sum(seconds.values()), pyplot.figure(figsize=(11, 3.4))
+    total, figure = sum(seconds.values()), pyplot.figure(figsize=(11, 3.9))
     axes = figure.subplots()
     for depth in range(3):
         left = 0.0
@@ -88,12 +88,15 @@ def draw(seconds: collections.Counter, title: str, path: Path = PICTURE) -> None
             colour = colours[prefix[-1]] if depth == 2 else ("0.75", "0.87")[depth]
             axes.barh(depth, width, left=left, height=0.94, color=colour, edgecolor="white")
             if width > 0.02:
-                label = f"{prefix[-1]}\n{100 * width:.0f} %"
+                label = f"{prefix[-1].partition(',')[0]}\n{100 * width:.0f} %"
                 axes.text(left + width / 2, depth, label, ha="center", va="center", fontsize=7,
                           rotation=90 if width < 0.06 else 0, clip_on=True)  # fmt: skip
             left += width
     axes.set(xlim=(0, 1), yticks=[], title=title, xlabel="share of the step")
-    figure.tight_layout()
+    shown = [name for name in names if any(key[2] == name for key in keys)]
+    handles = [pyplot.Rectangle((0, 0), 1, 1, color=colours[name]) for name in shown]
+    figure.legend(handles, shown, loc="lower center", ncols=5, fontsize=7, frameon=False)
+    figure.tight_layout(rect=(0, 0.12, 1, 1))
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 

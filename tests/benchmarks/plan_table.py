@@ -93,23 +93,25 @@ def table(found, folder: Path) -> str:
         for method in METHODS:
             row = []
             for chip in ("v4", "v5e", "v5p"):
-                ways, marks = found[shape, method, chip], []
+                ways, said = found[shape, method, chip], []
                 for way in ways[-2:]:
                     path = result_file(folder, (shape, method, chip), way)
                     if not path.exists():
+                        said.append("")
                         continue
                     plan = json.loads(path.read_text())
-                    agrees = plan["fits"] == way.fits(CHIPS[chip])
-                    marks.append("c" if agrees else "x")
+                    said.append(" c" if plan["fits"] == way.fits(CHIPS[chip]) else " x")
                     step = plan["train_step"]
                     if plan["compiler"] == "TPU" and "memory" in step:
                         errors.append(way.estimate.total / step["memory"]["total"] - 1)
                 way = ways[-1]
                 text = f"{way.layout.chips} ({mesh_of(way.layout)}, " \
-                       f"{way.estimate.total / GIB:.1f} GiB)"  # fmt: skip
+                       f"{way.estimate.total / GIB:.1f} GiB){said[-1]}"  # fmt: skip
                 if not way.fits(CHIPS[chip]):
                     text = f"more than {CHIP_COUNTS[-1]}"
-                row.append(" ".join([text, *marks]))
+                if said[:-1] != [""] * len(said[:-1]):
+                    text += f"; not {ways[-2].layout.chips}{said[0]}"
+                row.append(text)
             lines.append(f"| {shape}, {method} | {' | '.join(row)} |")
     if errors:
         lines.append(f"\nArithmetic against the compiler, memory a chip, {len(errors)} cells: "

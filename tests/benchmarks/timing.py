@@ -12,15 +12,21 @@ from collections.abc import Callable, Mapping
 
 
 def interleaved(
-    runs: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1
+    runs: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1, settle: int = 0
 ) -> dict[str, list[float]]:
-    """Return {name: seconds of each repeat}; each call must wait for its own result."""
+    """Return {name: seconds of each repeat}; each call must wait for its own result.
+
+    What takes very different amounts of memory leaves its successor another heap: `settle` calls
+    of its own, which are not timed, then come before each one that is.
+    """
     for _ in range(warmup):
         for run in runs.values():
             run()
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
+            for _ in range(settle):
+                run()
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)

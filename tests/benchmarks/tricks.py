@@ -105,7 +105,7 @@ def measure(size: str, batch_size: int, source: int, repeats: int, pages: int) -
     for trick, (patches, shape, options) in alternatives(t5).items():
         with patched(patches):
             steps[trick] = systems.Step("pemt_target", shape, batch, **options)
-    seconds = timing.interleaved(steps, repeats)
+    seconds = timing.interleaved(steps, repeats, settle=1)
     without = {trick: timing.compare(seconds, trick, "as it is") | {
         "temporary_bytes": {trick: steps[trick].memory["temporary"],
                             "as it is": steps["as it is"].memory["temporary"]},
