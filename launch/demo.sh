@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train experts on four source tasks and adapt to a fifth with 32 examples a label:
-#     ./launch/demo.sh              about ten minutes on 2 cores, after installation
+#     ./launch/demo.sh              about eight minutes on 2 cores, after installation
 #     ./launch/demo.sh --study      about an hour: 8 and 32 examples, 5 seeds, more baselines
 #
 # Makes its own virtual environment on first use (see launch/environment.sh). Everything is written
