@@ -77,6 +77,7 @@ def test_a_report_keeps_the_rows_that_were_not_measured_again(tmp_path):
     assert "| seconds, a | 1 | 1.5 | 0.667 | 2 |" in report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trick", ["experts in rank space", "bank as a matrix",
                                    "softmax divides last"])
 def test_what_a_trick_is_compared_with_computes_the_same(trick):
