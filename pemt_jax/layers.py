@@ -205,14 +205,15 @@ class Attention(nn.Module):
         exponentials_BHLM = jnp.exp(scores_BHLM - largest)
         total_BHL = jnp.sum(exponentials_BHLM, axis=-1)
         exponentials_BHLM = exponentials_BHLM.astype(self.dtype)
+        # Scales stay float32: rounded to bfloat16 they would move a whole row one way.
         if self.dropout_dims and not deterministic:
-            kept_BH1M = dropout(jnp.ones_like(exponentials_BHLM[:, :, :1]))
-            value_BMHK = value_BMHK * kept_BH1M[:, :, 0].transpose(0, 2, 1)[..., None]
+            kept_BH1M = dropout(jnp.ones_like(scores_BHLM[:, :, :1]))
+            kept_BMH1 = kept_BH1M[:, :, 0].transpose(0, 2, 1)[..., None]
+            value_BMHK = (value_BMHK * kept_BMH1).astype(self.dtype)
         else:
             exponentials_BHLM = dropout(exponentials_BHLM)
         y_BLHK = jnp.einsum("bhlm,bmhk->blhk", exponentials_BHLM, value_BMHK)
-        total_BLH1 = total_BHL.transpose(0, 2, 1)[..., None].astype(self.dtype)
-        return y_BLHK / total_BLH1
+        return (y_BLHK / total_BHL.transpose(0, 2, 1)[..., None]).astype(self.dtype)
 
     def _cached(self, key_BMHK: Array, value_BMHK: Array, bias_BHLM: Array):
         """Write this position into the cache; return all keys, values and this row of the bias."""
