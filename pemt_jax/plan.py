@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 from pemt_jax.planning import flags, report
 from pemt_jax.planning.job import Job, job_of_shape
-from pemt_jax.planning.layout import layout_over
+from pemt_jax.planning.layout import Layout
 from pemt_jax.planning.shapes import shape_named
 from pemt_jax.planning.topology import open_topology
 from pemt_jax.weights import replacing
@@ -58,7 +58,7 @@ def plan(argv: Sequence[str]) -> int:
         made = report.make_search(job, topology, options.compile, not options.no_decode)
         print(report.render_search(made))
     else:
-        layout = layout_over(len(topology.devices), model or 1, expert or 1, bool(fully_sharded))
+        layout = Layout.over(topology.devices, model or 1, expert or 1, bool(fully_sharded))
         made = report.make_plan(job, topology, layout, not options.no_decode)
         print(report.render(made))
     if options.json:

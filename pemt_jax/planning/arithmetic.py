@@ -2,8 +2,9 @@
 
 What a chip keeps of parameters and optimizer is exact: it is what partitioning.py would give it.
 Temporaries are those that a backward pass needs: what is kept of each layer's forward pass (all of
-it, the results of weight matrices, or its input, as T5Config.remat_policy says), one layer at work,
-the logits, and gradients. README, "Planning", states how far this is from the compiler.
+it, the results of weight matrices, or its input, as T5Config.remat_policy says), one layer at work
+with what is gathered for it, the logits, and gradients. README, "Planning", states how far this is
+from the compiler.
 """
 
 import collections
@@ -37,7 +38,8 @@ class Sizes:
     """Elements of all parameters and of those on one chip, by what happens to them.
 
     What lies split over more chips than those that share its rows is gathered where it is used:
-    `gathered` in a forward pass, of which `gathered_at_once` is the most that one layer has.
+    `gathered` in a forward pass, of which `gathered_trainable` is trained and `gathered_at_once`
+    is the most that one layer has.
     """
 
     trainable: int
@@ -45,6 +47,7 @@ class Sizes:
     trainable_here: int
     frozen_here: int
     gathered: int
+    gathered_trainable: int
     gathered_at_once: int
 
 
@@ -56,16 +59,21 @@ def sizes_of(parameters, layout: Layout) -> Sizes:
       layout: of the parameters on the slice.
     """
     trainable, frozen, params_axes = parameters
-    counts, gathered = [], collections.Counter()
-    for params in (trainable, frozen):
-        here = _elements_here(params, params_axes, layout)
-        whole = _elements_here(params, params_axes, Layout(model=layout.model))
-        counts += [sum(math.prod(x.shape) for x in params.values()), sum(here.values())]
-        for path in params:
-            layer = "/".join(path.split("/")[:2])
-            gathered[layer] += whole[path] - here[path]
-    return Sizes(counts[0], counts[2], counts[1], counts[3], sum(gathered.values()),
-                 max(gathered.values()))
+    whole, here = (_elements_here(trainable | frozen, params_axes, chosen)
+                   for chosen in (Layout(model=layout.model), layout))  # fmt: skip
+    gathered = {path: whole[path] - here[path] for path in whole}
+    by_layer = collections.Counter()
+    for path, count in gathered.items():
+        by_layer["/".join(path.split("/")[:2])] += count
+    return Sizes(
+        trainable=sum(math.prod(x.shape) for x in trainable.values()),
+        frozen=sum(math.prod(x.shape) for x in frozen.values()),
+        trainable_here=sum(here[path] for path in trainable),
+        frozen_here=sum(here[path] for path in frozen),
+        gathered=sum(gathered.values()),
+        gathered_trainable=sum(gathered[path] for path in trainable),
+        gathered_at_once=max(by_layer.values()),
+    )
 
 
 def _elements_here(params, params_axes, layout: Layout) -> dict[str, int]:
@@ -144,11 +152,12 @@ def _layer(job: Job, rows: int, length: int, memories: tuple[int, ...], heads: i
 def _sent(job: Job, sizes: Sizes, rows: int, stacks, element: int, layout: Layout) -> float:
     """Bytes one chip sends.
 
-    Gradients are summed over the rows' chips, a sublayer's output over model each way, and what is
-    gathered is so for the forward and for the backward pass.
+    Gradients are summed over the rows' chips, of what is gathered to where it lies; a sublayer's
+    output is summed over model each way; what is gathered is so for both passes.
     """
     ring = lambda n: 2 * (n - 1) / n  # noqa: E731  (an all-reduce over n, in times its size)
-    sent = ring(layout.row_parts) * 4 * sizes.trainable_here + 2 * element * sizes.gathered
+    sent = ring(layout.row_parts) * 4 * sizes.trainable_here
+    sent += 4 * sizes.gathered_trainable + 2 * element * sizes.gathered
     activations = sum(layers * 2 * (len(memories) + 1) * rows * length * job.t5.emb_dim
                       for layers, length, memories in stacks)  # fmt: skip
     return sent + ring(layout.model) * activations * element

@@ -53,24 +53,34 @@ def job_of_training(train: Callable, given: Mapping[str, object], t5: T5Config |
             experts[name] = PROMPT
             assumed.append(f"expert {name!r}, which the library has not, of rank "
                            f"{options.expert_rank}")
-    lengths, steps = run["task_feature_lengths"], run["train_steps"]
-    if not isinstance(names := run["mixture_or_task_name"], str):
-        steps = sum(per_task("TRAIN_STEPS", steps, len(names)))
+    lengths, names = run["task_feature_lengths"], _names(run)
+    if len(names) > 1:
         assumed.append(f"one of the {len(names)} tasks on the chips, which update in turn: "
                        "trainables and optimizer are held once for each")
     return Job(
         t5, pemt_of(method.name, t5, options, prompt, experts), method.name, run["optimizer"],
         batch_size=run["batch_size"], inputs=lengths["inputs"], targets=lengths["targets"],
-        frozen_dtype=run["frozen_dtype"], prng=run["prng"], train_steps=steps,
+        frozen_dtype=run["frozen_dtype"], prng=run["prng"],
+        train_steps=sum(per_task("TRAIN_STEPS", run["train_steps"], len(names))),
         decode_batch_size=run["eval_batch_size"],
         decode_length=run["max_decode_length"] or lengths["targets"], assumed=tuple(assumed),
     )  # fmt: skip
 
 
+def _names(run: Mapping) -> list[str]:
+    """The tasks of a run, one as well as many."""
+    names = run["mixture_or_task_name"]
+    return [names] if isinstance(names, str) else list(names)
+
+
 def _prompt_length(run: Mapping, assumed: list[str]) -> int:
+    """Tokens of the longest prompt, to which a job of many tasks pads the others."""
+    names = _names(run)
+    texts = per_task("PROMPT_TEXT", run["prompt_text"], len(names))
     try:
-        text = run["prompt_text"] or tasks.description(run["mixture_or_task_name"])
-        return len(assembly.prompt_tokens(DEFAULT_VOCABULARY, text))
+        prompts = [text or tasks.description(name)
+                   for name, text in zip(names, texts, strict=True)]
+        return max(len(assembly.prompt_tokens(DEFAULT_VOCABULARY, text)) for text in prompts)
     except (PemtError, OSError):
         assumed.append(f"a prompt of {PROMPT} tokens")
         return PROMPT

@@ -21,6 +21,14 @@ class Layout:
     expert: int = 1
     fully_sharded: bool = False
 
+    @classmethod
+    def over(
+        cls, devices: Sequence[jax.Device], model: int, expert: int, fully_sharded: bool
+    ) -> "Layout":
+        """The layout whose data axis takes the devices that are left, as `train` lays a run out."""
+        sizes = partitioning.make_mesh(None, model, expert, devices).shape
+        return cls(sizes["data"], model, expert, fully_sharded)
+
     @property
     def chips(self) -> int:
         return self.data * self.model * self.expert
@@ -28,7 +36,7 @@ class Layout:
     @property
     def row_parts(self) -> int:
         """Over how many chips the rows of a batch are dealt."""
-        return self.data * self.expert
+        return partitioning.padded_rows(1, self.abstract_mesh)
 
     @property
     def abstract_mesh(self) -> AbstractMesh:
@@ -45,7 +53,3 @@ class Layout:
         return (f"{self.data} data{expert} x {self.model} model"
                 + ", fully sharded" * self.fully_sharded)
 
-
-def layout_over(chips: int, model: int, expert: int, fully_sharded: bool) -> Layout:
-    """The layout whose data axis takes the chips that are left, as `train` lays a run out."""
-    return Layout(max(chips // max(model * expert, 1), 1), model, expert, fully_sharded)
