@@ -357,6 +357,7 @@ MESHES = textwrap.dedent("""
 """)
 
 
+@pytest.mark.slow  # test_train.py does so with a whole run
 def test_four_devices_resume_to_the_bit_and_agree_with_one(tmp_path):
     def go(devices, model):
         flags = f"--xla_force_host_platform_device_count={devices}"
