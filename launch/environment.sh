@@ -39,6 +39,6 @@ if [[ ! -f "$stamp" || "$(cat "$stamp")" != "$state" ]]; then
 fi
 
 # XLA asks for a step's memory anew each time. In huge pages that is a 500th of the page faults, and
-# a CPU step takes up to a quarter less (tests/benchmarks/RESULTS.md). Elsewhere than under glibc on
-# Linux the variable says nothing.
+# a CPU step takes a seventh less (T5-small, tests/benchmarks/RESULTS.md). Elsewhere than under glibc
+# on Linux the variable says nothing.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"

@@ -1,6 +1,6 @@
 """Evaluation of the demo's trained target: early stop and buckets over fixed decoding.
 
-    python tests/benchmarks/evaluation.py --json --run runs/demo/pemt_32_seed0_rate0.003
+    python tests/benchmarks/evaluation.py --json --demo runs/demo
 
 Greedy predictions of the target's test split, in turn: as `evaluate` makes them, and with 8 tokens
 generated for every row whatever it says, inputs padded to 256 (and to 128). It needs a trained
@@ -23,15 +23,16 @@ from pemt_jax.evaluator import Evaluator
 from pemt_jax.runs import open_run
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 
-RUN, TASK, BATCH, NEVER = "runs/demo/pemt_32_seed0_rate0.003", "vader_amazon", 128, -1
+DEMO, TASK, BATCH, NEVER = "runs/demo", "vader_amazon", 128, -1
 
 
-def measure(run: str = RUN, repeats: int = 3) -> dict:
-    if not Path(run).is_dir():
+def measure(demo: str = DEMO, repeats: int = 3) -> dict:
+    run = next(iter(sorted(Path(demo).glob("pemt_*"))), None)
+    if run is None:
         return {"evaluation_over_fixed": timing.row(
-            None, 3.0, at_least=True, missing=f"no {run}: run ./launch/demo.sh first"
+            None, 3.0, at_least=True, missing=f"no run in {demo}: run ./launch/demo.sh first"
         )}  # fmt: skip
-    made, _ = open_run(run, DEFAULT_VOCABULARY)
+    made, _ = open_run(str(run), DEFAULT_VOCABULARY)
     mesh = partitioning.make_mesh()
     params = made.placed(mesh)
     split = open_split(TASK, "test", {"inputs": 256, "targets": 8})
@@ -57,6 +58,6 @@ def measure(run: str = RUN, repeats: int = 3) -> dict:
 
 if __name__ == "__main__":
     options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--run", default=RUN, help="MODEL_DIR of the demo's trained target")
+    options.add_argument("--demo", default=DEMO, help="the folder that the demo wrote")
     chosen, _ = options.parse_known_args()
-    timing.main(__doc__, lambda: measure(chosen.run), options)
+    timing.main(__doc__, lambda: measure(chosen.demo), options)

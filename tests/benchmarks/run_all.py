@@ -4,7 +4,7 @@
     python tests/benchmarks/run_all.py --rows warm_start_seconds bucketed_over_padded
 
 Prints one JSON object {row: {value, target, ok}}. On an idle machine of 2 cores all of them take
-about 20 minutes, most of it T5-base. With --rows only the scripts that make these rows are run,
+about 25 minutes, most of it T5-base. With --rows only the scripts that make these rows are run,
 and the others stay as they were measured.
 """
 
@@ -37,7 +37,6 @@ SCRIPTS = {
     "tricks.py": ("tricks",),
     "growth.py": ("growth_with_experts",),
 }  # fmt: skip
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as launch/environment.sh has it
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pemt_jax")
 
 
@@ -45,7 +44,7 @@ def run(script: str) -> dict:
     """The rows that one script prints."""
     command = [sys.executable, str(HERE / script), "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False,
-                          env=os.environ | HUGE_PAGES)  # fmt: skip
+                          env=os.environ | timing.HUGE_PAGES)  # fmt: skip
     if done.returncode:
         raise SystemExit(f"{script} ended with exit code {done.returncode}.")
     return json.loads(done.stdout.splitlines()[-1])
@@ -58,13 +57,12 @@ def machine() -> list[str]:
     names = {key: next((x.partition(":")[2].strip() for x in lines if x.startswith(key)), "")
              for key in ("model name", "flags")}  # fmt: skip
     vectors = [flag for flag in names["flags"].split() if flag.startswith(("avx512f", "amx"))]
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     return [
         f"{names['model name'] or platform.processor()}, {os.cpu_count()} cores "
-        f"({' '.join(vectors)}), load {load:.1f} at the end, {platform.system()}",
+        f"({' '.join(vectors)}), {platform.system()}",
         f"CPython {platform.python_version()}, {versions}",
-        " ".join("=".join(pair) for pair in HUGE_PAGES.items()),
+        " ".join("=".join(pair) for pair in timing.HUGE_PAGES.items()),
     ]
 
 

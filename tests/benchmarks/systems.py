@@ -16,8 +16,8 @@ from pemt_jax.models import PemtModel
 from pemt_jax.optimizers import make_optimizer
 from pemt_jax.train_step import TrainState, make_train_step
 
-# T5X's dropout, one mask for all positions of a row, on every side of every comparison; the row
-# `dropout` of tricks.py has the price of a mask for each position.
+# T5X's dropout, one mask for all positions of a row, on every side of every comparison; tricks.py
+# has the price of a mask for each position.
 SIZES = {
     "mini": T5Config(vocab_size=8100, emb_dim=192, num_heads=6, head_dim=32, mlp_dim=768,
                      num_encoder_layers=4, num_decoder_layers=4, broadcast_dropout=True),

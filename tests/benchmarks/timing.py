@@ -10,6 +10,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as launch/environment.sh has it
+
 
 def interleaved(
     runs: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1, settle: int = 0

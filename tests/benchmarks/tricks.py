@@ -26,9 +26,6 @@ import timing
 from pemt_jax import feed_forward, layers
 from pemt_jax.experts import ExpertMixture
 
-TUNABLES = "GLIBC_TUNABLES"
-HUGE_PAGES = "glibc.malloc.hugetlb=1"
-
 
 class FormedExperts(ExpertMixture):
     """The authors' way: every expert's output [B, L, D] is formed, and weighed by the gate."""
@@ -120,11 +117,12 @@ def huge_pages(size: str, batch_size: int, source: int, repeats: int, processes:
     """The step in processes of their own, in turn, with and without huge pages."""
     seconds = {"huge pages": [], "as it is": []}
     for _ in range(processes):
-        for name, tunables in (("huge pages", ""), ("as it is", HUGE_PAGES)):
+        for name, pages in (("huge pages", dict.fromkeys(timing.HUGE_PAGES, "")),
+                            ("as it is", timing.HUGE_PAGES)):
             done = subprocess.run(
                 [sys.executable, __file__, "--seconds_only", "--size", size, "--batch",
                  str(batch_size), "--source", str(source), "--repeats", str(repeats)],
-                env=os.environ | {TUNABLES: tunables}, stdout=subprocess.PIPE, check=True)
+                env=os.environ | pages, stdout=subprocess.PIPE, check=True)
             seconds[name] += json.loads(done.stdout.splitlines()[-1])
     return timing.compare(seconds, "huge pages", "as it is")
 
