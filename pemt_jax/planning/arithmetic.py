@@ -37,9 +37,10 @@ class Estimate:
 class Sizes:
     """Elements of all parameters and of those on one chip, by what happens to them.
 
-    What lies split over more chips than those that share its rows is gathered where it is used:
-    `gathered` in a forward pass, of which `gathered_trainable` is trained and `gathered_at_once`
-    is the most that one layer has.
+    What lies split over the rows' chips too is gathered where it is used: `gathered` comes from
+    others in a forward pass, of which `gathered_at_once` is the most for one layer. Gradients of
+    trainables so split are summed to where they lie, `reduce_scattered` of them go to others; those
+    of the other trainables to all, `all_reduced`.
     """
 
     trainable: int
@@ -47,8 +48,9 @@ class Sizes:
     trainable_here: int
     frozen_here: int
     gathered: int
-    gathered_trainable: int
     gathered_at_once: int
+    reduce_scattered: int
+    all_reduced: int
 
 
 def sizes_of(parameters, layout: Layout) -> Sizes:
@@ -71,8 +73,9 @@ def sizes_of(parameters, layout: Layout) -> Sizes:
         trainable_here=sum(here[path] for path in trainable),
         frozen_here=sum(here[path] for path in frozen),
         gathered=sum(gathered.values()),
-        gathered_trainable=sum(gathered[path] for path in trainable),
         gathered_at_once=max(by_layer.values()),
+        reduce_scattered=sum(gathered[path] for path in trainable),
+        all_reduced=sum(here[path] for path in trainable if not gathered[path]),
     )
 
 
@@ -152,12 +155,12 @@ def _layer(job: Job, rows: int, length: int, memories: tuple[int, ...], heads: i
 def _sent(job: Job, sizes: Sizes, rows: int, stacks, element: int, layout: Layout) -> float:
     """Bytes one chip sends.
 
-    Gradients are summed over the rows' chips, of what is gathered to where it lies; a sublayer's
-    output is summed over model each way; what is gathered is so for both passes.
+    Gradients are summed over the rows' chips, a sublayer's output over model each way, and what is
+    gathered is so for the forward and for the backward pass.
     """
     ring = lambda n: 2 * (n - 1) / n  # noqa: E731  (an all-reduce over n, in times its size)
-    sent = ring(layout.row_parts) * 4 * sizes.trainable_here
-    sent += 4 * sizes.gathered_trainable + 2 * element * sizes.gathered
+    sent = 4 * (ring(layout.row_parts) * sizes.all_reduced + sizes.reduce_scattered)
+    sent += 2 * element * sizes.gathered
     activations = sum(layers * 2 * (len(memories) + 1) * rows * length * job.t5.emb_dim
                       for layers, length, memories in stacks)  # fmt: skip
     return sent + ring(layout.model) * activations * element
