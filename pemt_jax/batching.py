@@ -103,17 +103,21 @@ class BatchSource:
         return -(-int(self._sizes.sum()) // self.batch_size)
 
     def __getitem__(self, step: int) -> Batch:
-        plan = self.plan(int(step))
+        return self.batch(int(step), self.local_rows)
+
+    def batch(self, step: int, local_rows: np.ndarray | None) -> Batch:
+        """The batch of a step, or these rows of it; as long as it is with all its rows."""
+        plan = self.plan(step)
         plan = plan[np.argsort(plan[:, 0], kind="stable")]  # the rows of a task lie together
         lengths = [self._buckets[index][plan[plan[:, 0] == index, 1]]
                    for index in np.unique(plan[:, 0])]
         inputs_length, targets_length = np.concatenate(lengths).max(axis=0)
-        plan = take_local(plan, self.local_rows)
+        plan = take_local(plan, local_rows)
         pairs = []
         for index in np.unique(plan[:, 0]):
             rows, epochs = plan[plan[:, 0] == index, 1:].T
             pairs += self.splits[index].pairs(rows, epochs, self.seed)
-        size = self.batch_size if self.local_rows is None else len(self.local_rows)
+        size = self.batch_size if local_rows is None else len(local_rows)
         return make_batch(pairs, size, inputs_length, targets_length)
 
     def plan(self, step: int) -> np.ndarray:

@@ -54,6 +54,8 @@ class Checkpoints:
             None compares nothing.
         best_metric: name of the metric by which the best checkpoint is kept, or None.
         higher_is_better: whether a larger metric is better.
+        alone: whether no other run of this process saves meanwhile. Where one does, several
+            processes finish each saving at once: orbax's barriers have one name in all runs.
 
     Raises:
         UsageError: the folder holds the checkpoints of a run with another identity, or something
@@ -66,8 +68,10 @@ class Checkpoints:
         identity: Mapping[str, object] | None,
         best_metric: str | None = None,
         higher_is_better: bool = True,
+        alone: bool = True,
     ):
         self.folder = Path(folder).absolute()
+        self._at_once = not alone and jax.process_count() > 1
         # Through JSON and back, so that tuples compare equal to what a manifest holds.
         self.identity = None if identity is None else json.loads(json.dumps(dict(identity)))
         self.best_metric = best_metric
@@ -157,6 +161,8 @@ class Checkpoints:
             self._manager.save(step, args=items, metrics=facts["score"], force=True)
         except Exception as error:  # orbax passes on whatever the file system raised
             raise self._unwritten(error) from error
+        if self._at_once:
+            self.wait()
 
     def restore(self, step: int, target):
         """Return the state of `step` in the structure, dtypes and shardings of `target`.

@@ -92,7 +92,7 @@ def exit_code_of(action: Callable[[], int | None]) -> int:
         return action() or 0
     except PemtError as error:
         error = original(error)
-        print(f"error: {error}", file=sys.stderr)
+        _say(str(error))
         return error.exit_code
     except BrokenPipeError:  # the reader of our output has seen enough
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
@@ -100,11 +100,16 @@ def exit_code_of(action: Callable[[], int | None]) -> int:
     except OSError as error:
         error = original(error)
         place = f"{error.filename}: " if error.filename else ""
-        print(f"error: {place}{error.strerror or error}.", file=sys.stderr)
+        _say(f"{place}{error.strerror or error}.")
         return 1
     except KeyboardInterrupt:
-        print("error: Stopped by Ctrl-C.", file=sys.stderr)
+        _say("Stopped by Ctrl-C.")
         return 130
+
+
+def _say(sentence: str) -> None:
+    # In one piece, for several processes may share a terminal or a log.
+    sys.stderr.write(f"error: {sentence}\n")
 
 
 def arguments_of(main: Callable, argv: Sequence[str]) -> dict[str, object]:

@@ -38,19 +38,21 @@ class ManyBatchSource:
       ends: the step at which each task ends, or has ended.
       slots: length of the task axis; slots after the last task stay empty.
       prompt_lengths: rows of each task's prompt.
+      local_rows: of each task the rows that are read, in order; the others stay empty. Several
+        processes then read each what lies on its devices.
     """
 
     def __init__(self, sources: Sequence[BatchSource], ends: Sequence[int], slots: int,
-                 prompt_lengths: Sequence[int]):  # fmt: skip
+                 prompt_lengths: Sequence[int], local_rows: Sequence[np.ndarray]):  # fmt: skip
         self.sources, self.ends, self.slots = sources, ends, slots
-        self.prompt_lengths = prompt_lengths
+        self.prompt_lengths, self.local_rows = prompt_lengths, local_rows
 
     def __len__(self) -> int:
         return max(self.ends)
 
     def __getitem__(self, step: int) -> Batch:
-        batches = {task: source[step] for task, (source, end)
-                   in enumerate(zip(self.sources, self.ends, strict=True)) if step < end}
+        batches = {task: self._batch(task, step) for task, end in enumerate(self.ends)
+                   if step < end}
         longest = [max(batch[name].shape[1] for batch in batches.values())
                    for name in ("encoder_input_tokens", "decoder_target_tokens")]
         padded = {task: pad_batch(batch, *longest) for task, batch in batches.items()}
@@ -64,3 +66,12 @@ class ManyBatchSource:
             stacked[PROMPT_WEIGHTS] = np.stack(
                 [prompt_weights(length, longest_prompt, rows) for length in lengths])
         return stacked
+
+    def _batch(self, task: int, step: int) -> Batch:
+        source, rows = self.sources[task], self.local_rows[task]
+        rows = rows[rows < source.batch_size]  # the mesh may have more, that only fill it
+        whole = {}
+        for name, values in source.batch(step, rows).items():
+            whole[name] = np.zeros((source.batch_size, values.shape[1]), values.dtype)
+            whole[name][rows] = values
+        return whole

@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 import optax
 
@@ -47,9 +46,6 @@ def train_tasks(
     Raises:
       UsageError: names, steps or prompts do not fit together.
     """
-    if jax.process_count() > 1:
-        raise UsageError(f"Found {jax.process_count()} processes for {len(names)} tasks, expected "
-                         "one process, or one task.")
     check_names(names, open_run.keywords["expert_name"])
     steps = per_task("TRAIN_STEPS", train_steps, len(names))
     prompts = per_task("PROMPT_TEXT", prompt_text, len(names))

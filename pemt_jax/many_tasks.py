@@ -24,7 +24,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pemt_jax import partitioning
+from pemt_jax import partitioning, processes
 from pemt_jax.activations import constrained
 from pemt_jax.checkpoints import Checkpoints
 from pemt_jax.errors import UsageError, nearest
@@ -94,8 +94,12 @@ class ManyTrainer:
         self.mesh = task_mesh(whole, len(trainables), batch_size)
         groups = self.mesh.shape["task"]
         self.slots = -(-len(trainables) // groups) * groups
-        self._key = jax.random.key(seed, impl=prng)
-        self._tasks = np.minimum(np.arange(self.slots, dtype=np.int32), len(trainables) - 1)
+        self._replicated = NamedSharding(self.mesh, PartitionSpec())
+        self._key = jax.jit(
+            lambda: jax.random.key(seed, impl=prng), out_shardings=self._replicated)()
+        self._per_slot = NamedSharding(self.mesh, PartitionSpec("task"))
+        tasks = np.minimum(np.arange(self.slots, dtype=np.int32), len(trainables) - 1)
+        self._tasks = partitioning.place(tasks, self._per_slot)
         axes = params_axes or {}
         self._axes, self._whole = axes, whole
         # Frozen parameters lie as they do in a run alone, whose evaluation reads the same arrays.
@@ -110,15 +114,13 @@ class ManyTrainer:
         self.state = partitioning.place(self._stacked(states), self.shardings)
         self._take = _Takers()
         self._write = jax.jit(_written, donate_argnums=0, out_shardings=self.shardings)
-        self._replicated = NamedSharding(self.mesh, PartitionSpec())
         rows = partitioning.batch_axes(self.mesh)
         self._batch_sharding = NamedSharding(self.mesh, PartitionSpec("task", rows))
-        per_slot = NamedSharding(self.mesh, PartitionSpec("task"))
         self._step = jax.jit(
             self._make_step(loss_fn, optimizer, task_loop),
             donate_argnums=0,
-            in_shardings=(self.shardings, None, self._batch_sharding, per_slot, per_slot,
-                          self._replicated),
+            in_shardings=(self.shardings, None, self._batch_sharding, self._per_slot,
+                          self._per_slot, self._replicated),
             out_shardings=(self.shardings, self._replicated),
         )  # fmt: skip
         self._shapes: set = set()
@@ -131,7 +133,8 @@ class ManyTrainer:
     def step(self, batch: Batch, active: Sequence[bool]) -> dict[str, clu.metrics.Metric]:
         """Update the tasks that are active; return metrics [slots], neutral where one is not.
 
-        `batch` is {feature: [slots, B, ...]}, see many_batches.py.
+        `batch` is {feature: [slots, B, ...]}, see many_batches.py; of several processes each needs
+        only its `local_rows`.
         """
         self._shapes.add(
             batch["encoder_input_tokens"].shape + batch["decoder_target_tokens"].shape)
@@ -144,24 +147,37 @@ class ManyTrainer:
             filled[PROMPT_WEIGHTS] = np.pad(
                 batch[PROMPT_WEIGHTS], ((0, 0), (0, missing), (0, 0)), mode="edge")
         placed = partitioning.place(filled, shardings)
+        active = partitioning.place(active, self._per_slot)
         self.state, metrics = self._step(
             self.state, self.frozen, placed, active, self._tasks, self._key)
         return metrics
+
+    def local_rows(self, slot: int, batch_size: int) -> np.ndarray:
+        """Which rows of a slot's batch, filled up for the mesh, lie on this process, in order."""
+        total = partitioning.padded_rows(batch_size, self.mesh)
+        held = self._batch_sharding.addressable_devices_indices_map((self.slots, total)).values()
+        rows = [np.arange(total)[index] for slots, index in held
+                if slot in range(self.slots)[slots]]
+        return np.unique(np.concatenate([np.zeros(0, int), *rows]))
 
     def task_state(self, task: int) -> TrainState:
         """The state of one task as it would be in a run of its own; a copy."""
         return self._take(self._alone[task])(self.state, task)
 
+    def trainable_like(self, task: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and shardings of what one task trains, as in a run of its own."""
+        return self._alone[task].trainable
+
     def params(self, task: int) -> dict:
         """The nested parameters of one task's own model; trained ones are a copy."""
-        take = self._take(self._alone[task].trainable)
+        take = self._take(self.trainable_like(task))
         return merge(take(self.state.trainable, task), self.frozen)
 
     def restore(self, task: int, checkpoints: Checkpoints, step: int) -> None:
         """Replace the state of one task by that of its checkpoint."""
-        alone = checkpoints.restore(step, self._alone[task])
+        alone = processes.to_host(checkpoints.restore(step, self._alone[task]))
         padded = jax.tree.map(
-            lambda x, like: _padded(np.asarray(x), like.shape), alone, self._shapes_of_all)
+            lambda x, like: _padded(x, like.shape), alone, self._shapes_of_all)
         self.state = self._write(self.state, padded, task)
 
     def _initial(self, trainable: Params, optimizer: optax.GradientTransformation) -> TrainState:
@@ -178,11 +194,12 @@ class ManyTrainer:
 
     def _stacked(self, states: Sequence[TrainState]) -> TrainState:
         """Host arrays [slots, ...], padded on the left; slots without a task are zero."""
+        states = [processes.to_host(state) for state in states]
 
         def stack(like, *leaves):
             stacked = np.zeros((self.slots, *like.shape), like.dtype)
             for slot, leaf in enumerate(leaves):
-                stacked[slot] = _padded(np.asarray(leaf), like.shape)
+                stacked[slot] = _padded(leaf, like.shape)
             return stacked
 
         return jax.tree.map(stack, self._shapes_of_all, *states)

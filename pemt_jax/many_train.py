@@ -45,6 +45,10 @@ class OneOfMany:
     def frozen(self) -> Params:
         return self.many.frozen
 
+    @property
+    def trainable_like(self) -> dict[str, jax.ShapeDtypeStruct]:
+        return self.many.trainable_like(self.task)
+
     def params(self) -> dict:
         return self.many.params(self.task)
 
@@ -163,7 +167,7 @@ def train_many(
                 if due(eval_every):  # the evaluations of others are not in a task's own rate
                     for task in active:
                         task.loop.progress.rates()
-                if signals.received and job.running:
+                if signals.reached(step) and job.running:
                     raise StopRequest
         except StopRequest:
             job.stop(signals.received)
@@ -198,11 +202,10 @@ class _Job:
         self.window = metrics if before is None else merge_metrics(before, metrics)
         if before is not None:  # one step is queued at most, as in trainer.Loop
             jax.block_until_ready(before["loss"])
-        rows = np.any(batch["decoder_loss_weights"] > 0, axis=-1).sum(axis=-1)
         for slot, task in enumerate(self.tasks):
             if active[slot]:
                 task.result.step += 1
-                task.loop.progress.step(int(rows[slot]))
+                task.loop.progress.step(len(task.run.source.plan(step)))
         return step + 1, [task for task, makes in zip(self.tasks, active, strict=True) if makes]
 
     def _window_with_carried(self, active: Sequence[bool], metrics: Mapping) -> dict | None:
@@ -237,7 +240,7 @@ class _Job:
             task.evaluate()
         task.loop.save()
         self.metrics[task.run.task] = task.run.publish(
-            task.loop.checkpoints, task.result, task.run.trainable)
+            task.loop.checkpoints, task.result, task.loop.trainer.trainable_like)
         task.finished = True
 
     def stop(self, received: int) -> None:
@@ -261,8 +264,10 @@ class _Job:
             if self._ends is None:
                 self.started()
             runs = [task.run for task in self.tasks]
+            rows = [self.trainer.local_rows(slot, run.source.batch_size)
+                    for slot, run in enumerate(runs)]  # fmt: skip
             source = ManyBatchSource(
                 [run.source for run in runs], ends, self.trainer.slots,
-                [run.prompt_length for run in runs])  # fmt: skip
+                [run.prompt_length for run in runs], rows)  # fmt: skip
             self._ends, self._batches = ends, train_iterator(source, step, max(ends) - step)
         return self._batches

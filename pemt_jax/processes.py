@@ -214,14 +214,14 @@ def from_first(value):
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
 
 
-def to_host(arrays: dict) -> dict[str, np.ndarray]:
-    """Return whole arrays on the host, those of which other processes hold parts too."""
+def to_host(arrays):
+    """Return a tree of whole arrays on the host, those of which others hold parts too."""
     def whole(value) -> np.ndarray:
         if not isinstance(value, jax.Array) or value.is_fully_addressable:
             return np.asarray(value)
         return np.asarray(multihost_utils.process_allgather(value, tiled=True))
 
-    return {path: whole(value) for path, value in arrays.items()}
+    return jax.tree.map(whole, arrays)
 
 
 def _number(given: int | None, variable: str) -> int | None:

@@ -67,6 +67,7 @@ class TaskRun:
         **chosen,
     ):
         self.folder, self.task, self.train_steps = folder, task, train_steps
+        self._together = tuple(together)
         self.lengths = dict(task_feature_lengths)
         if method == "pemt_source":
             expert_name = expert_name or task
@@ -134,7 +135,7 @@ class TaskRun:
           UsageError: they are another run's, or farther than `train_steps`.
         """
         kept = Checkpoints(self.folder / "checkpoints", self.identity, self.best_metric,
-                           self.higher_is_better)  # fmt: skip
+                           self.higher_is_better, alone=not self._together)  # fmt: skip
         start_step = kept.latest_step() or 0
         position = kept.manifest(start_step)["data_step"] if start_step else 0
         processes.agree(step=start_step, data_position=position)

@@ -50,11 +50,15 @@ def batch_of(task, step, S=6, T=4):
 class Source(list):
     batch_size = 2
 
+    def batch(self, step, local_rows):
+        return {name: values[local_rows] for name, values in self[step].items()}
 
-def stacked(batches, slots, prompt_lengths=None):
-    sources = [Source([batch]) for batch in batches]
+
+def stacked(batches, slots, prompt_lengths=None, local_rows=None):
+    sources, tasks = [Source([batch]) for batch in batches], len(batches)
     return many_batches.ManyBatchSource(
-        sources, [1] * len(batches), slots, prompt_lengths or [4] * len(batches))[0]
+        sources, [1] * tasks, slots, prompt_lengths or [4] * tasks,
+        local_rows or [np.arange(2)] * tasks)[0]
 
 
 def single(pemt, method, task, steps=STEPS, t5=T5, train_steps=10, batches=None, frozen=None):
@@ -177,6 +181,19 @@ def test_prompts_of_unequal_lengths_and_batches_padded_agree_with_single_runs():
         assert jax.tree.map(np.shape, state) == jax.tree.map(np.shape, alone.state)
         assert_equal(state.trainable, alone.state.trainable, False, 1e-4)
     np.testing.assert_array_equal(trainer.state.trainable["prompt/embedding"][0, :2], 0)
+
+
+def test_rows_that_other_processes_read_are_left_empty():
+    batches = [batch_of(0, 0), batch_of(1, 0, S=9)]
+    whole, own, others = (stacked(batches, 2, [3, 4], rows) for rows in (
+        None, [np.array([0, 1]), np.array([], int)], [np.array([], int), np.array([0, 1, 2, 3])]))
+    assert whole["encoder_input_tokens"].shape == (2, 2, 9)
+    for name, values in whole.items():
+        if name == many_batches.PROMPT_WEIGHTS:
+            assert (own[name] == values).all() and (others[name] == values).all()
+        else:
+            assert (own[name][0] == values[0]).all() and not own[name][1].any()
+            assert (others[name][1] == values[1]).all() and not others[name][0].any()
 
 
 def test_a_state_is_restored_into_its_slot_padded_as_it_was():

@@ -113,6 +113,52 @@ def test_four_processes_that_share_experts_and_matrices_are_one_run(world, tmp_p
     assert_equal_to_one_process(tmp_path / "one", tmp_path / "four")
 
 
+MANY = {"MIXTURE_OR_TASK_NAME": "('tiny_mood','tiny_topic','tiny_train_only')",
+        "TRAIN_STEPS": "(20,10,20)", "BATCH_SIZE": 7, "train.save_every": 5}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, devices, more", [
+    (2, 1, {}),  # a group of tasks on each process
+    (2, 2, {"MODEL_PARALLEL": 2, "FULLY_SHARDED": True}),
+    (4, 1, {"MODEL_PARALLEL": 2}),  # a group of tasks on two processes
+])  # fmt: skip
+def test_processes_train_many_tasks_as_one(world, tmp_path, number, devices, more):
+    tasks = ("tiny_mood", "tiny_topic", "tiny_train_only")
+    world.train(tmp_path / "one", tasks, (20, 10, 20), method="pemt_source", batch_size=7,
+                library=str(tmp_path / "one_library"))  # fmt: skip
+    job = Job(world, number, "-m", "pemt_jax.train",
+              *world.train_flags(tmp_path / "several", **MANY, **more), devices=devices)
+    code, stderr = job.finish()
+    assert code == 0, stderr
+    assert job.stdout.count("pemt_source on tiny_") == 3
+    for task, steps, evaluations in zip(tasks, (20, 10, 20), (2, 1, 0), strict=True):
+        assert_equal_to_one_process(
+            tmp_path / "one" / task, tmp_path / "several" / task, steps, evaluations)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, code", [(signal.SIGKILL, (1, 137)), (signal.SIGTERM, (143,))])
+def test_processes_that_trained_many_tasks_resume_to_the_same_bits(world, tmp_path, number, code):
+    flags = lambda out: train_flags(world, tmp_path / out, **MANY)  # noqa: E731
+    found, stderr = Job(world, 2, *flags("straight")).finish()
+    assert found == 0, stderr
+    job, deadline = Job(world, 2, *flags("stopped")), time.monotonic() + 400
+    first = tmp_path / "stopped" / "tiny_mood"
+    while len(losses(first)) < 7 and job.process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(job.pid(1), number)
+    found, stderr = job.finish()
+    assert found in code, stderr
+    assert not (first / "artefact").exists()
+    found, stderr = Job(world, 2, *flags("stopped")).finish()
+    assert found == 0, stderr
+    for task, steps in ("tiny_mood", 20), ("tiny_topic", 10), ("tiny_train_only", 20):
+        straight, stopped = (tmp_path / out / task for out in ("straight", "stopped"))
+        assert leaves(straight, steps) == leaves(stopped, steps)
+        assert losses(straight) == losses(stopped)
+
+
 @pytest.mark.slow
 def test_two_processes_evaluate_and_predict_as_one(world, tmp_path):
     (tmp_path / "tasks.gin").write_text(

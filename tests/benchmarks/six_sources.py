@@ -33,6 +33,9 @@ class Source(list):
 
     batch_size = ROWS
 
+    def batch(self, step: int, local_rows: np.ndarray) -> dict[str, np.ndarray]:
+        return self[step]
+
 
 def random_batch(seed: int) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
@@ -64,7 +67,8 @@ def measure(tasks: int, repeats: int, task_loop: str) -> dict:
     many = ManyTrainer(loss_fn, [trainable] * tasks, frozen, optimizer, ROWS, params_axes=axes,
                        task_loop=task_loop)  # fmt: skip
     lengths = [made.model.pemt.prompt_length] * tasks
-    joint = ManyBatchSource([Source([b]) for b in batches], [1] * tasks, many.slots, lengths)[0]
+    joint = ManyBatchSource([Source([b]) for b in batches], [1] * tasks, many.slots, lengths,
+                            [np.arange(ROWS)] * tasks)[0]  # fmt: skip
 
     def step(active: list[bool]) -> None:
         jax.block_until_ready(many.step(joint, active)["loss"])
