@@ -3,16 +3,18 @@
     python tests/benchmarks/plan_table.py --results FOLDER              # the table, by arithmetic
     python tests/benchmarks/plan_table.py --results FOLDER --compile    # and by the TPU's compiler
 
---compile runs `python -m pemt_jax.plan` for one cell after another: the smallest slice that fits by
-arithmetic and the one below it, minutes each. What lies in FOLDER is not compiled again, so that
-the same command goes on. The table marks a cell that the compiler confirms with `c`, one that it
-refutes with `x`, and the last line tells how far the arithmetic is from the compiler.
+--compile runs `python -m pemt_jax.plan` for one cell after another, minutes each: the smallest
+slice that fits and the one below it; where the compiler refutes the arithmetic, the next slices,
+until it has confirmed both. What lies in FOLDER is not compiled again, so that the same command
+goes on. The table marks what the compiler has said with `c`, and the last lines tell how far the
+arithmetic is from the compiler.
 """
 
 import argparse
 import dataclasses
 import json
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +36,7 @@ COMPILED = [*((shape, "v5e") for shape in ("base", "3B", "11B")),
 
 
 def cells() -> dict[tuple[str, str, str], list]:
-    """(shape, method, chip): the way that takes least, by number of chips, to one that fits."""
+    """(shape, method, chip): the ways that take least by arithmetic, one a slice."""
     found = {}
     for shape in SHAPES:
         for method, rows in METHODS.items():
@@ -48,8 +50,6 @@ def cells() -> dict[tuple[str, str, str], list]:
                     tried = candidates(job, CHIPS[chip], chips, sizing, ("bfloat16",), (rows,))
                     ways.append(min((way for way in tried if way.layout.expert == 1),
                                     key=lambda way: way.estimate.total))
-                    if ways[-1].fits(CHIPS[chip]):
-                        break
                 found[shape, method, chip] = ways
     return found
 
@@ -63,60 +63,97 @@ def mesh_of(layout: Layout) -> str:
     return f"{layout.data}x{layout.model}" + "s" * layout.fully_sharded
 
 
+def compiled(folder: Path, cell, way) -> dict | None:
+    """What the TPU's compiler said of this way, if it was asked."""
+    path = result_file(folder, cell, way)
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def smallest(found, folder: Path, cell) -> int | None:
+    """Which way is the smallest that fits: by the compiler where it was asked, else by arithmetic.
+
+    None where none does.
+    """
+    for index, way in enumerate(found[cell]):
+        said = compiled(folder, cell, way)
+        if said["fits"] if said else way.fits(CHIPS[cell[2]]):
+            return index
+    return None
+
+
 def compile_cells(found, folder: Path, chips) -> None:
     """Compile what COMPILED asks for, the quickest first; a failure is told and passed over."""
-    todo = [(cell, way) for cell, ways in found.items()
-            if (cell[0], cell[2]) in COMPILED and cell[2] in chips for way in ways[-2:]]
-    todo.sort(key=lambda pair: (SHAPES.index(pair[0][0]), pair[0][2] != "v5e"))
-    for cell, way in todo:
-        path = result_file(folder, cell, way)
-        if path.exists():
-            continue
-        shape, method, chip = cell
-        done = subprocess.run([
-            sys.executable, "-m", "pemt_jax.plan", "--shape", shape, "--method", method,
-            "--topology", CHIPS[chip].slice_of(way.layout.chips), "--no_decode",
-            "--model_parallel", str(way.layout.model),
-            *["--fully_sharded"] * way.layout.fully_sharded,
-            "--batch_size", str(way.job.batch_size),
-            "--dtype", "bfloat16", "--frozen_dtype", "bfloat16", "--prng", "rbg",
-            "--remat_policy", way.job.t5.remat_policy, "--broadcast_dropout", "--json", str(path),
-        ], stdout=subprocess.DEVNULL)  # fmt: skip
-        print(path.name, {0: "fits", 3: "does not fit"}.get(done.returncode, "failed"), flush=True)
+    cells = [cell for cell in found if (cell[0], cell[2]) in COMPILED and cell[2] in chips]
+    for cell in sorted(cells, key=lambda cell: (SHAPES.index(cell[0]), cell[2] != "v5e")):
+        tried = []
+        while True:
+            index = smallest(found, folder, cell)
+            index = len(found[cell]) - 1 if index is None else index
+            around = found[cell][max(index - 1, 0) : index + 1]
+            open_ways = [way for way in around
+                         if way not in tried and not compiled(folder, cell, way)]
+            if not open_ways:
+                break
+            tried.append(open_ways[-1])
+            compile_one(cell, open_ways[-1], result_file(folder, cell, open_ways[-1]))
+
+
+def compile_one(cell, way, path: Path) -> None:
+    """Ask the TPU's compiler, and keep its answer in the file."""
+    shape, method, chip = cell
+    done = subprocess.run([
+        sys.executable, "-m", "pemt_jax.plan", "--shape", shape, "--method", method,
+        "--topology", CHIPS[chip].slice_of(way.layout.chips), "--no_decode",
+        "--model_parallel", str(way.layout.model),
+        *["--fully_sharded"] * way.layout.fully_sharded,
+        "--batch_size", str(way.job.batch_size),
+        "--dtype", "bfloat16", "--frozen_dtype", "bfloat16", "--prng", "rbg",
+        "--remat_policy", way.job.t5.remat_policy, "--broadcast_dropout", "--json", str(path),
+    ], stdout=subprocess.DEVNULL)  # fmt: skip
+    print(path.name, {0: "fits", 3: "does not fit"}.get(done.returncode, "failed"), flush=True)
 
 
 def table(found, folder: Path) -> str:
     """The table as Markdown."""
     lines = ["| T5, method | v4 | v5e | v5p |", "|---|---|---|---|"]
-    errors = []
     for shape in SHAPES:
         for method in METHODS:
-            row = []
-            for chip in ("v4", "v5e", "v5p"):
-                ways, said = found[shape, method, chip], []
-                for way in ways[-2:]:
-                    path = result_file(folder, (shape, method, chip), way)
-                    if not path.exists():
-                        said.append("")
-                        continue
-                    plan = json.loads(path.read_text())
-                    said.append(" c" if plan["fits"] == way.fits(CHIPS[chip]) else " x")
-                    step = plan["train_step"]
-                    if plan["compiler"] == "TPU" and "memory" in step:
-                        errors.append(way.estimate.total / step["memory"]["total"] - 1)
-                way = ways[-1]
-                text = f"{way.layout.chips} ({mesh_of(way.layout)}, " \
-                       f"{way.estimate.total / GIB:.1f} GiB){said[-1]}"  # fmt: skip
-                if not way.fits(CHIPS[chip]):
-                    text = f"more than {CHIP_COUNTS[-1]}"
-                if said[:-1] != [""] * len(said[:-1]):
-                    text += f"; not {ways[-2].layout.chips}{said[0]}"
-                row.append(text)
+            row = [text_of(found, folder, (shape, method, chip)) for chip in ("v4", "v5e", "v5p")]
             lines.append(f"| {shape}, {method} | {' | '.join(row)} |")
-    if errors:
-        lines.append(f"\nArithmetic against the compiler, memory a chip, {len(errors)} cells: "
-                     f"{min(errors):+.0%} to {max(errors):+.0%}.")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *errors(found, folder)])
+
+
+def text_of(found, folder: Path, cell) -> str:
+    """A cell of the table: chips, layout, memory a chip, and what the compiler has said."""
+    index, ways = smallest(found, folder, cell), found[cell]
+    if index is None:
+        return f"more than {CHIP_COUNTS[-1]}"
+    way, said = ways[index], compiled(folder, cell, ways[index])
+    total = said["train_step"]["memory"]["total"] if said else way.estimate.total
+    text = f"{way.layout.chips} ({mesh_of(way.layout)}, {total / GIB:.1f} GiB)" + " c" * bool(said)
+    if index and compiled(folder, cell, ways[index - 1]):
+        text += f"; not {ways[index - 1].layout.chips} c"
+    return text
+
+
+def errors(found, folder: Path) -> list[str]:
+    """How far the arithmetic is from the compiler, where the step fits and where it does not."""
+    fitting, others, refuted = [], [], 0
+    for cell, ways in found.items():
+        for way in ways:
+            said = compiled(folder, cell, way)
+            if not said or said["compiler"] != "TPU":
+                continue
+            refuted += said["fits"] != way.fits(CHIPS[cell[2]])
+            step = said["train_step"]
+            total = step["memory"]["total"] if "memory" in step else step["out_of_memory"]
+            (fitting if said["fits"] else others).append(way.estimate.total / total - 1)
+    return [
+        f"Arithmetic against the compiler, memory a chip, {len(errors)} cells that {what}: "
+        f"{min(errors):+.0%} to {max(errors):+.0%}, median {statistics.median(errors):+.0%}."
+        for what, errors in (("fit", fitting), ("do not fit", others)) if errors
+    ] + [f"It says yes or no as the compiler does in {len(fitting + others) - refuted} of "
+         f"{len(fitting + others)} cells."]
 
 
 def main() -> None:
