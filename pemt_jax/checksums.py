@@ -1,9 +1,11 @@
 """SHA256SUMS: the sha256 of every file of a folder, in the form of the command `sha256sum`.
 
-It stands in a base that a run of method full has made, whose other files are Hugging Face's and
-have no room for it; `sha256sum -c SHA256SUMS` checks it without this package.
+It stands in what is written here in the form of others, which has no room for it: a base, converted
+or made by a run of method full, and an expert for PEFT. `sha256sum -c SHA256SUMS` checks it without
+this package.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 from pemt_jax.errors import PemtError
@@ -13,22 +15,32 @@ SUMS = "SHA256SUMS"
 
 
 def write_checksums(folder: Path) -> None:
-    """Write SHA256SUMS of the files that lie in `folder`."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS)
+    """Write SHA256SUMS of the files that lie in `folder` and in its folders."""
+    names = sorted(_files(folder))
     text = "".join(f"{sha256_file(folder / name)}  {name}\n" for name in names)
     with replacing(folder / SUMS) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
-def verify_checksums(folder: Path) -> None:
-    """Raise PemtError when a file of `folder` is not as its SHA256SUMS says; without one, pass."""
+def verify_checksums(folder: Path, names: Collection[str] | None = None) -> None:
+    """Raise PemtError when a file of `folder` is not as its SHA256SUMS says; without one, pass.
+
+    Only `names` are looked at where they are given. What is missing the reader says, where it
+    matters, and what is not listed has come from elsewhere.
+    """
     sums = folder / SUMS
     if not sums.is_file():
         return
-    for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
-        expected, _, name = line.partition("  ")
-        path = folder / name
-        # What is missing the reader says, where it matters.
-        if path.is_file() and (found := sha256_file(path)) != expected:
-            raise PemtError(f"{path} is damaged or exchanged: found sha256 {found[:12]}, expected "
-                            f"{expected[:12]} as in its {SUMS}.")
+    lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
+    listed = {name: expected for expected, _, name in (line.partition("  ") for line in lines)}
+    for name in sorted(_files(folder) & listed.keys() if names is None else
+                       _files(folder) & listed.keys() & set(names)):  # fmt: skip
+        if (found := sha256_file(folder / name)) != listed[name]:
+            raise PemtError(f"{folder / name} is damaged or exchanged: found sha256 {found[:12]}, "
+                            f"expected {listed[name][:12]} as in its {SUMS}.")
+
+
+def _files(folder: Path) -> set[str]:
+    """Names of the files, relative to `folder`; the listing itself is none of them."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")
+            if path.is_file()} - {SUMS}  # fmt: skip

@@ -18,13 +18,16 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from pemt_jax.checksums import SUMS, write_checksums
 from pemt_jax.errors import PemtError, UsageError, nearest
 from pemt_jax.interop import hf, t5x
 from pemt_jax.interop.base import open_base
 
 # What a folder of each form holds when it is written here, vocabulary files aside.
-FORMATS = {"hf": re.compile(r"config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"),
-           "t5x": re.compile(r"(checkpoint_0/)?(checkpoint|target\.[\w.]+)|checkpoint_0")}
+FORMATS = {"hf": re.compile(r"config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|"
+                            + SUMS),
+           "t5x": re.compile(r"(checkpoint_0/)?(checkpoint|target\.[\w.]+|" + SUMS
+                             + ")|checkpoint_0")}  # fmt: skip
 DTYPES = ("float32", "bfloat16")
 VOCABULARY = ("spiece.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
               "added_tokens.json")
@@ -54,13 +57,15 @@ def convert(source: str, target: str, form: str, dtype: str | None = None) -> No
         with tempfile.TemporaryDirectory(prefix=f".{place.name}.",
                                          dir=place.absolute().parent) as partial:
             made, old = Path(partial, "made"), Path(partial, "old")
+            inside = made
             if form == "hf":
                 hf.save_hf(made, config, params, dtype)
             else:
-                inside = "" if t5x.STEP.fullmatch(place.name) else "checkpoint_0"
-                t5x.save_t5x(made / inside, params, dtype)
+                inside = made if t5x.STEP.fullmatch(place.name) else made / "checkpoint_0"
+                t5x.save_t5x(inside, params, dtype)
             for file in vocabulary:
                 shutil.copyfile(file, made / file.name)
+            write_checksums(inside)
             if place.exists():
                 os.replace(place, old)
             try:

@@ -1,6 +1,7 @@
 """What a user sees when something is wrong: one sentence, an exit code, the nearest valid name."""
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 
@@ -14,6 +15,12 @@ class UsageError(PemtError):
     """The command or configuration is wrong: an unknown name, a missing value, a wrong path."""
 
     exit_code = 2
+
+
+def warn(sentence: str) -> None:
+    """Say on stderr what the user should know but need not act upon."""
+    sys.stderr.write(f"warning: {sentence}\n")  # in one piece: several processes may share it
+    sys.stderr.flush()
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:

@@ -6,11 +6,11 @@ fault of the newest and everything stays as it is.
 """
 
 import shutil
-import sys
 from pathlib import Path
 
 import jax
 
+from pemt_jax.errors import warn
 from pemt_jax.restoring import DamagedCheckpoint
 
 
@@ -30,7 +30,7 @@ def restore_newest(trainer, checkpoints) -> tuple[int, dict] | None:
         for bad, error in damaged:
             checkpoints.set_aside(bad, str(error))
         if damaged:
-            warn(f"The run goes on from the checkpoint before, step {step}.")
+            _warn(f"The run goes on from the checkpoint before, step {step}.")
         return step, checkpoints.manifest(step)
     if damaged:
         raise damaged[0][1]
@@ -43,10 +43,10 @@ def set_aside(checkpoint: Path, reason: str) -> None:
     if aside.exists():
         shutil.rmtree(aside)
     checkpoint.rename(aside)
-    warn(f"{reason.rstrip('.')}; it is set aside as {aside.name}.")
+    _warn(f"{reason.rstrip('.')}; it is set aside as {aside.name}.")
 
 
-def warn(sentence: str) -> None:
-    """Say on stderr what the user should know but need not act upon; the first process does."""
+def _warn(sentence: str) -> None:
+    """Every process comes here, the first says it."""
     if jax.process_index() == 0:
-        print(f"warning: {sentence}", file=sys.stderr, flush=True)
+        warn(sentence)

@@ -12,6 +12,7 @@ from tiny_system import snapshot
 
 from pemt_jax import convert
 from pemt_jax.config import T5Config
+from pemt_jax.errors import PemtError
 from pemt_jax.interop import hf, hf_names, t5x
 from pemt_jax.interop.base import load_base
 from pemt_jax.lazy_array import LazyArray
@@ -66,6 +67,7 @@ def test_round_trips_are_equal_to_the_bit(tmp_path, run, activations, tied, dtyp
         between, back = tmp_path / f"{first}-{other}", tmp_path / f"{first}-{other}-{first}"
         assert run("--from", tmp_path / first, "--to", between, "--format", other) == (0, "")
         assert run("--from", between, "--to", back, "--format", first) == (0, "")
+        (back / ("checkpoint_0" if first == "t5x" else "") / "SHA256SUMS").unlink()
         assert snapshot(back) == snapshot(tmp_path / first)
         config_between, params_between = load_base(between)
         assert config_between == config and fingerprint(params_between) == fingerprint(params)
@@ -81,6 +83,17 @@ def test_dtype_and_vocabulary(tmp_path, run, base):
     assert {str(array.dtype) for array in stored.values()} == {"bfloat16"}
     assert json.loads((tmp_path / "half" / "config.json").read_text())["torch_dtype"] == "bfloat16"
     assert fingerprint(load_base(tmp_path / "half")[1]) == fingerprint(load_base(base)[1])
+
+
+@pytest.mark.parametrize("form, name", [
+    ("hf", "model.safetensors"), ("t5x", "checkpoint_0/checkpoint"),
+    ("t5x", "checkpoint_0/target.token_embedder.embedding/0.0")])  # fmt: skip
+def test_a_damaged_conversion_is_refused(tmp_path, run, base, form, name):
+    assert not run("--from", base, "--to", tmp_path / "made", "--format", form)[0]
+    content = (tmp_path / "made" / name).read_bytes()
+    (tmp_path / "made" / name).write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    with pytest.raises(PemtError, match=f"{name} is damaged or exchanged: .* in its SHA256SUMS"):
+        load_base(tmp_path / "made")
 
 
 def test_a_checkpoint_beside_others(tmp_path, run, base):

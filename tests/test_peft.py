@@ -7,6 +7,7 @@ tests marked `parity` ask it itself.
 import json
 import math
 import shutil
+import subprocess
 from pathlib import Path
 
 import flax.traverse_util
@@ -130,12 +131,25 @@ def test_library_to_peft_to_library_is_bit_equal(tmp_path, version, ranks, layer
     assert sha256_file(path / "weights.safetensors") == first.sha256
 
 
-def test_an_adapter_that_was_trained_on_under_peft_has_no_metrics(tmp_path):
+@pytest.mark.parametrize("name", ["pemt_prompt.safetensors", "pemt_card.json"])
+def test_a_damaged_export_is_refused(tmp_path, name):
+    random_expert(tmp_path / "library", "hf_t5_1_0")
+    folder = export(tmp_path / "library", tmp_path / "peft")
+    done = subprocess.run(["sha256sum", "--quiet", "-c", "SHA256SUMS"], cwd=folder)
+    assert done.returncode == 0
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    with pytest.raises(PemtError, match=f"{name} is damaged or exchanged: .* in its SHA256SUMS"):
+        import_peft(Request(tmp_path / "library", "again", folder))
+
+
+def test_an_adapter_that_was_trained_on_under_peft_has_no_metrics(tmp_path, capsys):
     random_expert(tmp_path / "library", "hf_t5_1_0")
     folder = export(tmp_path / "library", tmp_path / "peft")
     edit_weights(folder, lambda tensors: tensors.update({A: tensors[A] + 1}))
     card = import_peft(Request(tmp_path / "library", "more", folder))
     assert card.metrics == {} and card.config["changed_since_export"] is True
+    assert "is not the one that was exported" in capsys.readouterr().err
     assert card.description == "rate a movie: ü"
 
 

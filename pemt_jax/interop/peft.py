@@ -8,6 +8,7 @@ A source expert is a LoRA on `wo`, the output of every feed-forward. Its PEFT fo
     pemt_prompt.safetensors      the task prompt, which PEFT does not know and does not load
     pemt_card.json               what the library's card says
     README.md                    the same for people
+    SHA256SUMS                   of all of them
 
 so the adapter under PEFT is the expert without its prompt; the two files that are ours bring all of
 it back. Any other PEFT LoRA on `wo` is read too: its factor alpha / r (alpha / sqrt(r) for rslora)
@@ -25,7 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from pemt_jax.artefact import Card, read_card_file, write_card
-from pemt_jax.errors import PemtError, UsageError, nearest
+from pemt_jax.checksums import verify_checksums, write_checksums
+from pemt_jax.errors import PemtError, UsageError, nearest, warn
 from pemt_jax.folders import new_folder
 from pemt_jax.interop.torch_files import load_torch_file
 from pemt_jax.library import PROMPT, Expert
@@ -84,6 +86,7 @@ def export_peft(folder: str | os.PathLike, expert: Expert, card: Card) -> None:
             path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         with replacing(partial / README) as path:
             path.write_text(_readme(expert, card), encoding="utf-8")
+        write_checksums(partial)
 
 
 def import_adapter(folder: str | os.PathLike) -> Adapter:
@@ -101,6 +104,7 @@ def import_adapter(folder: str | os.PathLike) -> Adapter:
     lora = from_peft(config, tensors, str(folder))
     if not (folder / OUR_CARD).is_file():
         return Adapter(lora)
+    verify_checksums(folder, (OUR_PROMPT, OUR_CARD))  # PEFT may have written the others again
     prompt = load_weights(folder / OUR_PROMPT)
     if prompt.keys() != {PROMPT}:
         raise PemtError(f"{folder / OUR_PROMPT} holds {', '.join(sorted(prompt)) or 'nothing'}, "
@@ -110,6 +114,8 @@ def import_adapter(folder: str | os.PathLike) -> Adapter:
         raise PemtError(f"{folder / OUR_CARD} is the card of a {card.kind}, expected an expert's.")
     facts = dict(card.config)
     if facts.pop("fingerprint", None) != fingerprint(lora | prompt):  # trained on, under PEFT
+        warn(f"The adapter in {folder} is not the one that was exported, as after training under "
+             "PEFT; the metrics on its card are left out.")
         facts |= {"imported": "peft", "changed_since_export": True}
         card = dataclasses.replace(card, metrics={})
     return Adapter(lora, prompt[PROMPT], dataclasses.replace(card, config=facts))

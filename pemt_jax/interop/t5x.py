@@ -28,6 +28,7 @@ import numpy as np
 import tensorstore
 from etils import epath
 
+from pemt_jax.checksums import verify_checksums
 from pemt_jax.config import T5Config
 from pemt_jax.errors import PemtError, nearest
 from pemt_jax.interop.hf_names import parameter_table
@@ -78,6 +79,8 @@ def open_t5x(path: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray]]:
 def open_target(path: str | os.PathLike) -> dict[str, LazyArray | np.ndarray]:
     """Every parameter of a T5X checkpoint of any model, by its '/'-joined path."""
     folder = find_checkpoint(path)
+    if "://" not in str(folder):
+        verify_checksums(Path(folder))
     arrays = dict(_inline(folder))
     try:
         kvstore = _store(folder, ocdbt=(folder / OCDBT).exists())
