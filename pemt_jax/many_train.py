@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
+from pemt_jax import processes
 from pemt_jax.batching import train_iterator
 from pemt_jax.checkpoints import Checkpoints
 from pemt_jax.errors import PemtError, UsageError
@@ -196,8 +197,12 @@ class _Job:
         """Make the earliest step that is lacking; return the step now reached and who made it."""
         step = min(task.result.step for task in self.running)
         active = [not task.ended and task.result.step == step for task in self.tasks]
-        batch = next(self._batches_from(step))
+        batches = self._batches_from(step)
+        processes.report(step)
+        batch = next(batches)
+        processes.report(None if self.trainer.compiles(batch) else step, 1)
         metrics = self.trainer.step(batch, active)
+        processes.report(step, 2)
         before = self._window_with_carried(active, metrics)
         self.window = metrics if before is None else merge_metrics(before, metrics)
         if before is not None:  # one step is queued at most, as in trainer.Loop

@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 
 from pemt_jax.errors import PemtError, UsageError
 from pemt_jax.stopping import Stopped
-from pemt_jax.watchdog import Watchdog, die
+from pemt_jax.watchdog import PLACES, Watchdog, die
 
 START_SECONDS = int(os.environ.get("PEMT_JAX_START_SECONDS", 300))
 WAIT_SECONDS = 24 * 3600  # at a barrier; the watchdog ends the wait for a process that is gone
@@ -153,6 +153,15 @@ def _end_alone(kind, error, where) -> None:
     traceback.print_exception(kind, error, where)
     _failure = error
     leave(1)
+
+
+def report(step: int | None, place: int = 0) -> None:
+    """Tell the others which training step this process makes, and which of its places it is at.
+
+    One that stays where others do not is taken for hung. None: in work that takes any time.
+    """
+    if _watchdog is not None:
+        _watchdog.place = None if step is None else PLACES * step + place
 
 
 def is_first() -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 import jax
 import numpy as np
 
+from pemt_jax import processes
 from pemt_jax.checkpoints import Checkpoints
 from pemt_jax.errors import PemtError, UsageError, nearest
 from pemt_jax.finiteness import describe_leaf
@@ -99,6 +100,7 @@ def train(
             iterator = None
             while run.step < train_steps and not (patience and run.waited >= patience):
                 iterator = iterator or batches(run.step)
+                processes.report(run.step)
                 loop.step(next(iterator, None))
                 last = run.step == train_steps
                 evaluating = evaluate and (last or due(eval_every))
@@ -177,9 +179,12 @@ class Loop:
             raise PemtError(
                 f"The data ended at step {self.run.step}, expected {self.train_steps} steps."
             )
-        if self.trainer.compiles(batch):
+        compiles = self.trainer.compiles(batch)
+        if compiles:
             self.progress.note("compiling")
+        processes.report(None if compiles else self.run.step, 1)
         metrics = self.trainer.step(batch)
+        processes.report(self.run.step, 2)
         self.progress.note("")
         before, self.carried = self.window or window_like(self.carried, metrics), None
         self.window = metrics if before is None else merge_metrics(before, metrics)
@@ -217,6 +222,7 @@ class Loop:
             self.log.write(self.run.step, "train", values)
 
     def save(self, metrics: Mapping[str, float] | None = None) -> None:
+        processes.report(None)
         if self.checkpoints:
             progress = dataclasses.asdict(self.run)
             del progress["step"], progress["metrics"]
@@ -229,6 +235,7 @@ class Loop:
     def evaluate(self, evaluate: Callable, best_metric: str | None, sign: int) -> None:
         """Evaluate, note whether it is the best so far, log and save."""
         run = self.run
+        processes.report(None)
         self.progress.note("evaluating")
         with self.signals.interruptible():
             run.metrics = dict(evaluate(self.trainer.params()))

@@ -4,7 +4,12 @@ A collective waits for ever for a process that is gone, and JAX ends the others 
 at all. Here every process counts aloud in the key-value store of JAX's coordinator, which lives in
 process 0, and listens to the others from threads of its own, so that long compilations and reads
 do no harm. One that has been silent for SILENCE seconds, or has announced that it failed, ends the
-others with one sentence and exit code 1. A main thread that hangs alone is not noticed.
+others with one sentence and exit code 1.
+
+Threads go on where the main thread hangs, in a read from a disk that is gone, say. So a process
+also tells at which `place` of its training steps it is: one that stays for SILENCE seconds at a
+place that another has left ends all. Of what takes any time (compiling, evaluating, saving) nothing
+is told, and a main thread that hangs there is not noticed.
 """
 
 import ctypes
@@ -28,12 +33,22 @@ def die(sentence: str, linger: float = 0.0) -> None:
     os._exit(1)
 
 
+PLACES = 3  # of a step: before its batch is read, before and after it is given to the devices
+
+
 class Watchdog:
-    """Counts aloud and listens; `client` is that of JAX's coordinator."""
+    """Counts aloud and listens; `client` is that of JAX's coordinator.
+
+    Attributes:
+        place: how far the main thread is, PLACES a training step; None in other work.
+    """
 
     def __init__(self, client, address: str, index: int, count: int):
         self._client, self._address = client, address
         self._index, self._count = index, count
+        self.place: int | None = None
+        self._places: dict[int, int | None] = dict.fromkeys(range(count))
+        self._standing = dict.fromkeys(range(count), 0.0)
         self._over = threading.Event()
         self._last: dict[int, str] = {}
         self._silent = dict.fromkeys(range(count), 0.0)
@@ -68,9 +83,12 @@ class Watchdog:
         while not self._over.is_set():
             number += 1
             try:
+                place = self.place
+                self._stand(self._index, place)
                 self._client.key_value_set(
-                    f"pemt_jax/beat/{self._index}", str(number), allow_overwrite=True
-                )
+                    f"pemt_jax/beat/{self._index}", f"{number} {'' if place is None else place}",
+                    allow_overwrite=True,
+                )  # fmt: skip
                 beats = self._client.key_value_dir_get("pemt_jax/beat")
                 failed = self._client.key_value_dir_get("pemt_jax/failed")
             except Exception:  # the store does not answer; _judge counts the seconds
@@ -79,9 +97,15 @@ class Watchdog:
                 process = int(key.rsplit("/", 1)[-1])
                 if self._last.get(process) != value:
                     self._last[process], self._silent[process] = value, 0.0
+                    place = value.partition(" ")[2]
+                    self._stand(process, int(place) if place else None)
             for key, value in failed:
                 self._failed.setdefault(int(key.rsplit("/", 1)[-1]), (time.monotonic(), value))
             self._over.wait(BEAT)
+
+    def _stand(self, process: int, place: int | None) -> None:
+        if self._places[process] != place:
+            self._places[process], self._standing[process] = place, 0.0
 
     def _judge(self) -> None:
         before = time.monotonic()
@@ -90,6 +114,7 @@ class Watchdog:
             # Time in which this process itself was held up says nothing of the others.
             for process in self._silent:
                 self._silent[process] += min(now - before, 2 * BEAT)
+                self._standing[process] += min(now - before, 2 * BEAT)
             before = now
             for process, (when, sentence) in list(self._failed.items()):
                 if process != self._index and now - when > GRACE:
@@ -101,6 +126,15 @@ class Watchdog:
                         f"Process {process} of {self._count} has not been heard of for "
                         f"{SILENCE:g} seconds, expected it alive: this run ends, and its command "
                         "resumes it."
+                    )
+            places = {process: place for process, place in self._places.items()
+                      if place is not None}  # fmt: skip
+            for process, place in places.items():
+                if self._standing[process] > SILENCE and place < max(places.values()):
+                    self._end(
+                        f"Process {process} of {self._count} has stood at step "
+                        f"{place // PLACES + 1} for {SILENCE:g} seconds while others went on, "
+                        "expected it to go on: this run ends, and its command resumes it."
                     )
 
     def _end(self, sentence: str) -> None:

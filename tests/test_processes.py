@@ -227,6 +227,34 @@ def test_the_others_do_not_wait_for_a_process_that_hangs(world, tmp_path, index)
     assert code == 1 and f"Process {index} of 2 has" in sentence, stderr
 
 
+HANGS = """
+import os, sys, threading
+from pemt_jax import batching, cli, train
+
+def batch(self, step, local_rows, batch=batching.BatchSource.batch):
+    if step == 7 and os.environ["JAX_PROCESS_ID"] == "1":
+        threading.Event().wait()  # as a read from a disk that is gone
+    return batch(self, step, local_rows)
+
+batching.BatchSource.batch = batch
+sys.exit(cli.run(train.train, sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("macros", [
+    QUICK, {"MIXTURE_OR_TASK_NAME": "('tiny_mood','tiny_topic')"}], ids=["one task", "two tasks"])
+def test_a_main_thread_that_hangs_ends_all_processes(world, tmp_path, macros):
+    start = time.monotonic()
+    job = Job(world, 2, "-c", HANGS, *train_flags(world, tmp_path / "run", **macros)[2:],
+              PEMT_JAX_SILENCE_SECONDS="10")  # fmt: skip
+    code, stderr = job.finish()
+    assert code == 1 and time.monotonic() - start < 300
+    assert set(sentences(stderr)) == {
+        "error: Process 1 of 2 has stood at step 8 for 10 seconds while others went on, expected "
+        "it to go on: this run ends, and its command resumes it."}, stderr
+
+
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_after_the_same_step(world, tmp_path):
     code, stderr, _ = disturb(world, tmp_path / "run", 1, signal.SIGTERM)
@@ -291,11 +319,18 @@ class Store:
         return [("pemt_jax/beat/1", next(self.beats))]
 
 
+def beats_at(place):
+    return lambda: (f"{number} {place}" for number in range(10**6))
+
+
 @pytest.mark.parametrize("beats, failed, expected", [
-    (lambda: iter(lambda: "7", None), (), "Process 1 of 2 has not been heard of for 0.3 seconds"),
-    (lambda: map(str, range(10**6)), [("pemt_jax/failed/1", "No such file.")],
+    (lambda: iter(lambda: "7 ", None), (), "Process 1 of 2 has not been heard of for 0.3 seconds"),
+    (beats_at(13), (), "Process 1 of 2 has stood at step 5 for 0.3 seconds while others went on"),
+    (beats_at(15), (), "Process 0 of 2 has stood at step 5 for 0.3 seconds while others went on"),
+    (beats_at(14), (), None),  # all wait
+    (beats_at(""), (), None),  # it does what takes any time
+    (beats_at(""), [("pemt_jax/failed/1", "No such file.")],
      "Process 1 of 2 failed: No such file."),
-    (lambda: map(str, range(10**6)), (), None),
 ])  # fmt: skip
 def test_the_watchdog_ends_a_process_for_silence_or_failure_of_another(
         monkeypatch, beats, failed, expected):
@@ -309,6 +344,7 @@ def test_the_watchdog_ends_a_process_for_silence_or_failure_of_another(
 
     monkeypatch.setattr(watchdog, "die", die)
     dog = watchdog.Watchdog(Store(beats(), failed), "127.0.0.1:1", 0, 2)
+    dog.place = 14  # after step 5 was given to the devices
     over.wait(1.0)
     dog.stop()
     assert (expected is None and not said) or said[0].startswith(expected)
