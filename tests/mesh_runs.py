@@ -18,6 +18,7 @@ from tiny_model import T5, initial_shapes, make_batch, random_params
 from pemt_jax import methods, partitioning
 from pemt_jax.checkpoints import Checkpoints
 from pemt_jax.config import PemtConfig
+from pemt_jax.many_tasks import ManyTrainer
 from pemt_jax.models import PemtModel
 from pemt_jax.optimizers import make_optimizer
 from pemt_jax.train_step import Trainer
@@ -69,9 +70,16 @@ def state(folder: Path, stage: str, name: str) -> dict[str, np.ndarray]:
     return {path: np.asarray(value) for path, value in trainer.state.trainable.items()}
 
 
-def frozen_bytes(stage: str, mesh, fully_sharded: bool) -> dict[str, int]:
-    """Bytes of each frozen parameter on the first device."""
-    frozen = make_trainer(stage, mesh, fully_sharded).frozen
+def frozen_bytes(stage: str, mesh, fully_sharded: bool, tasks: int = 1) -> dict[str, int]:
+    """Bytes of each frozen parameter on the first device, in a run of one task or of many."""
+    made = make_trainer(stage, mesh, fully_sharded)
+    if tasks > 1:
+        pemt, trainable = STAGES[stage], jax.device_get(made.state.trainable)
+        made = ManyTrainer(
+            PemtModel(SMALL, pemt).loss_fn, [trainable] * tasks, jax.device_get(made.frozen),
+            make_optimizer(schedule=0.01), 6, mesh=mesh, fully_sharded=fully_sharded,
+            params_axes=initial_shapes(SMALL, pemt)["params_axes"])  # fmt: skip
+    frozen = made.frozen
     return {path: value.addressable_shards[0].data.nbytes for path, value in frozen.items()}
 
 

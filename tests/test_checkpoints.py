@@ -103,8 +103,9 @@ def test_metrics_can_be_added_to_a_saved_step(tmp_path):
         assert checkpoints.manifest(20)["metrics"] == {"acc": 0.6}
         assert checkpoints.manifest(20)["seed"] == 2
         checkpoints.save(30, state_of(30), {"acc": 0.4})
+        checkpoints.save(40, state_of(40), {"acc": 0.5})
         checkpoints.wait()
-        assert steps_in(tmp_path) == [20, 30]
+        assert steps_in(tmp_path) == [20, 30, 40]  # the best and the two latest
         assert_equal(checkpoints.restore(20, state_of(0)), state_of(20))
 
 

@@ -194,6 +194,9 @@ def test_rows_that_other_processes_read_are_left_empty():
         else:
             assert (own[name][0] == values[0]).all() and not own[name][1].any()
             assert (others[name][1] == values[1]).all() and not others[name][0].any()
+    second = stacked(batches, 2, [3, 4], [np.array([1]), np.array([1])])
+    tokens = "encoder_input_tokens"
+    assert (second[tokens][:, 1] == whole[tokens][:, 1]).all() and not second[tokens][:, 0].any()
 
 
 def test_a_state_is_restored_into_its_slot_padded_as_it_was():

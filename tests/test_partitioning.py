@@ -219,6 +219,7 @@ def test_an_expert_axis_and_full_sharding_save_memory():
                                      ("sharded", (4, 1, 1), True)):
             mesh = partitioning.make_mesh(*sizes)
             held[name] = mesh_runs.frozen_bytes("pemt_target", mesh, sharded)
+            assert held[name] == mesh_runs.frozen_bytes("pemt_target", mesh, sharded, tasks=2)
         for path, size in held["data"].items():
             bank = path.endswith(("lora_a", "lora_b")) or path.startswith("source_prompts")
             assert held["expert"][path] == size // (2 if bank else 1), path

@@ -65,7 +65,40 @@ def test_arguments_are_counted_as_the_compiler_counts_them(step_on_8):
     sizes = sizes_of(TINY.parameters(), Layout(8))
     memory = estimate(TINY, sizes, CHIPS["v5e"], Layout(8)).memory
     counted = step_on_8["pemt_target"]["arguments"]
-    assert (memory["frozen"], memory["trainable"]) == (counted["frozen"], counted["trainable"])
+    kinds = ("frozen", "trainable", "batch")
+    assert [memory[kind] for kind in kinds] == [counted[kind] for kind in kinds]
+    assert memory["optimizer"] == counted["optimizer"] - 8  # its counters of steps
+
+
+def test_temporaries_are_logits_gradients_what_is_kept_and_a_layer_at_work():
+    def temporaries(trained_more=0, **shape):
+        job = dataclasses.replace(TINY, t5=dataclasses.replace(T5, **shape))
+        sizes = sizes_of(job.parameters(), Layout())
+        sizes = dataclasses.replace(sizes, trainable_here=sizes.trainable_here + trained_more)
+        made = estimate(job, sizes, CHIPS["v5e"], Layout()).memory["temporaries"]
+        return made - 4 * sizes.trainable_here, made
+
+    (rest, made), logits = temporaries(), 8 * TINY.batch_size * TINY.targets
+    assert temporaries(trained_more=10)[1] - made == 4 * 10
+    assert temporaries(vocab_size=T5.vocab_size + 10)[1] - made == logits * 10
+    layers = dict(num_encoder_layers=2 * T5.num_encoder_layers,
+                  num_decoder_layers=2 * T5.num_decoder_layers)  # fmt: skip
+    kept = temporaries(**layers)[0] - rest  # of all layers; at work there is still one
+    at_work = rest - logits * T5.vocab_size - kept
+    assert kept / (T5.num_encoder_layers + T5.num_decoder_layers) <= at_work <= kept
+
+
+def test_every_kind_of_collective_is_read():
+    lines = {
+        "reduce-scatter": "%a = f32[2,8]{1,0} reduce-scatter(%p), dimensions={0}",
+        "all-to-all": "%a = f32[2,8]{1,0} all-to-all(%p), dimensions={0}",
+        "collective-permute": "%a = f32[2,8]{1,0} collective-permute(%p), source_target_pairs={}",
+        "all-gather": "%a = f32[2,8]{1,0} all-gather(%p), dimensions={0}",
+        "all-reduce": "%a = f32[2,8]{1,0} all-reduce(%p), replica_groups={}",
+    }
+    for kind, line in lines.items():
+        assert by_kind(find_collectives(f"  {line}\n")) == {
+            kind: {"count": 1, "bytes": 64, "largest": 64}}
 
 
 def test_collectives_are_read_from_both_forms_of_the_compilers_text():
@@ -146,6 +179,14 @@ def test_without_the_tpu_compiler_a_plan_says_what_is_missing(monkeypatch):
     assert made["train_step"]["memory"]["total"] > 0 < made["decode_step"]["flops"]
     text = report.render(json.loads(json.dumps(made)))
     assert "missing: there is no TPU compiler here" in text and text.endswith("fits: yes")
+
+
+def test_a_run_that_is_too_large_for_its_chip_does_not_fit():
+    small = dataclasses.replace(CHIPS["v5e"], hbm=1000)
+    devices = topology.virtual_devices(1)
+    made = report.make_plan(TINY, topology.Topology("v5e:1x1", small, devices, False), Layout(),
+                            decode=False)  # fmt: skip
+    assert made["fits"] is False and report.render(made).endswith("fits: no")
 
 
 @NO_TPU_COMPILER

@@ -134,6 +134,17 @@ def test_resumed_log_has_each_step_once(tmp_path):
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 4
 
 
+def test_a_run_stopped_before_its_evaluation_logs_it_once(tmp_path):
+    for evaluated in (None, None, 10):
+        with MetricsLog(tmp_path, tensorboard=False) as log:
+            log.resume(10, evaluated)
+            if evaluated is None:
+                log.write(10, "validation", {"loss": 1.0})
+            log.write(15, "train", {"loss": 1.0})
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(row["step"], row["kind"]) for row in rows] == [(10, "validation"), (15, "train")]
+
+
 def test_metrics_are_in_tensorboard_files_too(tmp_path):
     with MetricsLog(tmp_path) as log:
         log.write(3, "train", {"loss": 1.5})
