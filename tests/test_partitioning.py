@@ -10,14 +10,16 @@ import jax
 import mesh_runs
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from tiny_model import equations, initial_shapes, make_batch, random_params
 
-from pemt_jax import partitioning
+from pemt_jax import methods, partitioning
 from pemt_jax.activations import axis_rules, constrained
 from pemt_jax.errors import UsageError
+from pemt_jax.evaluator import Evaluator
 from pemt_jax.models import PemtModel
 from pemt_jax.optimizers import make_optimizer
+from pemt_jax.train_step import TrainState, jit_train_step
 
 MESH_2X2 = AbstractMesh((2, 2), ("data", "model"))
 
@@ -131,9 +133,23 @@ def test_the_activations_of_a_model_are_constrained_to_the_mesh():
 
     rows = ("data",)
     expected = {(rows, None, None), (rows, None, "model"), (rows, None, "model", None)}
-    found = {(rows if spec[0] == "data" else spec[0], *spec[1:]) if spec else spec
-             for spec in constraints(constrained(model.loss_fn, MESH_2X2, axes))}
-    assert expected <= found
+
+    def found(function):
+        return {(rows if spec[0] == "data" else spec[0], *spec[1:]) if spec else spec
+                for spec in constraints(function)}
+
+    assert expected <= found(constrained(model.loss_fn, MESH_2X2, axes))
+    # And so are those of the steps that are compiled.
+    trainable, frozen = methods.split(
+        random_params(t5, pemt), methods.get_method("pemt_target"))
+    optimizer, everywhere = make_optimizer(), NamedSharding(MESH_2X2, PartitionSpec())
+    state = TrainState(np.int32(0), trainable, optimizer.init(trainable))
+    step = jit_train_step(
+        model.loss_fn, optimizer, jax.tree.map(lambda _: everywhere, state),
+        dict.fromkeys(frozen, everywhere), MESH_2X2, axes)  # fmt: skip
+    assert expected <= found(lambda params, batch, _: step(state, frozen, batch, jax.random.key(0)))
+    evaluator = Evaluator(model.predict_batch, model.eval_fn, None, MESH_2X2, axes)
+    assert expected <= found(lambda params, batch, _: evaluator._eval(params, batch))
     assert not constraints(constrained(model.loss_fn, partitioning.make_mesh(), axes))
 
 

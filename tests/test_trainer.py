@@ -169,6 +169,19 @@ def test_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path, at, ke
         assert checkpoints.latest_step() == kept
 
 
+def test_a_run_stopped_after_a_step_that_is_not_finite_does_not_save_it(tmp_path):
+    def batches(start):
+        for batch in nan_at(6)(start):
+            if not batch["decoder_loss_weights"].any():
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    with pytest.raises(PemtError, match="^Step 6 had loss nan.*the last finite checkpoint is step"):
+        run(tmp_path, 20, batches=batches, save_every=4, log_every=20)
+    with Checkpoints(tmp_path, {"run": 1}) as checkpoints:
+        assert checkpoints.latest_step() == 4
+
+
 @jax.custom_vjp
 def infinite_gradient(x):
     return x
