@@ -144,6 +144,10 @@ def partial_optimizer(optimizer: Optimizer, assembly: Assembly) -> optimizers.Op
 
 
 def logical_axis_rules() -> list[tuple[str, str | None]]:
-    """Rules for the logical axes that T5X's standard rules do not have."""
+    """Rules for the logical axes that T5X's standard rules do not have.
+
+    T5X's mesh is data x model: what we split over an axis of experts is whole on each device there.
+    """
     known = {axis for axis, _ in partitioning.standard_logical_axis_rules()}
-    return [rule for rule in LOGICAL_AXIS_RULES.items() if rule[0] not in known]
+    return [(axis, mesh_axis if mesh_axis in ("data", "model") else None)
+            for axis, mesh_axis in LOGICAL_AXIS_RULES.items() if axis not in known]  # fmt: skip
