@@ -33,8 +33,8 @@ def verify_checksums(folder: Path, names: Collection[str] | None = None) -> None
         return
     lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
     listed = {name: expected for expected, _, name in (line.partition("  ") for line in lines)}
-    for name in sorted(_files(folder) & listed.keys() if names is None else
-                       _files(folder) & listed.keys() & set(names)):  # fmt: skip
+    found_here = _files(folder) if names is None else _files(folder) & set(names)
+    for name in sorted(found_here & listed.keys()):
         if (found := sha256_file(folder / name)) != listed[name]:
             raise PemtError(f"{folder / name} is damaged or exchanged: found sha256 {found[:12]}, "
                             f"expected {listed[name][:12]} as in its {SUMS}.")

@@ -57,11 +57,11 @@ def convert(source: str, target: str, form: str, dtype: str | None = None) -> No
         with tempfile.TemporaryDirectory(prefix=f".{place.name}.",
                                          dir=place.absolute().parent) as partial:
             made, old = Path(partial, "made"), Path(partial, "old")
-            inside = made
+            one_step = form == "hf" or t5x.STEP.fullmatch(place.name)
+            inside = made if one_step else made / "checkpoint_0"
             if form == "hf":
-                hf.save_hf(made, config, params, dtype)
+                hf.save_hf(inside, config, params, dtype)
             else:
-                inside = made if t5x.STEP.fullmatch(place.name) else made / "checkpoint_0"
                 t5x.save_t5x(inside, params, dtype)
             for file in vocabulary:
                 shutil.copyfile(file, made / file.name)

@@ -78,7 +78,7 @@ def test_scripts_pass_shellcheck():
     shellcheck = str(beside) if beside.exists() else shutil.which("shellcheck")
     if not shellcheck:
         pytest.skip("there is no shellcheck: pip install '.[test]'")
-    scripts = [str(ROOT / "launch" / script) for script in SCRIPTS]
+    scripts = [str(ROOT / "launch" / script) for script in (*SCRIPTS, "local_processes.sh")]
     done = subprocess.run([shellcheck, *scripts], capture_output=True, text=True, timeout=60)
     assert not done.returncode, done.stdout
 

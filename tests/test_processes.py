@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from tiny_system import EXPERTS, leaves, world_fixture  # noqa: F401
 
-from pemt_jax import processes, watchdog
+from pemt_jax import processes
 from pemt_jax.errors import UsageError
 from pemt_jax.metrics_log import read_metrics
 from pemt_jax.weights import load_weights
@@ -307,86 +306,3 @@ def test_a_port_that_does_not_answer_is_one_sentence(world):
 def test_what_does_not_fit_together_is_one_sentence(given, message):
     with pytest.raises(UsageError, match=message), processes.joined(*given):
         pass
-
-
-class Store:
-    """The coordinator's key-value store, in which process 1 does as `beats` says."""
-
-    def __init__(self, beats, failed=()):
-        self.beats, self.failed = beats, list(failed)
-
-    def key_value_set(self, key, value, allow_overwrite):
-        pass
-
-    def key_value_dir_get(self, folder):
-        if folder.endswith("failed"):
-            return self.failed
-        return [("pemt_jax/beat/1", next(self.beats))]
-
-
-def beats_at(place):
-    return lambda: (f"{number} {place}" for number in range(10**6))
-
-
-@pytest.mark.parametrize("beats, failed, expected", [
-    (lambda: iter(lambda: "7 ", None), (), "Process 1 of 2 has not been heard of for 0.3 seconds"),
-    (beats_at(13), (), "Process 1 of 2 has stood at step 5 for 0.3 seconds while others went on"),
-    (beats_at(15), (), "Process 0 of 2 has stood at step 5 for 0.3 seconds while others went on"),
-    (beats_at(14), (), None),  # all wait
-    (beats_at(""), (), None),  # it does what takes any time
-    (beats_at(""), [("pemt_jax/failed/1", "No such file.")],
-     "Process 1 of 2 failed: No such file."),
-])  # fmt: skip
-def test_the_watchdog_ends_a_process_for_silence_or_failure_of_another(
-        monkeypatch, beats, failed, expected):
-    for name, value in ("BEAT", 0.05), ("GRACE", 0.1), ("SILENCE", 0.3):
-        monkeypatch.setattr(watchdog, name, value)
-    said, over = [], threading.Event()
-
-    def die(sentence, linger):
-        said.append(sentence)
-        over.set()
-
-    monkeypatch.setattr(watchdog, "die", die)
-    dog = watchdog.Watchdog(Store(beats(), failed), "127.0.0.1:1", 0, 2)
-    dog.place = 14  # after step 5 was given to the devices
-    over.wait(1.0)
-    dog.stop()
-    assert (expected is None and not said) or said[0].startswith(expected)
-
-
-def launch(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([str(LAUNCH), *arguments], capture_output=True, text=True, timeout=60,
-                          env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"})  # fmt: skip
-
-
-def test_the_launcher_prints_what_it_would_run():
-    done = launch("--processes", "2", "--devices", "4", "--dry-run", "--", "python", "a b.py")
-    lines = [
-        f"env JAX_PLATFORMS=cpu JAX_COORDINATOR_ADDRESS=127.0.0.1:PORT JAX_NUM_PROCESSES=2 "
-        f"JAX_PROCESS_ID={index} XLA_FLAGS=--xla_force_host_platform_device_count=4 "
-        "python a\\ b.py &"
-        for index in (0, 1)
-    ]
-    assert (done.returncode, done.stdout.splitlines(), done.stderr) == (0, lines, "")
-
-
-def test_the_launcher_has_the_exit_code_of_the_first_that_fails():
-    script = "sleep $JAX_PROCESS_ID; exit $((4 * JAX_PROCESS_ID))"
-    assert launch("--processes", "3", "--", "bash", "-c", script).returncode == 4
-    assert launch("--", "true").returncode == 0
-
-
-def test_the_launcher_passes_signals_on_and_refuses_wrong_use():
-    process = subprocess.Popen([str(LAUNCH), "--", "sleep", "100"])
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=20) == 143
-    done = launch("--processes", "none", "--", "true")
-    assert (done.returncode, done.stderr) == (
-        2, "error: Found --processes 'none', expected a positive number.\n")  # fmt: skip
-    assert "Found no command" in launch("--processes", "2").stderr
-
-
-def test_the_launcher_passes_shellcheck():
-    subprocess.run([Path(sys.executable).with_name("shellcheck"), LAUNCH], check=True)

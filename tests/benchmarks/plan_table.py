@@ -83,8 +83,8 @@ def smallest(found, folder: Path, cell) -> int | None:
 
 def compile_cells(found, folder: Path, chips) -> None:
     """Compile what COMPILED asks for, the quickest first; a failure is told and passed over."""
-    cells = [cell for cell in found if (cell[0], cell[2]) in COMPILED and cell[2] in chips]
-    for cell in sorted(cells, key=lambda cell: (SHAPES.index(cell[0]), cell[2] != "v5e")):
+    wanted = [cell for cell in found if (cell[0], cell[2]) in COMPILED and cell[2] in chips]
+    for cell in sorted(wanted, key=lambda cell: (SHAPES.index(cell[0]), cell[2] != "v5e")):
         tried = []
         while True:
             index = smallest(found, folder, cell)
@@ -120,7 +120,7 @@ def table(found, folder: Path) -> str:
         for method in METHODS:
             row = [text_of(found, folder, (shape, method, chip)) for chip in ("v4", "v5e", "v5p")]
             lines.append(f"| {shape}, {method} | {' | '.join(row)} |")
-    return "\n".join([*lines, "", *errors(found, folder)])
+    return "\n".join([*lines, "", *deviations(found, folder)])
 
 
 def text_of(found, folder: Path, cell) -> str:
@@ -136,7 +136,7 @@ def text_of(found, folder: Path, cell) -> str:
     return text
 
 
-def errors(found, folder: Path) -> list[str]:
+def deviations(found, folder: Path) -> list[str]:
     """How far the arithmetic is from the compiler, where the step fits and where it does not."""
     fitting, others, refuted = [], [], 0
     for cell, ways in found.items():
