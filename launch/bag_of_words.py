@@ -4,7 +4,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from pemt_jax.tasks import demo
+from pemt_jax.tasks.demo import sentiment as demo
 
 SOURCES = ("movies", "tweets", "nyt")
 

@@ -3,7 +3,7 @@
 Run it as ./launch/demo.sh; with --study it becomes study.py.
 """
 
-from pemt_jax import cli  # noqa: F401  isort: skip  (silences TensorFlow)
+from pemt_jax.cli import command as cli  # noqa: F401  isort: skip  (silences TensorFlow)
 
 import argparse
 import json
@@ -12,8 +12,8 @@ from pathlib import Path
 import bag_of_words
 from experiment import SOURCES, TARGET, Experiment, Stopwatch, gates
 
-from pemt_jax import processes
-from pemt_jax.weights import replacing
+from pemt_jax.common.storage import replacing
+from pemt_jax.parallel import processes
 
 SHOTS, SEED = 32, 0
 # Each way has the rate that study.py chose for it on validation.
@@ -68,8 +68,10 @@ def report(summary: dict, path: Path) -> None:
         print(f"  {name:40s} {weight:.3f}  {'#' * round(50 * weight)}")
     seconds, folder = summary["seconds"], path.parent
     print(f"\n{seconds:.0f} seconds. Runs, experts and {path.name} are in {folder}.")
-    print(f"Try: echo 'sentence: It broke on the first day.' | python -m pemt_jax.predict "
-          f"--gin.MODEL_DIR={folder}/pemt_{SHOTS}_seed{SEED}_rate{RATES['pemt']:g}")
+    print(
+        f"Try: echo 'sentence: It broke on the first day.' | python -m pemt_jax.predict "
+        f"--gin.MODEL_DIR={folder}/pemt_{SHOTS}_seed{SEED}_rate{RATES['pemt']:g}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The runs of the demo and the study, each a call of a public command, and what they measured."""
 
-from pemt_jax import cli  # isort: skip  (silences TensorFlow before it is imported)
+from pemt_jax.cli import command as cli  # isort: skip  (silences TensorFlow before it is imported)
 
 import json
 import shlex
@@ -10,12 +10,12 @@ from pathlib import Path
 
 import jax
 
-from pemt_jax import artefact
-from pemt_jax.assembly import MINI_T5
+from pemt_jax.common.hashing import fingerprint
 from pemt_jax.evaluate import evaluate
 from pemt_jax.interop.base import load_base
+from pemt_jax.library import artefact
+from pemt_jax.runs.build_model import MINI_T5
 from pemt_jax.train import train
-from pemt_jax.weights import fingerprint
 
 SOURCES = ("vader_movies", "vader_tweets", "vader_nyt", "vader_domain")
 POOLED = "vader_sources"
@@ -54,15 +54,25 @@ class Experiment:
         card = run / "artefact"
         if not card.is_dir() or artefact.read_card(card).base_fingerprint != self.base:
             self.trained += 1
-            self.command(train, file, MIXTURE_OR_TASK_NAME=task, MODEL_DIR=run,
-                         LIBRARY=self.library, **macros)  # fmt: skip
+            self.command(
+                train,
+                file,
+                MIXTURE_OR_TASK_NAME=task,
+                MODEL_DIR=run,
+                LIBRARY=self.library,
+                **macros,
+            )
 
     def test(self, name: str) -> dict[str, float]:
         """Metrics of a finished run on the target's test split."""
         path = self.folder / name / "evaluation" / f"{TARGET}-test.json"
         if not path.is_file():
-            self.command(evaluate, MODEL_DIR=self.folder / name, MIXTURE_OR_TASK_NAME=TARGET,
-                         BUCKETS="(32, 64)")  # fmt: skip
+            self.command(
+                evaluate,
+                MODEL_DIR=self.folder / name,
+                MIXTURE_OR_TASK_NAME=TARGET,
+                BUCKETS="(32, 64)",
+            )
         return json.loads(path.read_text(encoding="utf-8"))
 
     def validation(self, name: str) -> float:
@@ -83,8 +93,14 @@ class Experiment:
             macros |= {"METHOD": "adapter", "EXPERTS": "()"}
         elif method == "lora":
             macros |= {"METHOD": "lora", "EXPERTS": "()", "INITIAL_EXPERT": POOLED}
-        self.train(name, "demo/stage2.gin", f"{TARGET}_{shots}_seed{seed}", SEED=seed,
-                   LEARNING_RATE=rate, **macros)  # fmt: skip
+        self.train(
+            name,
+            "demo/stage2.gin",
+            f"{TARGET}_{shots}_seed{seed}",
+            SEED=seed,
+            LEARNING_RATE=rate,
+            **macros,
+        )
         return name
 
 

@@ -9,7 +9,7 @@
 #
 # The processes compute on the CPU, with gloo between them, unless JAX_PLATFORMS says otherwise.
 # SIGTERM, SIGINT and SIGHUP reach every process as SIGTERM. The exit code is that of the first
-# process that fails, 0 if none does; the others end by themselves (pemt_jax/watchdog.py).
+# process that fails, 0 if none does; the others end by themselves (pemt_jax/parallel/watchdog.py).
 set -uo pipefail
 
 fail() {

@@ -5,7 +5,7 @@ learning rate is the one of the same grid with the best mean validation accuracy
 is read for that one only.  Stopped and started again, it goes on where it was.
 """
 
-from pemt_jax import cli  # noqa: F401  isort: skip  (silences TensorFlow)
+from pemt_jax.cli import command as cli  # noqa: F401  isort: skip  (silences TensorFlow)
 
 import argparse
 import json
@@ -16,7 +16,7 @@ import bag_of_words
 from experiment import POOLED, SOURCES, TARGET, Experiment, Stopwatch, gates
 
 from pemt_jax import tasks
-from pemt_jax.weights import replacing
+from pemt_jax.common.storage import replacing
 
 SHOTS, SEEDS, RATES = (8, 32), (0, 1, 2, 3, 4), (1e-3, 3e-3)
 METHODS = {
@@ -37,12 +37,22 @@ def main() -> None:
     for task in SOURCES:
         study.source(task)
     # As many steps as the four experts had together.
-    study.train(POOLED, "demo/stage1.gin", POOLED, METHOD="lora", TRAIN_STEPS=5000,
-                EXPERT_NAME=POOLED, PROMPT_TEXT=tasks.description(TARGET))  # fmt: skip
+    study.train(
+        POOLED,
+        "demo/stage1.gin",
+        POOLED,
+        METHOD="lora",
+        TRAIN_STEPS=5000,
+        EXPERT_NAME=POOLED,
+        PROMPT_TEXT=tasks.description(TARGET),
+    )
     results = {"rates": {}, "test": {}, "gates": {}}
     for shots in SHOTS:
-        trained = {method: tuned(study, method, shots, results) for method in METHODS
-                   if method in ("pemt", "adapter", "lora")}  # fmt: skip
+        trained = {
+            method: tuned(study, method, shots, results)
+            for method in METHODS
+            if method in ("pemt", "adapter", "lora")
+        }
         trained["averaged"] = [
             study.few_shot("pemt", shots, seed, 0.0, TRAIN_STEPS=1) for seed in SEEDS[:1]
         ]
@@ -73,8 +83,9 @@ def tuned(study: Experiment, method: str, shots: int, results: dict) -> list[str
         validation[rate] = statistics.mean(study.validation(name) for name in names[rate])
     best = max(RATES, key=validation.get)
     results["rates"].setdefault(method, {})[shots] = {
-        "chosen": best, "validation": {f"{rate:g}": v for rate, v in validation.items()}
-    }  # fmt: skip
+        "chosen": best,
+        "validation": {f"{rate:g}": v for rate, v in validation.items()},
+    }
     return names[best]
 
 
@@ -104,8 +115,12 @@ def table(results: dict) -> str:
         f"{method} " + ", ".join(f"{found[shots]['chosen']:g}" for shots in SHOTS)
         for method, found in results["rates"].items()
     )
-    lines += ["", f"Mean ± standard deviation over {len(SEEDS)} draws of the examples. "
-              f"Learning rates chosen on validation: {rates}.", ""]  # fmt: skip
+    lines += [
+        "",
+        f"Mean ± standard deviation over {len(SEEDS)} draws of the examples. "
+        f"Learning rates chosen on validation: {rates}.",
+        "",
+    ]
     return "\n".join(lines)
 
 

@@ -6,20 +6,22 @@ Prints one JSON object and writes it to MODEL_DIR/evaluation/TASK-SPLIT.json. MO
 an artefact, an expert of a library or a base, which are left as they are.
 """
 
-from pemt_jax import cli  # isort: skip  (silences TensorFlow before it is imported)
+from pemt_jax.cli import command as cli  # isort: skip  (silences TensorFlow before it is imported)
 
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pemt_jax import data, partitioning, processes, runs
-from pemt_jax.batching import DEFAULT_BUCKETS
-from pemt_jax.errors import UsageError
-from pemt_jax.evaluator import Evaluator
+from pemt_jax.common.errors import UsageError
+from pemt_jax.common.storage import replacing
+from pemt_jax.data.batching import DEFAULT_BUCKETS
+from pemt_jax.data.token_cache import open_mixture
+from pemt_jax.parallel import partitioning, processes
+from pemt_jax.runs.finished import open_run
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
-from pemt_jax.validation import Validation
-from pemt_jax.weights import replacing
+from pemt_jax.training.evaluator import Evaluator
+from pemt_jax.training.validation import Validation
 
 
 def evaluate(
@@ -50,18 +52,24 @@ def evaluate(
       expert_parallel: devices over which the experts are split; see partitioning.py.
       fully_sharded: split the backbone's matrices over the data devices as well.
     """
-    made, card = runs.open_run(
+    made, card = open_run(
         model_dir, DEFAULT_VOCABULARY, initial_checkpoint_path, library, vocabulary
     )
     name = mixture_or_task_name or (card and card.task)
     lengths = task_feature_lengths or (card and card.config["task_feature_lengths"])
     if not name or not lengths:
-        raise UsageError(f"{model_dir} does not name its task, expected MIXTURE_OR_TASK_NAME and "
-                         "TASK_FEATURE_LENGTHS.")  # fmt: skip
+        raise UsageError(
+            f"{model_dir} does not name its task, expected MIXTURE_OR_TASK_NAME and "
+            "TASK_FEATURE_LENGTHS."
+        )
     with processes.first_alone():  # it tokenises what is not cached yet
-        splits = [part for _, part in data.open_mixture(name, split, lengths)]
-    processes.agree(base=made.identity["base"], experts=made.identity["experts"],
-                    data=[part.sha256 for part in splits], batch_size=batch_size)  # fmt: skip
+        splits = [part for _, part in open_mixture(name, split, lengths)]
+    processes.agree(
+        base=made.identity["base"],
+        experts=made.identity["experts"],
+        data=[part.sha256 for part in splits],
+        batch_size=batch_size,
+    )
     mesh = partitioning.make_mesh(model=model_parallel, expert=expert_parallel)
     partitioning.check_batch_size(batch_size)
     evaluator = Evaluator(

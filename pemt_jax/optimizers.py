@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pemt_jax.errors import UsageError, nearest
+from pemt_jax.common.errors import UsageError, nearest
 
 Schedule = Callable[[jax.Array], jax.Array]
 
@@ -52,8 +52,10 @@ def make_schedule(
             f"{nearest(kind, kinds)}."
         )
     if isinstance(train_steps, Sequence):
-        return tuple(make_schedule(kind, learning_rate, warmup_steps, steps, decay_steps)
-                     for steps in train_steps)  # fmt: skip
+        return tuple(
+            make_schedule(kind, learning_rate, warmup_steps, steps, decay_steps)
+            for steps in train_steps
+        )
     if warmup_steps < 0:
         raise UsageError(f"Found warmup_steps {warmup_steps}, expected 0 or more.")
     warmup = optax.linear_schedule(0.0, learning_rate, max(warmup_steps, 1))
@@ -116,8 +118,10 @@ def scale_by_task_schedule(schedules: Sequence[Schedule]) -> optax.GradientTrans
 
     def update(updates, state, params=None, *, task, **_):
         rate = jax.lax.switch(
-            task, [lambda count, own=own: jnp.asarray(-own(count), jnp.float32)
-                   for own in schedules], state.count)
+            task,
+            [lambda count, own=own: jnp.asarray(-own(count), jnp.float32) for own in schedules],
+            state.count,
+        )
         updates = jax.tree.map(lambda u: jnp.asarray(rate, u.dtype) * u, updates)
         return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
 
@@ -145,7 +149,8 @@ def make_optimizer(
         scale = scale_by_task_schedule(schedule)
     else:
         scale = optax.scale_by_learning_rate(
-            schedule if callable(schedule) else optax.constant_schedule(schedule))
+            schedule if callable(schedule) else optax.constant_schedule(schedule)
+        )
     decay = [optax.add_decayed_weights(weight_decay)] if weight_decay else []
     # Decoupled weight decay comes after the gradient scaling, and for adamw_rms after the scaling
     # by the parameter's size too: the decay is already proportional to the parameter.

@@ -13,31 +13,32 @@ import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # an attached TPU stays free
 
-from pemt_jax import cli  # isort: skip  (silences TensorFlow before it is imported)
+from pemt_jax.cli import command as cli  # isort: skip  (silences TensorFlow before it is imported)
 
 import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 
-from pemt_jax.planning import flags, report
+from pemt_jax.cli import plan_flags
+from pemt_jax.common.storage import replacing
+from pemt_jax.planning import report
 from pemt_jax.planning.job import Job, job_of_shape
 from pemt_jax.planning.layout import Layout
 from pemt_jax.planning.shapes import shape_named
 from pemt_jax.planning.topology import open_topology
-from pemt_jax.weights import replacing
 
 DOES_NOT_FIT = 3
 
 
 def plan(argv: Sequence[str]) -> int:
     """Make, print and write the plan; return the exit code."""
-    options, rest = flags.parse(argv, __doc__)
+    options, rest = plan_flags.parse(argv, __doc__)
     t5 = shape_named(options.shape) if options.shape else None
     arguments = {}
     if rest:
         from pemt_jax import train  # brings TensorFlow, which a shape does not need
-        from pemt_jax.planning.from_training import job_of_training
+        from pemt_jax.planning.from_config import job_of_training
 
         arguments = cli.arguments_of(train.train, rest)
         arguments |= {"method": options.method} if options.method else {}
@@ -48,11 +49,14 @@ def plan(argv: Sequence[str]) -> int:
     choices = {k: v for k, v in vars(options).items() if v is not None}
     model, expert, fully_sharded = (
         choices.get(name) or arguments.get(name)
-        for name in ("model_parallel", "expert_parallel", "fully_sharded"))  # fmt: skip
-    shape = {k: choices[k] for k in ("dtype", "remat_policy", "broadcast_dropout")
-             if k in choices}
-    job = dataclasses.replace(job, t5=dataclasses.replace(job.t5, **shape),
-                              **{k: v for k, v in choices.items() if k in fields})
+        for name in ("model_parallel", "expert_parallel", "fully_sharded")
+    )
+    shape = {k: choices[k] for k in ("dtype", "remat_policy", "broadcast_dropout") if k in choices}
+    job = dataclasses.replace(
+        job,
+        t5=dataclasses.replace(job.t5, **shape),
+        **{k: v for k, v in choices.items() if k in fields},
+    )
     topology = open_topology(options.topology)
     if options.search:
         made = report.make_search(job, topology, options.compile, not options.no_decode)

@@ -7,7 +7,7 @@ A line is what the task's inputs look like.  An OUTPUT_FILE that ends in .jsonl 
 line, with the log probability and, where experts are mixed, the gate over them.
 """
 
-from pemt_jax import cli  # isort: skip  (silences TensorFlow before it is imported)
+from pemt_jax.cli import command as cli  # isort: skip  (silences TensorFlow before it is imported)
 
 import contextlib
 import functools
@@ -22,13 +22,14 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pemt_jax import partitioning, processes, runs
-from pemt_jax.activations import constrained
-from pemt_jax.batching import DEFAULT_BUCKETS, bucket_of, make_batch
-from pemt_jax.errors import PemtError, UsageError
-from pemt_jax.evaluator import decode
+from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.common.storage import replacing
+from pemt_jax.data.batching import DEFAULT_BUCKETS, bucket_of, make_batch
+from pemt_jax.parallel import partitioning, processes
+from pemt_jax.parallel.activation_constraints import constrained
+from pemt_jax.runs.finished import open_run
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
-from pemt_jax.weights import replacing
+from pemt_jax.training.evaluator import decode
 
 
 def predict(
@@ -61,17 +62,23 @@ def predict(
       expert_parallel: devices over which the experts are split; see partitioning.py.
       fully_sharded: split the backbone's matrices over the data devices as well.
     """
-    counts = {"batch_size": batch_size, "max_input_length": max_input_length,
-              "max_decode_length": max_decode_length, "num_beams": num_beams}  # fmt: skip
+    counts = {
+        "batch_size": batch_size,
+        "max_input_length": max_input_length,
+        "max_decode_length": max_decode_length,
+        "num_beams": num_beams,
+    }
     for name, count in counts.items():
         if count is not None and count < 1:
             raise UsageError(f"{name} is {count}, expected 1 or more.")
     if input_file and not Path(input_file).is_file():
         raise UsageError(f"There is no file {input_file}, expected lines of text.")
     if jax.process_count() > 1 and not input_file:
-        raise UsageError(f"Found {jax.process_count()} processes and no INPUT_FILE, expected one: "
-                         "they cannot share standard input.")  # fmt: skip
-    made, card = runs.open_run(
+        raise UsageError(
+            f"Found {jax.process_count()} processes and no INPUT_FILE, expected one: "
+            "they cannot share standard input."
+        )
+    made, card = open_run(
         model_dir, DEFAULT_VOCABULARY, initial_checkpoint_path, library, vocabulary
     )
     lengths = card.config["task_feature_lengths"] if card else {"inputs": 512, "targets": 64}
@@ -94,15 +101,20 @@ def predict(
             longest = max(len(tokens) for tokens, _ in pairs)
             pairs = [pairs[row] for row in local_rows if row < len(pairs)]
             batch = make_batch(
-                pairs, len(local_rows), int(bucket_of(longest, DEFAULT_BUCKETS, max_input_length)),
+                pairs,
+                len(local_rows),
+                int(bucket_of(longest, DEFAULT_BUCKETS, max_input_length)),
                 length,
-            )  # fmt: skip
+            )
             tokens, aux = jax.device_get(
                 decode_batch(params, partitioning.place_batch(batch, mesh))
             )
             for i, text in enumerate(texts):
-                found = {"input": text, "prediction": decode(DEFAULT_VOCABULARY, tokens[i]),
-                         "log_probability": float(aux["scores"][i])}  # fmt: skip
+                found = {
+                    "input": text,
+                    "prediction": decode(DEFAULT_VOCABULARY, tokens[i]),
+                    "log_probability": float(aux["scores"][i]),
+                }
                 if "gate" in aux:
                     names = made.model.pemt.expert_names
                     found["gate"] = dict(zip(names, map(float, aux["gate"][i]), strict=True))
@@ -121,8 +133,10 @@ def predict(
             for found in predictions(line.rstrip("\n") for line in lines):
                 print(json.dumps(found) if as_json else found["prediction"], file=out, flush=True)
         except UnicodeDecodeError as error:
-            raise PemtError(f"{input_file or 'Standard input'} is not UTF-8 text ({error.reason}), "
-                            "expected lines of it.") from error
+            raise PemtError(
+                f"{input_file or 'Standard input'} is not UTF-8 text ({error.reason}), "
+                "expected lines of it."
+            ) from error
 
 
 def encode(text: str, limit: int) -> np.ndarray:

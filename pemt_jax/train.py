@@ -11,7 +11,7 @@ SIGTERM and Ctrl-C save at the end of the step. Exit codes: 0 the run has ended,
 2 wrong use, 143 stopped by SIGTERM, 130 by Ctrl-C; after the last two the same command goes on.
 """
 
-from pemt_jax import cli  # isort: skip  (silences TensorFlow before it is imported)
+from pemt_jax.cli import command as cli  # isort: skip  (silences TensorFlow before it is imported)
 
 import functools
 import sys
@@ -20,16 +20,21 @@ from pathlib import Path
 
 import optax
 
-from pemt_jax import assembly, many_job, partitioning, trainer
-from pemt_jax.artefact import versions
-from pemt_jax.batching import DEFAULT_BUCKETS, train_iterator
+from pemt_jax.common.errors import UsageError, nearest
 from pemt_jax.config import PemtConfig, T5Config
-from pemt_jax.errors import UsageError, nearest
-from pemt_jax.metrics_log import MetricsLog
-from pemt_jax.task_run import TaskRun
+from pemt_jax.data.batching import DEFAULT_BUCKETS, train_iterator
+from pemt_jax.library.artefact import versions
+from pemt_jax.library.expert import default_library
+from pemt_jax.parallel import partitioning
+from pemt_jax.runs.build_model import MINI_T5
+from pemt_jax.runs.task_run import TaskRun
 from pemt_jax.tasks.vocabulary import prefer
+from pemt_jax.training import loop as trainer
+from pemt_jax.training.metrics_log import MetricsLog
+from pemt_jax.training.multitask import job as many_job
 
 PRNGS = ("threefry2x32", "rbg")
+
 
 def train(
     model_dir: str,
@@ -39,7 +44,7 @@ def train(
     batch_size: int,
     optimizer: optax.GradientTransformation,
     method: str = "pemt_target",
-    initial_checkpoint_path: str | None = assembly.MINI_T5,
+    initial_checkpoint_path: str | None = MINI_T5,
     t5: T5Config | None = None,
     options: PemtConfig | None = None,
     prompt_text: str | Sequence[str] | None = None,
@@ -106,40 +111,78 @@ def train(
         once, "vmap".
     """
     folder = Path(model_dir)
-    library = library or str(assembly.expert_library.default_library())
+    library = library or str(default_library())
     mesh = partitioning.make_mesh(model=model_parallel, expert=expert_parallel)
     for rows in (batch_size, eval_batch_size):
         partitioning.check_batch_size(rows)
     if seed < 0:
         raise UsageError(f"Found SEED {seed}, expected 0 or more.")
     if prng not in PRNGS:
-        raise UsageError(f"There are no random numbers {prng!r}, expected one of "
-                         f"{', '.join(PRNGS)}{nearest(prng, PRNGS)}.")  # fmt: skip
+        raise UsageError(
+            f"There are no random numbers {prng!r}, expected one of "
+            f"{', '.join(PRNGS)}{nearest(prng, PRNGS)}."
+        )
     prefer(initial_checkpoint_path and Path(initial_checkpoint_path) / "spiece.model")
     open_run = functools.partial(
-        TaskRun, task_feature_lengths=task_feature_lengths, batch_size=batch_size, method=method,
-        base=initial_checkpoint_path, t5=t5, options=options, library=library, experts=experts,
-        initial_expert=initial_expert, dropout_rate=dropout_rate,
-        broadcast_dropout=broadcast_dropout, dtype=dtype, remat_policy=remat_policy,
-        embedding_rows=embedding_rows, base_dtype=base_dtype, frozen_dtype=frozen_dtype,
-        max_decode_length=max_decode_length, buckets=buckets, prng=prng, seed=seed,
-        eval_batch_size=eval_batch_size, mesh=mesh, expert_name=expert_name,
-    )  # fmt: skip
-    every = dict(log_every=log_every, eval_every=eval_every, save_every=save_every,
-                 patience=patience, versions=versions())  # fmt: skip
+        TaskRun,
+        task_feature_lengths=task_feature_lengths,
+        batch_size=batch_size,
+        method=method,
+        base=initial_checkpoint_path,
+        t5=t5,
+        options=options,
+        library=library,
+        experts=experts,
+        initial_expert=initial_expert,
+        dropout_rate=dropout_rate,
+        broadcast_dropout=broadcast_dropout,
+        dtype=dtype,
+        remat_policy=remat_policy,
+        embedding_rows=embedding_rows,
+        base_dtype=base_dtype,
+        frozen_dtype=frozen_dtype,
+        max_decode_length=max_decode_length,
+        buckets=buckets,
+        prng=prng,
+        seed=seed,
+        eval_batch_size=eval_batch_size,
+        mesh=mesh,
+        expert_name=expert_name,
+    )
+    every = dict(
+        log_every=log_every,
+        eval_every=eval_every,
+        save_every=save_every,
+        patience=patience,
+        versions=versions(),
+    )
     if not isinstance(mixture_or_task_name, str):
         return many_job.train_tasks(
-            open_run, folder, mixture_or_task_name, train_steps, prompt_text, optimizer,
-            fully_sharded=fully_sharded, task_loop=task_loop, **every,
-        )  # fmt: skip
+            open_run,
+            folder,
+            mixture_or_task_name,
+            train_steps,
+            prompt_text,
+            optimizer,
+            fully_sharded=fully_sharded,
+            task_loop=task_loop,
+            **every,
+        )
     if not isinstance(train_steps, int):
         raise UsageError(f"Found TRAIN_STEPS {train_steps} for one task, expected one number.")
     one = open_run(folder, mixture_or_task_name, train_steps, prompt_text=prompt_text)
     with one.checkpoints() as kept:
         run = trainer.Trainer(
-            one.made.model.loss_fn, one.trainable, one.frozen, optimizer, seed, mesh,
-            one.made.params_axes, prng, fully_sharded,
-        )  # fmt: skip
+            one.made.model.loss_fn,
+            one.trainable,
+            one.frozen,
+            optimizer,
+            seed,
+            mesh,
+            one.made.params_axes,
+            prng,
+            fully_sharded,
+        )
         one.frozen = None
 
         def batches(start: int):

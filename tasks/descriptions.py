@@ -1,6 +1,6 @@
 """The text of each task's prompt: one sentence in our own words that says what the task asks."""
 
-from pemt_jax.errors import UsageError, nearest
+from pemt_jax.common.errors import UsageError, nearest
 
 _DESCRIPTIONS = {
     "vader_movies": "Decide whether a sentence from a film review is negative or positive.",
@@ -20,6 +20,8 @@ def register_description(task_name: str, text: str) -> None:
 def description(task_name: str) -> str:
     """The prompt text of a task or mixture; UsageError when it has none."""
     if task_name not in _DESCRIPTIONS:
-        raise UsageError(f"The task {task_name!r} has no description to make a prompt of, expected "
-                         f"PROMPT_TEXT or a registered one{nearest(task_name, _DESCRIPTIONS)}.")
+        raise UsageError(
+            f"The task {task_name!r} has no description to make a prompt of, expected "
+            f"PROMPT_TEXT or a registered one{nearest(task_name, _DESCRIPTIONS)}."
+        )
     return _DESCRIPTIONS[task_name]

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import seqio
 
-from pemt_jax.errors import UsageError, nearest
+from pemt_jax.common.errors import UsageError, nearest
 from pemt_jax.tasks.descriptions import description
-from pemt_jax.tasks.split_source import SplitSource
+from pemt_jax.tasks.sources.split_source import SplitSource
 from pemt_jax.tasks.splits import SPLITS
 
 HEADINGS = ("TASK", *(split.upper() for split in SPLITS), "DATA", "METRIC", "SOURCE")
@@ -20,9 +20,12 @@ def table(names: Sequence[str]) -> str:
     lines = [HEADINGS, *(_line(seqio.TaskRegistry.get(name)) for name in names)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
-        "  ".join(cell.rjust(width) if heading in HEADINGS[1:4] else cell.ljust(width)
-                  for cell, width, heading in zip(line, widths, HEADINGS, strict=True)).rstrip()
-        for line in lines)
+        "  ".join(
+            cell.rjust(width) if heading in HEADINGS[1:4] else cell.ljust(width)
+            for cell, width, heading in zip(line, widths, HEADINGS, strict=True)
+        ).rstrip()
+        for line in lines
+    )
 
 
 def _line(task: seqio.Task) -> tuple[str, ...]:
@@ -32,30 +35,40 @@ def _line(task: seqio.Task) -> tuple[str, ...]:
         if source.few_shot:
             each = " a label" if source.target.counted else ""
             sizes["train"] = f"{source.few_shot.shots}{each}"
-        place = "on disk" if source.data.sizes() is not None else (
-            "cached" if task.cache_dir else "no")
-    counts = [("?" if sizes.get(split) is None else f"{sizes[split]}") if split in task.splits
-              else "-" for split in SPLITS]
-    metrics = [getattr(metric.func if isinstance(metric, functools.partial) else metric,
-                       "__name__", "?") for metric in task.metric_fns]
+        place = (
+            "on disk" if source.data.sizes() is not None else ("cached" if task.cache_dir else "no")
+        )
+    counts = [
+        ("?" if sizes.get(split) is None else f"{sizes[split]}") if split in task.splits else "-"
+        for split in SPLITS
+    ]
+    metrics = [
+        getattr(metric.func if isinstance(metric, functools.partial) else metric, "__name__", "?")
+        for metric in task.metric_fns
+    ]
     return (task.name, *counts, place, ", ".join(metrics) or "-", name)
 
 
 def examples(task: seqio.Task, split: str, count: int) -> str:
     """The description of a task and the first examples of a split, as the model reads them."""
     if split not in task.splits:
-        raise UsageError(f"Task {task.name!r} has no split {split!r}, expected one of "
-                         f"{', '.join(task.splits)}{nearest(split, task.splits)}.")
+        raise UsageError(
+            f"Task {task.name!r} has no split {split!r}, expected one of "
+            f"{', '.join(task.splits)}{nearest(split, task.splits)}."
+        )
     dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False)
     lines = [f"{task.name} {split}", f"prompt   {description(task.name)}"]
     for example in dataset.take(count).as_numpy_iterator():
         lines.append("")
         for name in ("row", "inputs_pretokenized", "targets_pretokenized", "answers", "group"):
             if name in example:
-                lines.append(f"{name.removesuffix('_pretokenized').ljust(8)} "
-                             f"{_shown(example[name])}")
-        lines.append(f"tokens   {len(example['inputs'])} and {len(example['targets'])}: "
-                     f"{' '.join(map(str, example['targets'].tolist()))}")
+                lines.append(
+                    f"{name.removesuffix('_pretokenized').ljust(8)} {_shown(example[name])}"
+                )
+        lines.append(
+            f"tokens   {len(example['inputs'])} and {len(example['targets'])}: "
+            f"{' '.join(map(str, example['targets'].tolist()))}"
+        )
     return "\n".join(lines)
 
 

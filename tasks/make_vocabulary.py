@@ -15,17 +15,21 @@ from pathlib import Path
 
 import sentencepiece
 
-from pemt_jax.errors import PemtError
-from pemt_jax.tasks import vader
-from pemt_jax.tasks.pretraining import paragraphs, text_files
+from pemt_jax.common.errors import PemtError
+from pemt_jax.tasks.demo import vader
+from pemt_jax.tasks.pretraining.corpus import paragraphs, text_files
 
 SOURCE_REPEATS = 4
 
 
 def training_lines(corpus: str, sample: int, seed: int) -> Iterator[str]:
     """A seeded sample of about `sample` lines of at most 2,000 characters, then the sources."""
-    lines = [piece for path in text_files(corpus) for paragraph in paragraphs(path)
-             for piece in textwrap.wrap(paragraph, 2000, break_long_words=False)]
+    lines = [
+        piece
+        for path in text_files(corpus)
+        for paragraph in paragraphs(path)
+        for piece in textwrap.wrap(paragraph, 2000, break_long_words=False)
+    ]
     yield from random.Random(seed).sample(lines, min(sample, len(lines)))
     for domain in ("movies", "tweets", "nyt"):
         texts = [row.text for row in vader.split_rows(domain, "train", neutral=True)]
@@ -45,10 +49,19 @@ def main() -> None:
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=training_lines(args.corpus, args.sample, args.seed),
-            model_writer=model, model_type="unigram", vocab_size=args.pieces,
-            character_coverage=0.9995, normalization_rule_name="nmt_nfkc", pad_id=0, eos_id=1,
-            unk_id=2, bos_id=-1, num_threads=args.threads, max_sentence_length=10_000,
-            minloglevel=1)
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=args.pieces,
+            character_coverage=0.9995,
+            normalization_rule_name="nmt_nfkc",
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            num_threads=args.threads,
+            max_sentence_length=10_000,
+            minloglevel=1,
+        )
     except (PemtError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from error
     Path(args.output).write_bytes(model.getvalue())

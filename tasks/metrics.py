@@ -25,8 +25,9 @@ def gold_answers(every: bool = True) -> bool:
     return every
 
 
-def postprocess(text: str, example: Mapping[str, object] | None = None, is_target: bool = False,
-                **_) -> object:
+def postprocess(
+    text: str, example: Mapping[str, object] | None = None, is_target: bool = False, **_
+) -> object:
     """What the metrics compare.
 
     A prediction is its stripped text, and so is a target, but for questions with several answers
@@ -53,13 +54,13 @@ def with_f1(positive: str) -> Callable[..., Scores]:
     return functools.partial(accuracy_and_f1, positive=positive)
 
 
-def accuracy_and_f1(targets: Sequence[str], predictions: Sequence[str], *,
-                    positive: str) -> Scores:
+def accuracy_and_f1(targets: Sequence[str], predictions: Sequence[str], *, positive: str) -> Scores:
     """Accuracy, and F1 of the class `positive` beside it; see `with_f1`."""
     from sklearn.metrics import f1_score
 
-    f1 = f1_score(np.array(targets) == positive, np.array(predictions) == positive,
-                  zero_division=0.0)
+    f1 = f1_score(
+        np.array(targets) == positive, np.array(predictions) == positive, zero_division=0.0
+    )
     return {**accuracy(targets, predictions), "f1": 100 * float(f1)}
 
 
@@ -68,8 +69,9 @@ def with_macro_f1(words: Sequence[str]) -> Callable[..., Scores]:
     return functools.partial(accuracy_and_macro_f1, words=tuple(words))
 
 
-def accuracy_and_macro_f1(targets: Sequence[str], predictions: Sequence[str], *,
-                          words: Sequence[str]) -> Scores:
+def accuracy_and_macro_f1(
+    targets: Sequence[str], predictions: Sequence[str], *, words: Sequence[str]
+) -> Scores:
     """Accuracy, and the mean F1 of the classes `words` that occur; see `with_macro_f1`."""
     from sklearn.metrics import f1_score
 
@@ -93,8 +95,10 @@ def correlations(targets: Sequence[str], predictions: Sequence[str]) -> Scores:
     wanted, found = ([_number(text) for text in texts] for texts in (targets, predictions))
     scores = {"pearson": 0.0, "spearmanr": 0.0}
     if len(set(wanted)) > 1 and len(set(found)) > 1:
-        scores = {"pearson": 100 * float(stats.pearsonr(wanted, found).statistic),
-                  "spearmanr": 100 * float(stats.spearmanr(wanted, found).statistic)}
+        scores = {
+            "pearson": 100 * float(stats.pearsonr(wanted, found).statistic),
+            "spearmanr": 100 * float(stats.spearmanr(wanted, found).statistic),
+        }
     return {**scores, "average": float(np.mean(list(scores.values())))}
 
 
@@ -114,13 +118,17 @@ def multirc(targets: Sequence[tuple[str, str]], predictions: Sequence[str]) -> S
 
     wanted = [text == "True" for _, text in targets]
     # What is neither True nor False is wrong: the opposite of what was wanted.
-    found = [prediction == "True" if prediction in ("True", "False") else not right
-             for prediction, right in zip(predictions, wanted, strict=True)]
+    found = [
+        prediction == "True" if prediction in ("True", "False") else not right
+        for prediction, right in zip(predictions, wanted, strict=True)
+    ]
     questions: dict[str, list[bool]] = defaultdict(list)
     for (question, _), a, b in zip(targets, wanted, found, strict=True):
         questions[question].append(a == b)
-    scores = {"f1": 100 * float(f1_score(wanted, found, zero_division=0.0)),
-              "em": 100 * float(np.mean([all(rows) for rows in questions.values()]))}
+    scores = {
+        "f1": 100 * float(f1_score(wanted, found, zero_division=0.0)),
+        "em": 100 * float(np.mean([all(rows) for rows in questions.values()])),
+    }
     return {**scores, "average": float(np.mean(list(scores.values())))}
 
 

@@ -6,10 +6,10 @@ import sys
 
 import seqio
 
-from pemt_jax.errors import PemtError, UsageError, nearest
-from pemt_jax.tasks import cached
-from pemt_jax.tasks.split_source import SplitSource
-from pemt_jax.tasks.tfds_rows import TfdsRows
+from pemt_jax.common.errors import PemtError, UsageError, nearest
+from pemt_jax.tasks.sources import cached
+from pemt_jax.tasks.sources.split_source import SplitSource
+from pemt_jax.tasks.sources.tfds_rows import TfdsRows
 
 
 def import_tasks(module: str) -> None:
@@ -18,8 +18,9 @@ def import_tasks(module: str) -> None:
     try:
         importlib.import_module(module)
     except ImportError as error:
-        raise UsageError(f"The module {module} cannot be imported ({error}), expected one that "
-                         "registers tasks.") from error
+        raise UsageError(
+            f"The module {module} cannot be imported ({error}), expected one that registers tasks."
+        ) from error
 
 
 def tasks_named(name: str) -> list[seqio.Task]:
@@ -30,8 +31,10 @@ def tasks_named(name: str) -> list[seqio.Task]:
     """
     known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
     if name not in known:
-        raise UsageError(f"There is no task or mixture {name!r}, expected one that `python -m "
-                         f"pemt_jax.tasks` lists{nearest(name, known)}.")
+        raise UsageError(
+            f"There is no task or mixture {name!r}, expected one that `python -m "
+            f"pemt_jax.tasks` lists{nearest(name, known)}."
+        )
     return list(seqio.get_subtasks(seqio.get_mixture_or_task(name)))
 
 
@@ -46,8 +49,9 @@ def prepare(task: seqio.Task, folder: str) -> None:
       UsageError: the task has no data that can be prepared.
     """
     if not isinstance(task.source, SplitSource):
-        raise UsageError(f"Task {task.name!r} has nothing to prepare, expected a task over TFDS or "
-                         "JSON lines.")
+        raise UsageError(
+            f"Task {task.name!r} has nothing to prepare, expected a task over TFDS or JSON lines."
+        )
     data = task.source.data
     if isinstance(data, TfdsRows) and data.sizes() is None:
         _download(data)
@@ -70,6 +74,8 @@ def _download(data: TfdsRows) -> None:
         tfds.builder(name, data_dir=str(root)).download_and_prepare()
     except Exception as error:  # whatever a download and 20 data sets' code may raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise PemtError(f"The data of task {data.task!r} ({name}) could not be downloaded to "
-                        f"{data.folder} ({reason}), expected network or a folder that was "
-                        "prepared elsewhere.") from error
+        raise PemtError(
+            f"The data of task {data.task!r} ({name}) could not be downloaded to "
+            f"{data.folder} ({reason}), expected network or a folder that was "
+            "prepared elsewhere."
+        ) from error

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 import seqio
 
-from pemt_jax.errors import UsageError
+from pemt_jax.common.errors import UsageError
 from pemt_jax.tasks import metrics
 from pemt_jax.tasks.descriptions import register_description
 from pemt_jax.tasks.rendering import render
-from pemt_jax.tasks.split_source import SplitSource
+from pemt_jax.tasks.sources.split_source import SplitSource
 from pemt_jax.tasks.splits import Own, Policy
 from pemt_jax.tasks.targets import Row, Target
 from pemt_jax.tasks.vocabulary import FEATURES
@@ -82,27 +82,40 @@ def register(dataset: Dataset) -> None:
 
 def _check_template(row: Dataset) -> None:
     try:
-        fields = [field for _, field, _, _ in string.Formatter().parse(row.inputs)
-                  if field is not None]
+        fields = [
+            field for _, field, _, _ in string.Formatter().parse(row.inputs) if field is not None
+        ]
     except ValueError:  # a brace without its other half
         fields = []
     if not fields or not all(field and not field.isdigit() for field in fields):
-        raise UsageError(f"The template {row.inputs!r} of task {row.name!r} cannot be filled, "
-                         "expected fields in braces, such as {text}.")
+        raise UsageError(
+            f"The template {row.inputs!r} of task {row.name!r} cannot be filled, "
+            "expected fields in braces, such as {text}."
+        )
 
 
 def _register(row: Dataset, name: str, few_shot: Mapping[str, int] | None) -> None:
     if name in seqio.TaskRegistry.names():
         raise UsageError(f"There is a task {name!r} already, expected a name that is free.")
     source = SplitSource(
-        name, row.data, row.fields, row.target, row.splits, order=row.order, group=row.group,
-        drop_unlabelled=row.drop_unlabelled, base=row.name, few_shot=few_shot)
+        name,
+        row.data,
+        row.fields,
+        row.target,
+        row.splits,
+        order=row.order,
+        group=row.group,
+        drop_unlabelled=row.drop_unlabelled,
+        base=row.name,
+        few_shot=few_shot,
+    )
     seqio.TaskRegistry.add(
         name,
         source=source,
         preprocessors=[
-            functools.partial(render, template=row.inputs, target=row.target, clean=row.clean,
-                              group=row.group),
+            functools.partial(
+                render, template=row.inputs, target=row.target, clean=row.clean, group=row.group
+            ),
             # What SeqIO caches is text, so that it serves every vocabulary.
             seqio.CacheDatasetPlaceholder(),
             seqio.preprocessors.tokenize,

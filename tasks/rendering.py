@@ -11,15 +11,19 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from pemt_jax.errors import UsageError
+from pemt_jax.common.errors import UsageError
 from pemt_jax.tasks.targets import Answers, Row, Target, as_text
 
 SPACE = r"\s\p{Z}\x0b\x1c-\x1f\x{85}"  # RE2's \s is ASCII's; text has more kinds of space
 
 
-def render(dataset: tf.data.Dataset, template: str, target: Target,
-           clean: Callable[[Row], Row] | None = None, group: Sequence[str] = ()
-           ) -> tf.data.Dataset:
+def render(
+    dataset: tf.data.Dataset,
+    template: str,
+    target: Target,
+    clean: Callable[[Row], Row] | None = None,
+    group: Sequence[str] = (),
+) -> tf.data.Dataset:
     """Turn rows into text-to-text examples.
 
     Args:
@@ -33,13 +37,15 @@ def render(dataset: tf.data.Dataset, template: str, target: Target,
       Examples with inputs, targets (string), row (int64, its number in the source's split) and,
       where there are any, answers (string [answers]) and group (string).
     """
+
     @tf.autograph.experimental.do_not_convert  # which would wrap our errors in its own
     def example(row: Row) -> Row:
         row = clean(row) if clean else row
         made = {"inputs": fill(template, row), "targets": target.render(row), "row": row["row"]}
         if group:
-            made["group"] = tf.strings.join([tf.strings.as_string(row[name]) for name in group],
-                                            separator="/")
+            made["group"] = tf.strings.join(
+                [tf.strings.as_string(row[name]) for name in group], separator="/"
+            )
         if isinstance(target, Answers):
             made["answers"] = target.all(row)
         if isinstance(target, Answers) and target.one_example_each:
@@ -60,8 +66,10 @@ def fill(template: str, row: Row) -> tf.Tensor:
         if field is None:
             continue
         if row[field].shape.rank != 0:
-            raise UsageError(f"The field {field!r} of the template {template!r} is a list, "
-                             "expected a text or a number (`clean` can join it).")
+            raise UsageError(
+                f"The field {field!r} of the template {template!r} is a list, "
+                "expected a text or a number (`clean` can join it)."
+            )
         parts.append(as_text(row[field]))
     return tf.strings.join(parts)
 
@@ -72,7 +80,8 @@ def _one_example_each(example: Row) -> tf.data.Dataset:
     training = tf.equal(example.pop("split"), "train")
     targets = tf.cond(training, lambda: example["answers"], lambda: example["answers"][:1])
     return tf.data.Dataset.from_tensor_slices(targets).map(
-        lambda answer: {**example, "targets": answer})
+        lambda answer: {**example, "targets": answer}
+    )
 
 
 def pad_punctuation(text: tf.Tensor) -> tf.Tensor:
@@ -83,12 +92,15 @@ def pad_punctuation(text: tf.Tensor) -> tf.Tensor:
 
 def padded_question(row: Row) -> Row:
     """Punctuation of question, context and answers set apart, as T5 does for SQuAD."""
-    return {name: pad_punctuation(value) if value.dtype == tf.string and name != "split" else value
-            for name, value in row.items()}
+    return {
+        name: pad_punctuation(value) if value.dtype == tf.string and name != "split" else value
+        for name, value in row.items()
+    }
 
 
 def without_markup(row: Row) -> Row:
     """MultiRC: `<br>` becomes a space; `<b>` and `</b>` go."""
+
     def plain(text: tf.Tensor) -> tf.Tensor:
         text = tf.strings.regex_replace(text, "<br>", " ")
         return tf.strings.regex_replace(text, "</?b>", "")
@@ -116,6 +128,7 @@ def marked_spans(row: Row) -> Row:
 def _mark(text: tf.Tensor, span: tf.Tensor, words_before: tf.Tensor, mark: str) -> tf.Tensor:
     """Set marks round a span that follows a number of words; text without it stays as it is."""
     literal = tf.strings.regex_replace(span, r"([!-/:-@\[-^`{-~])", r"\\\1")  # no metacharacters
-    pattern = tf.strings.join([f"^((?:[^{SPACE}]+[{SPACE}]){{", tf.strings.as_string(words_before),
-                               "})(", literal, ")"])
+    pattern = tf.strings.join(
+        [f"^((?:[^{SPACE}]+[{SPACE}]){{", tf.strings.as_string(words_before), "})(", literal, ")"]
+    )
     return tf.strings.regex_replace(text, pattern, rf"\1{mark} \2 {mark}", replace_global=False)

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import gin
 import numpy as np
 
-from pemt_jax.errors import UsageError
-from pemt_jax.tasks.permutation import DATA_SEED, torch_randperm
+from pemt_jax.common.errors import UsageError
+from pemt_jax.tasks.sources.permutation import DATA_SEED, torch_randperm
 
 SPLITS = ("train", "validation", "test")
 
@@ -114,7 +114,7 @@ class HeldOut:
         permutation = torch_randperm(size)
         if split == "validation":
             return permutation[:held_out]
-        return permutation[held_out:][:self.at_most]
+        return permutation[held_out:][: self.at_most]
 
 
 Policy = Own | Halves | HeldOut

@@ -109,8 +109,9 @@ class Option:
         return ~np.isin(as_numbers(values), range(len(self.options)))
 
     def render(self, row: Row) -> tf.Tensor:
-        return tf.gather(tf.stack([row[name] for name in self.options]),
-                         tf.cast(row[self.field], tf.int32))
+        return tf.gather(
+            tf.stack([row[name] for name in self.options]), tf.cast(row[self.field], tf.int32)
+        )
 
 
 @dataclass(frozen=True)

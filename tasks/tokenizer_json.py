@@ -15,9 +15,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from pemt_jax.errors import PemtError
-from pemt_jax.places import cache_folder
-from pemt_jax.weights import replacing
+from pemt_jax.common.errors import PemtError
+from pemt_jax.common.storage import cache_folder, replacing
 
 SENTINEL = "<extra_id_"
 
@@ -48,18 +47,27 @@ def sentencepiece_model(content: bytes, path: str) -> bytes:
         special = {token["id"] for token in found["added_tokens"] if token["special"]}
         charsmap = _charsmap(found["normalizer"])
         if model["type"] != "Unigram" or charsmap is None:
-            raise ValueError(f"it is a {model['type']} model with normaliser "
-                             f"{(found['normalizer'] or {}).get('type')}")
+            raise ValueError(
+                f"it is a {model['type']} model with normaliser "
+                f"{(found['normalizer'] or {}).get('type')}"
+            )
     except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
-        raise PemtError(f"{path} is not the tokenizer.json of a sentencepiece unigram model "
-                        f"({str(error).splitlines()[0]}), expected a T5's.") from error
+        raise PemtError(
+            f"{path} is not the tokenizer.json of a sentencepiece unigram model "
+            f"({str(error).splitlines()[0]}), expected a T5's."
+        ) from error
     kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
     made = sentencepiece_model_pb2.ModelProto()
     for number, (piece, score) in enumerate(pieces):
         if piece.startswith(SENTINEL):
             continue
-        kind = (kinds.UNKNOWN if number == unknown else
-                kinds.CONTROL if number in special else kinds.NORMAL)
+        kind = (
+            kinds.UNKNOWN
+            if number == unknown
+            else kinds.CONTROL
+            if number in special
+            else kinds.NORMAL
+        )
         made.pieces.add(piece=piece, score=score, type=kind)
     trainer = made.trainer_spec
     trainer.model_type = trainer.UNIGRAM

@@ -17,7 +17,7 @@ import gin
 import seqio
 
 import pemt_jax
-from pemt_jax.errors import PemtError
+from pemt_jax.common.errors import PemtError
 from pemt_jax.tasks.tokenizer_json import sentencepiece_file
 
 PACKAGED = Path(pemt_jax.__file__).parent / "assets" / "mini_t5" / "spiece.model"
@@ -79,15 +79,18 @@ class Vocabulary(seqio.SentencePieceVocabulary):
         path = self.sentencepiece_model_file
         if path != self._sentencepiece_model_file:
             if not Path(path).is_file():
-                raise PemtError(f"the vocabulary {path} does not exist; a sentencepiece file "
-                                "(spiece.model or sentencepiece.model) was expected there")
+                raise PemtError(
+                    f"the vocabulary {path} does not exist; a sentencepiece file "
+                    "(spiece.model or sentencepiece.model) was expected there"
+                )
             self._sentencepiece_model_file, self._model = path, None
         try:
             return super()._model_context()
         except Exception as error:  # protobuf's and sentencepiece's error types vary by version
             self._sentencepiece_model_file = ""
-            raise PemtError(f"{path} is not a sentencepiece model: "
-                            f"{str(error).splitlines()[0]}") from error
+            raise PemtError(
+                f"{path} is not a sentencepiece model: {str(error).splitlines()[0]}"
+            ) from error
 
     def __eq__(self, other: object) -> bool:
         if self is other:

@@ -14,7 +14,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from pemt_jax import library  # noqa: E402
+from pemt_jax.library import expert as library  # noqa: E402
 
 TINY_BASE = "b" * 64
 
@@ -29,6 +29,7 @@ def strict_rank_promotion():
 @pytest.fixture
 def expert_arrays():
     """Make the flat trainables of stage 1 for one layer a stack."""
+
     def make(seed=0, D=6, F=10, R=3, P=4, layers=("encoder/layers_0", "decoder/layers_0")):
         rng = np.random.default_rng(seed)
         arrays = {"prompt/embedding": rng.normal(size=(P, D)).astype(np.float32)}
@@ -36,18 +37,28 @@ def expert_arrays():
             arrays[f"{layer}/mlp/expert/lora_a"] = rng.normal(size=(F, R)).astype(np.float32)
             arrays[f"{layer}/mlp/expert/lora_b"] = rng.normal(size=(R, D)).astype(np.float32)
         return arrays
+
     return make
 
 
 @pytest.fixture
 def save_expert(tmp_path, expert_arrays):
     """Save a small expert under tmp_path/library and return the library's folder."""
+
     def save(name, base_fingerprint=TINY_BASE, arrays=None, **shape):
-        library.save_expert(tmp_path / "library", name, arrays or expert_arrays(**shape),
-                            task=f"{name}_task", prompt_text=f"the {name}",
-                            base_fingerprint=base_fingerprint, base_name="tiny",
-                            metrics={"accuracy": 0.75}, config={"rank": 3})
+        library.save_expert(
+            tmp_path / "library",
+            name,
+            arrays or expert_arrays(**shape),
+            task=f"{name}_task",
+            prompt_text=f"the {name}",
+            base_fingerprint=base_fingerprint,
+            base_name="tiny",
+            metrics={"accuracy": 0.75},
+            config={"rank": 3},
+        )
         return tmp_path / "library"
+
     return save
 
 

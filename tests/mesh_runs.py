@@ -15,34 +15,47 @@ import jax
 import numpy as np
 from tiny_model import T5, initial_shapes, make_batch, random_params
 
-from pemt_jax import methods, partitioning
-from pemt_jax.checkpoints import Checkpoints
+from pemt_jax.checkpoints.manager import Checkpoints
 from pemt_jax.config import PemtConfig
-from pemt_jax.many_tasks import ManyTrainer
-from pemt_jax.models import PemtModel
+from pemt_jax.model import methods
+from pemt_jax.model.pemt_model import PemtModel
 from pemt_jax.optimizers import make_optimizer
-from pemt_jax.train_step import Trainer
+from pemt_jax.parallel import partitioning
+from pemt_jax.training.multitask.trainer import ManyTrainer
+from pemt_jax.training.trainer import Trainer
 
 STEPS = 10
 SMALL = dataclasses.replace(T5, vocab_size=16, emb_dim=16, head_dim=4, mlp_dim=32, dropout_rate=0.1)
 STAGES = {
     "pemt_source": PemtConfig(prompt_length=5, source_expert=True, expert_rank=4),
-    "pemt_target": PemtConfig(prompt_length=5, source_prompt_lengths=(3, 5),
-                              expert_names=("nli", "qa"), expert_rank=4, adapter_dim=4),
-}  # fmt: skip
+    "pemt_target": PemtConfig(
+        prompt_length=5,
+        source_prompt_lengths=(3, 5),
+        expert_names=("nli", "qa"),
+        expert_rank=4,
+        adapter_dim=4,
+    ),
+}
 
 
 def make_trainer(stage: str, mesh, fully_sharded: bool = False) -> Trainer:
     pemt = STAGES[stage]
     trainable, frozen = methods.split(random_params(SMALL, pemt), methods.get_method(stage))
-    return Trainer(PemtModel(SMALL, pemt).loss_fn, trainable, frozen, make_optimizer(schedule=0.01),
-                   mesh=mesh, params_axes=initial_shapes(SMALL, pemt)["params_axes"],
-                   fully_sharded=fully_sharded)  # fmt: skip
+    return Trainer(
+        PemtModel(SMALL, pemt).loss_fn,
+        trainable,
+        frozen,
+        make_optimizer(schedule=0.01),
+        mesh=mesh,
+        params_axes=initial_shapes(SMALL, pemt)["params_axes"],
+        fully_sharded=fully_sharded,
+    )
 
 
 def train(trainer: Trainer) -> list[float]:
-    batches = [make_batch([3, 6, 1, 5, 4, 2], [3, 4, 1, 2, 3, 2], 6, 4, seed)
-               for seed in range(STEPS)]
+    batches = [
+        make_batch([3, 6, 1, 5, 4, 2], [3, 4, 1, 2, 3, 2], 6, 4, seed) for seed in range(STEPS)
+    ]
     return [float(trainer.step(batch)["loss"].compute()) for batch in batches]
 
 
@@ -76,9 +89,15 @@ def frozen_bytes(stage: str, mesh, fully_sharded: bool, tasks: int = 1) -> dict[
     if tasks > 1:
         pemt, trainable = STAGES[stage], jax.device_get(made.state.trainable)
         made = ManyTrainer(
-            PemtModel(SMALL, pemt).loss_fn, [trainable] * tasks, jax.device_get(made.frozen),
-            make_optimizer(schedule=0.01), 6, mesh=mesh, fully_sharded=fully_sharded,
-            params_axes=initial_shapes(SMALL, pemt)["params_axes"])  # fmt: skip
+            PemtModel(SMALL, pemt).loss_fn,
+            [trainable] * tasks,
+            jax.device_get(made.frozen),
+            make_optimizer(schedule=0.01),
+            6,
+            mesh=mesh,
+            fully_sharded=fully_sharded,
+            params_axes=initial_shapes(SMALL, pemt)["params_axes"],
+        )
     frozen = made.frozen
     return {path: value.addressable_shards[0].data.nbytes for path, value in frozen.items()}
 
@@ -87,5 +106,10 @@ if __name__ == "__main__":
     for mesh_name in sys.argv[4:]:
         data, model, expert = map(int, mesh_name.split("x"))
         mesh = partitioning.make_mesh(data, model, expert)
-        run(Path(sys.argv[1]), mesh_name, mesh, sys.argv[3].split(","),
-            fully_sharded=sys.argv[2] == "True")
+        run(
+            Path(sys.argv[1]),
+            mesh_name,
+            mesh,
+            sys.argv[3].split(","),
+            fully_sharded=sys.argv[2] == "True",
+        )

@@ -28,9 +28,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from pemt_jax.config import PemtConfig, T5Config
 from pemt_jax.interop.reference import from_reference, source_prompt_lengths
-from pemt_jax.methods import METHODS, merge, split
-from pemt_jax.models import PemtModel
-from pemt_jax.network import Transformer
+from pemt_jax.model.methods import METHODS, merge, split
+from pemt_jax.model.network import Transformer
+from pemt_jax.model.pemt_model import PemtModel
 from pemt_jax.optimizers import make_optimizer, make_schedule
 
 FORWARD, GRADIENT, GRADIENT_RELATIVE = 1e-5, 2e-6, 1e-4
@@ -90,12 +90,17 @@ def build(file: Mapping[str, np.ndarray], settings: dict, stage: int) -> tuple[P
     """The model of a stage with the reference options, and its flat parameters from the file."""
     shape = settings["shape"]
     t5 = T5Config(
-        vocab_size=shape["vocab_size"], emb_dim=shape["d_model"], num_heads=shape["num_heads"],
-        head_dim=shape["d_kv"], mlp_dim=shape["d_ff"], num_encoder_layers=shape["num_layers"],
-        num_decoder_layers=shape["num_decoder_layers"], dropout_rate=settings["dropout"],
+        vocab_size=shape["vocab_size"],
+        emb_dim=shape["d_model"],
+        num_heads=shape["num_heads"],
+        head_dim=shape["d_kv"],
+        mlp_dim=shape["d_ff"],
+        num_encoder_layers=shape["num_layers"],
+        num_decoder_layers=shape["num_decoder_layers"],
+        dropout_rate=settings["dropout"],
         relpos_buckets=settings.get("relative_attention_num_buckets", 32),
         relpos_max_distance=settings.get("relative_attention_max_distance", 128),
-    )  # fmt: skip
+    )
     tensors = part(file, f"s{stage}/w/")
     lengths = source_prompt_lengths(tensors)
     params = from_reference(t5, tensors)
@@ -110,12 +115,17 @@ def build(file: Mapping[str, np.ndarray], settings: dict, stage: int) -> tuple[P
             gate = f"{path.rpartition('/expert/')[0]}/gate/kernel"
             params[gate] = np.zeros((width, 1), np.float32)
     pemt = PemtConfig(
-        prompt_length=len(tensors["task_shared"]), source_prompt_lengths=lengths,
-        expert_names=tuple(f"source_{i}" for i in range(len(lengths))), source_expert=stage == 1,
+        prompt_length=len(tensors["task_shared"]),
+        source_prompt_lengths=lengths,
+        expert_names=tuple(f"source_{i}" for i in range(len(lengths))),
+        source_expert=stage == 1,
         adapter_dim=settings["adapter_bottleneck"] if stage == 2 else 0,
-        expert_rank=settings["lora_rank"], tsl_weight=tsl_weight,
-        tsl_counts_padding=True, decoder_attends_padding=True, prompt_attention_dropout=0.1,
-    )  # fmt: skip
+        expert_rank=settings["lora_rank"],
+        tsl_weight=tsl_weight,
+        tsl_counts_padding=True,
+        decoder_attends_padding=True,
+        prompt_attention_dropout=0.1,
+    )
     return PemtModel(t5, pemt), params
 
 
@@ -144,8 +154,9 @@ def forward_function(model: PemtModel, batch: Arrays) -> Callable:
             "logits": logits,
             "prompt": model.module.apply(variables, method=Transformer.task_prompt),
             "encoder_out": model.module.apply(
-                variables, batch["encoder_input_tokens"], rows_B, method=Transformer.encode),
-        }  # fmt: skip
+                variables, batch["encoder_input_tokens"], rows_B, method=Transformer.encode
+            ),
+        }
         for path, value in collected.items() if model.pemt.tsl_weight else ():
             stack, layer, _, kind = path.split("/")
             values[f"{kind}/{stack[:3]}/{layer.removeprefix('layers_')}"] = value
@@ -167,8 +178,11 @@ def training_function(model: PemtModel, batch: Arrays, plan: dict) -> Callable:
 
         (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(trainable)
         updates, opt_state = optimizer.update(grads, opt_state, trainable)
-        values = {"loss": loss, "ce": metrics["cross_entropy"].compute(),
-                  "norm": optax.global_norm(grads)}
+        values = {
+            "loss": loss,
+            "ce": metrics["cross_entropy"].compute(),
+            "norm": optax.global_norm(grads),
+        }
         if model.pemt.num_experts and model.pemt.tsl_weight:
             values["tsl_mean"] = metrics["task_sparsity_loss"].compute()
         return optax.apply_updates(trainable, updates), opt_state, grads, values
@@ -183,11 +197,16 @@ def training_function(model: PemtModel, batch: Arrays, plan: dict) -> Callable:
                 gradients = {f"gradient {path}": grad for path, grad in grads.items()}
         first = {name: value for name, value in history[0].items() if name != "norm"}
         final = {f"final {path}": value for path, value in trainable.items()}
-        return first | gradients | final | {
-            "losses": [values["loss"] for values in history],
-            "grad_norms": [values["norm"] for values in history],
-            "lrs": [schedule(jnp.asarray(i)) for i in range(plan["steps"])],
-        }
+        return (
+            first
+            | gradients
+            | final
+            | {
+                "losses": [values["loss"] for values in history],
+                "grad_norms": [values["norm"] for values in history],
+                "lrs": [schedule(jnp.asarray(i)) for i in range(plan["steps"])],
+            }
+        )
 
     return train
 
@@ -203,8 +222,17 @@ def decoding_function(model: PemtModel, batch: Arrays, raw: np.ndarray) -> Calla
     @jax.jit
     def advance(nested, encoded, cache, inputs):
         return model.module.apply(
-            {"params": nested, **cache}, encoded, tokens_BS, inputs, inputs, rows_B,
-            decode=True, max_decode_length=steps, method=Transformer.decode, mutable=["cache"])
+            {"params": nested, **cache},
+            encoded,
+            tokens_BS,
+            inputs,
+            inputs,
+            rows_B,
+            decode=True,
+            max_decode_length=steps,
+            method=Transformer.decode,
+            mutable=["cache"],
+        )
 
     def decode(nested, encoded):
         empty = jax.eval_shape(advance, nested, encoded, {}, np.zeros_like(raw[:, 1:], np.int32))[1]
@@ -242,9 +270,11 @@ def check_stage(report: Report, stage: int, file: Arrays, settings: dict, batch:
     expected = part(file, f"s{stage}/out/")
     shapes = {name: array.shape for name, array in batch.items()}
     fresh = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes)["params"])
-    report.equal("parameter names and shapes",
-                 {(name, value.shape) for name, value in flatten_dict(fresh, sep="/").items()},
-                 {(name, value.shape) for name, value in params.items()})
+    report.equal(
+        "parameter names and shapes",
+        {(name, value.shape) for name, value in flatten_dict(fresh, sep="/").items()},
+        {(name, value.shape) for name, value in params.items()},
+    )
     report.equal("decoder inputs", batch["decoder_input_tokens"], expected["decoder_input_ids"])
     forward = forward_function(model, batch)
     decode = decoding_function(model, batch, expected["greedy_raw"])
@@ -260,9 +290,12 @@ def check_stage(report: Report, stage: int, file: Arrays, settings: dict, batch:
     spread = dict.fromkeys(ours, 0.0)
     for seed in range(NUDGED_RUNS):
         rng = np.random.default_rng(seed)
-        nudged = evaluate({
-            path: array * (1 + NUDGE * rng.uniform(-1, 1, array.shape)).astype(np.float32)
-            for path, array in params.items()})  # fmt: skip
+        nudged = evaluate(
+            {
+                path: array * (1 + NUDGE * rng.uniform(-1, 1, array.shape)).astype(np.float32)
+                for path, array in params.items()
+            }
+        )
         for name, value in nudged.items():
             spread[name] = max(spread[name], np.abs(value - ours[name]).max(initial=0))
 
@@ -283,8 +316,11 @@ def check_stage(report: Report, stage: int, file: Arrays, settings: dict, batch:
         report.close(name, ours[name], reference, limit, spread[name])
 
     after = part(file, f"s{stage}/train/")
-    for name, relative in (("losses", LOSS_RELATIVE), ("grad_norms", NORM_RELATIVE),
-                           ("lrs", LOSS_RELATIVE)):
+    for name, relative in (
+        ("losses", LOSS_RELATIVE),
+        ("grad_norms", NORM_RELATIVE),
+        ("lrs", LOSS_RELATIVE),
+    ):
         # A learning rate of 0 is compared as one of a billionth.
         limit = relative * np.maximum(np.abs(after[name]), 1e-9)
         report.close(f"{name} of the steps", ours[name], after[name], limit, spread[name])
@@ -292,8 +328,13 @@ def check_stage(report: Report, stage: int, file: Arrays, settings: dict, batch:
     report.equal("parameters after the steps", trained, set(final))
     for path in sorted(trained & set(final)):
         way = np.abs(final[path] - params[path]).max()
-        report.close(f"final {path}", ours[f"final {path}"], final[path],
-                     OF_THE_WAY * max(way, 1e-9), spread[f"final {path}"])
+        report.close(
+            f"final {path}",
+            ours[f"final {path}"],
+            final[path],
+            OF_THE_WAY * max(way, 1e-9),
+            spread[f"final {path}"],
+        )
 
     limit = max(FORWARD, WIDENED * spread["greedy_raw_logits"])
     nested = unflatten_dict(params, sep="/")

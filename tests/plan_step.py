@@ -9,15 +9,25 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 from tiny_model import SOURCE, T5, TARGET  # noqa: E402
 
-from pemt_jax import optimizers, partitioning  # noqa: E402
+from pemt_jax import optimizers  # noqa: E402
+from pemt_jax.parallel import partitioning  # noqa: E402
 from pemt_jax.planning import compiling  # noqa: E402
 from pemt_jax.planning.collectives import find_collectives  # noqa: E402
 from pemt_jax.planning.job import Job  # noqa: E402
 
 found = {}
 for method, pemt in (("pemt_target", TARGET), ("pemt_source", SOURCE)):
-    job = Job(T5, pemt, method, optimizers.make_optimizer(), batch_size=8, inputs=6, targets=4,
-              decode_batch_size=8, decode_length=4)  # fmt: skip
+    job = Job(
+        T5,
+        pemt,
+        method,
+        optimizers.make_optimizer(),
+        batch_size=8,
+        inputs=6,
+        targets=4,
+        decode_batch_size=8,
+        decode_length=4,
+    )
     mesh = partitioning.make_mesh(devices=jax.devices())
     lowered, arguments = compiling.lower_train_step(job, mesh)
     compiled = lowered.compile()

@@ -9,11 +9,13 @@ import numpy as np
 import tiny_system
 from t5x import partitioning, trainer
 
-from pemt_jax import optimizers, t5x_bridge, t5x_state
-from pemt_jax.assembly import Assembly, assemble
-from pemt_jax.batching import make_batch
-from pemt_jax.library import save_expert
-from pemt_jax.methods import split
+from pemt_jax import optimizers
+from pemt_jax.data.batching import make_batch
+from pemt_jax.library.expert import save_expert
+from pemt_jax.model.methods import split
+from pemt_jax.runs.build_model import Assembly, assemble
+from pemt_jax.t5x import bridge as t5x_bridge
+from pemt_jax.t5x import state as t5x_state
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 
 GIN = """
@@ -41,35 +43,57 @@ def make(folder: Path, method: str, dropout_rate: float = 0.0) -> Assembly:
         text = f"Answer {name}."
         made = assemble("pemt_source", DEFAULT_VOCABULARY, prompt_text=text, **common)
         random = np.random.default_rng(seed)
-        values = {path: random.normal(size=value.shape).astype(np.float32) / 4
-                  for path, value in split(made.nested(), made.method)[0].items()}
-        save_expert(library, name, values, task=name, prompt_text=text,
-                    base_fingerprint=made.identity["base"])  # fmt: skip
-    return assemble(method, DEFAULT_VOCABULARY, library=str(library), experts=experts,
-                    prompt_text=None if method == "full" else "Say the mood.", **common)
+        values = {
+            path: random.normal(size=value.shape).astype(np.float32) / 4
+            for path, value in split(made.nested(), made.method)[0].items()
+        }
+        save_expert(
+            library,
+            name,
+            values,
+            task=name,
+            prompt_text=text,
+            base_fingerprint=made.identity["base"],
+        )
+    return assemble(
+        method,
+        DEFAULT_VOCABULARY,
+        library=str(library),
+        experts=experts,
+        prompt_text=None if method == "full" else "Say the mood.",
+        **common,
+    )
 
 
-def make_t5x_trainer(made: Assembly, optimizer=None, seed: int = 0, initializer=None,
-                     microbatches: int | None = None) -> trainer.Trainer:  # fmt: skip
+def make_t5x_trainer(
+    made: Assembly, optimizer=None, seed: int = 0, initializer=None, microbatches: int | None = None
+) -> trainer.Trainer:
     """T5X's trainer on one device, as t5x.train puts it together."""
     optimizer = optimizer or optimizers.make_optimizer(schedule=0.01)
     model = t5x_bridge.PemtT5X(made, optimizer)
     partitioner = partitioning.PjitPartitioner(
         num_partitions=1,
         logical_axis_rules=partitioning.standard_logical_axis_rules(
-            additional_rules=t5x_bridge.logical_axis_rules()),
-    )  # fmt: skip
+            additional_rules=t5x_bridge.logical_axis_rules()
+        ),
+    )
     states = (initializer or t5x_state.StateInitializer)(
-        optimizer_def=model.optimizer_def, init_fn=model.get_initial_variables,
+        optimizer_def=model.optimizer_def,
+        init_fn=model.get_initial_variables,
         input_shapes={name: value.shape for name, value in batch_at(0).items()},
         partitioner=partitioner,
-    )  # fmt: skip
+    )
     return trainer.Trainer(
-        model=model, train_state=states.from_scratch(jax.random.PRNGKey(0)),
-        partitioner=partitioner, train_state_axes=states.train_state_axes, eval_names=[],
-        summary_dir=None, rng=jax.random.PRNGKey(seed), learning_rate_fn=lambda step: 0.01,
+        model=model,
+        train_state=states.from_scratch(jax.random.PRNGKey(0)),
+        partitioner=partitioner,
+        train_state_axes=states.train_state_axes,
+        eval_names=[],
+        summary_dir=None,
+        rng=jax.random.PRNGKey(seed),
+        learning_rate_fn=lambda step: 0.01,
         num_microbatches=microbatches,
-    )  # fmt: skip
+    )
 
 
 def batch_at(step: int) -> dict[str, np.ndarray]:
@@ -84,23 +108,36 @@ def command(world, script: str, *flags: str, **macros) -> list[str]:
     (world.folder / "tasks.gin").write_text("\n".join(GIN.splitlines()[:3]))
     macros = {"TASK_FEATURE_LENGTHS": tiny_system.LENGTHS, "BATCH_SIZE": 8} | macros
     files = flags or (f"pemt_jax/configs/t5x/{script}.gin", "tasks.gin")
-    return [sys.executable, "-m", f"t5x.{script}", *(f"--gin_file={name}" for name in files),
-            *(f"--gin.{name}={value!r}" for name, value in macros.items())]  # fmt: skip
+    return [
+        sys.executable,
+        "-m",
+        f"t5x.{script}",
+        *(f"--gin_file={name}" for name in files),
+        *(f"--gin.{name}={value!r}" for name, value in macros.items()),
+    ]
 
 
 def run(world, *arguments, devices: int = 1, **macros) -> None:
     """Run a command of T5X to its end."""
     done = subprocess.run(
-        command(world, *arguments, **macros), cwd=world.folder, capture_output=True, text=True,
-        env=world.environment(devices), timeout=600,
-    )  # fmt: skip
+        command(world, *arguments, **macros),
+        cwd=world.folder,
+        capture_output=True,
+        text=True,
+        env=world.environment(devices),
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 def under_t5x(world, name, stage, files=(), **macros):
-    macros = {"MODEL_DIR": str(world.folder / name), "TRAIN_STEPS": 20,
-              "MIXTURE_OR_TASK_NAME": "tiny_mood", "INITIAL_CHECKPOINT_PATH": str(world.base),
-              "LIBRARY": str(world.folder / "t5x_library")} | macros
+    macros = {
+        "MODEL_DIR": str(world.folder / name),
+        "TRAIN_STEPS": 20,
+        "MIXTURE_OR_TASK_NAME": "tiny_mood",
+        "INITIAL_CHECKPOINT_PATH": str(world.base),
+        "LIBRARY": str(world.folder / "t5x_library"),
+    } | macros
     return ("train", *files, f"pemt_jax/configs/t5x/{stage}.gin", "t5x.gin"), macros
 
 

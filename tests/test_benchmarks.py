@@ -34,9 +34,17 @@ def test_ratios_of_medians_and_of_minima():
     assert found["seconds"]["a"] == {"min": 2.0, "median": 3.0, "repeats": 3, "spread": 8 / 3}
 
 
-@pytest.mark.parametrize("value,target,at_least,ok", [
-    (1.2, 1.3, False, True), (1.4, 1.3, False, False), (3.1, 3.0, True, True),
-    (2.9, 3.0, True, False), (None, 0.35, True, None), (1.1, None, False, None)])
+@pytest.mark.parametrize(
+    "value,target,at_least,ok",
+    [
+        (1.2, 1.3, False, True),
+        (1.4, 1.3, False, False),
+        (3.1, 3.0, True, True),
+        (2.9, 3.0, True, False),
+        (None, 0.35, True, None),
+        (1.1, None, False, None),
+    ],
+)
 def test_a_row_is_reached_missed_or_not_measured(value, target, at_least, ok):
     import timing
 
@@ -64,10 +72,15 @@ def test_a_report_keeps_the_rows_that_were_not_measured_again(tmp_path):
     (copied / "memory.py").write_text(
         "import json, timing\n"
         "details = {'ratio': 0.5, 'seconds': {'a': timing.summary([1.0, 2.0])}}\n"
-        "print(json.dumps({'stage2_memory_over_full': timing.row(0.5, 0.65, **details)}))\n")
+        "print(json.dumps({'stage2_memory_over_full': timing.row(0.5, 0.65, **details)}))\n"
+    )
     for row in ("stage2_memory_over_full", "gpu_mfu"):
-        done = subprocess.run([sys.executable, copied / "run_all.py", "--json", "--rows", row],
-                              capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, copied / "run_all.py", "--json", "--rows", row],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         printed = json.loads(done.stdout)
         assert list(printed) == [row]
     assert printed["gpu_mfu"] == {"value": None, "target": 0.35, "ok": None}
@@ -78,21 +91,23 @@ def test_a_report_keeps_the_rows_that_were_not_measured_again(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trick", ["experts in rank space", "bank as a matrix",
-                                   "softmax divides last"])
+@pytest.mark.parametrize(
+    "trick", ["experts in rank space", "bank as a matrix", "softmax divides last"]
+)
 def test_what_a_trick_is_compared_with_computes_the_same(trick):
     import jax
     import numpy as np
     import tricks
     from tiny_model import T5, TARGET, jit, make_batch, random_params
 
-    from pemt_jax.models import PemtModel
+    from pemt_jax.model.pemt_model import PemtModel
 
     params, batch = random_params(T5, TARGET), make_batch([3, 6], [4, 2], S=6, T=5)
 
     def value():
-        return jit(jax.value_and_grad(lambda p: PemtModel(T5, TARGET).loss_fn(p, batch, None)[0])
-                   )(params)  # fmt: skip
+        return jit(jax.value_and_grad(lambda p: PemtModel(T5, TARGET).loss_fn(p, batch, None)[0]))(
+            params
+        )
 
     loss, gradients = value()
     patches, _, _ = tricks.alternatives(T5)[trick]
@@ -100,6 +115,14 @@ def test_what_a_trick_is_compared_with_computes_the_same(trick):
         other, others = value()
     np.testing.assert_allclose(other, loss, rtol=1e-5)
     frozen = ("lora_a", "lora_b")  # the bank's gradients are nobody's
-    same = lambda path, a, b: np.testing.assert_allclose(  # noqa: E731
-        a, b, rtol=1e-3, atol=1e-5) if path[-1].key not in frozen else None
+
+    def same(path, a, b):
+        return (
+            np.testing.assert_allclose(  # noqa: E731
+                a, b, rtol=1e-3, atol=1e-5
+            )
+            if path[-1].key not in frozen
+            else None
+        )
+
     jax.tree_util.tree_map_with_path(same, gradients, others)

@@ -6,20 +6,23 @@ import json
 import jax.numpy as jnp
 import pytest
 
+from pemt_jax.common.errors import UsageError
 from pemt_jax.config import PemtConfig, T5Config
-from pemt_jax.errors import UsageError
 
 EXPERTS = {"prompt_length": 3, "expert_names": ("nli", "qa"), "source_prompt_lengths": (4, 5)}
 
 
-@pytest.mark.parametrize("config, field, value, near", [
-    (T5Config, "mlp_activations", ("rellu",), "relu"),
-    (T5Config, "mlp_activations", ("gelu", "linaer"), "linear"),
-    (T5Config, "dtype", "bfloat1", "bfloat16"),
-    (PemtConfig, "lora_b_init", "zeros", "zero"),
-    (PemtConfig, "prompt_init", "vocabulary", "vocab"),
-    (PemtConfig, "loss_normalization", "token", "tokens"),
-])
+@pytest.mark.parametrize(
+    "config, field, value, near",
+    [
+        (T5Config, "mlp_activations", ("rellu",), "relu"),
+        (T5Config, "mlp_activations", ("gelu", "linaer"), "linear"),
+        (T5Config, "dtype", "bfloat1", "bfloat16"),
+        (PemtConfig, "lora_b_init", "zeros", "zero"),
+        (PemtConfig, "prompt_init", "vocabulary", "vocab"),
+        (PemtConfig, "loss_normalization", "token", "tokens"),
+    ],
+)
 def test_a_wrong_choice_is_one_sentence_with_the_nearest_name(config, field, value, near):
     with pytest.raises(UsageError) as error:
         config(**{field: value})
@@ -53,17 +56,21 @@ def test_default_backbone_is_t5_1_0_base():
 
 
 def test_lists_become_tuples_and_a_config_is_hashable():
-    lists = {name: list(value) if isinstance(value, tuple) else value
-             for name, value in EXPERTS.items()}
+    lists = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in EXPERTS.items()
+    }
     assert PemtConfig(**lists) == PemtConfig(**EXPERTS)
     assert hash(PemtConfig(**lists)) == hash(PemtConfig(**EXPERTS))
     assert hash(T5Config(mlp_activations=["gelu", "linear"]))
 
 
-@pytest.mark.parametrize("config", [
-    T5Config(mlp_activations=("gelu", "linear"), dtype="bfloat16"),
-    PemtConfig(**EXPERTS, adapter_dim=7, prompt_attention_dropout=0.1),
-])
+@pytest.mark.parametrize(
+    "config",
+    [
+        T5Config(mlp_activations=("gelu", "linear"), dtype="bfloat16"),
+        PemtConfig(**EXPERTS, adapter_dim=7, prompt_attention_dropout=0.1),
+    ],
+)
 def test_a_config_survives_json(config):
     text = json.dumps(dataclasses.asdict(config))
     assert type(config)(**json.loads(text)) == config

@@ -6,16 +6,18 @@ from pathlib import Path
 import gin
 import pytest
 
-from pemt_jax import cli, configs
-from pemt_jax.errors import UsageError
+from pemt_jax import configs
+from pemt_jax.cli import command as cli
+from pemt_jax.cli.gin_config import load
+from pemt_jax.common.errors import UsageError
 from pemt_jax.evaluate import evaluate
-from pemt_jax.gin_checks import load
 from pemt_jax.train import train
 
 ROOT = Path(configs.__file__).parent
 NOT_RUNS = ("models", "t5x")  # t5x/ is for T5X's own commands: test_t5x.py
-RUNS = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("*/*.gin")
-              if p.parent.name not in NOT_RUNS)
+RUNS = sorted(
+    str(p.relative_to(ROOT)) for p in ROOT.glob("*/*.gin") if p.parent.name not in NOT_RUNS
+)
 RUNS.remove("runs/common.gin")
 RUNS.remove("runs/reference.gin")
 REQUIRED = {
@@ -38,8 +40,11 @@ def needed(name: str) -> list[tuple[str, str]]:
     text, pending = "", [name]
     while pending:
         text += (ROOT / pending.pop()).read_text()
-        pending = [file for file in re.findall(r"include '(.*)'", text)
-                   if (ROOT / file).read_text() not in text]
+        pending = [
+            file
+            for file in re.findall(r"include '(.*)'", text)
+            if (ROOT / file).read_text() not in text
+        ]
     macros = re.findall(r"^(\w+) = %gin.REQUIRED", text, re.M)
     if name == "demo/pretrain.gin":
         macros.append("MODEL_DIR")

@@ -11,12 +11,13 @@ import pytest
 from tiny_system import snapshot
 
 from pemt_jax import convert
+from pemt_jax.common.errors import PemtError
+from pemt_jax.common.hashing import fingerprint
+from pemt_jax.common.lazy_array import LazyArray
+from pemt_jax.common.weights import load_weights
 from pemt_jax.config import T5Config
-from pemt_jax.errors import PemtError
 from pemt_jax.interop import hf, hf_names, t5x
 from pemt_jax.interop.base import load_base
-from pemt_jax.lazy_array import LazyArray
-from pemt_jax.weights import fingerprint, load_weights
 
 DATA = Path(__file__).parent / "data"
 GATED, PLAIN = ("gelu", "linear"), ("relu",)
@@ -24,9 +25,17 @@ GATED, PLAIN = ("gelu", "linear"), ("relu",)
 
 def random_model(tied=True, activations=PLAIN, seed=0):
     """A T5 of any kind, its numbers in bfloat16's range so that no form of it rounds."""
-    config = T5Config(vocab_size=40, emb_dim=12, num_heads=2, head_dim=5, mlp_dim=14,
-                      num_encoder_layers=2, num_decoder_layers=1, mlp_activations=activations,
-                      logits_via_embedding=tied)  # fmt: skip
+    config = T5Config(
+        vocab_size=40,
+        emb_dim=12,
+        num_heads=2,
+        head_dim=5,
+        mlp_dim=14,
+        num_encoder_layers=2,
+        num_decoder_layers=1,
+        mlp_activations=activations,
+        logits_via_embedding=tied,
+    )
     random = np.random.default_rng(seed)
     return config, {
         entry.path: random.integers(-99, 99, entry.shape).astype(np.float32)
@@ -76,8 +85,16 @@ def test_round_trips_are_equal_to_the_bit(tmp_path, run, activations, tied, dtyp
 def test_dtype_and_vocabulary(tmp_path, run, base):
     assert not run("--from", base, "--to", tmp_path / "run", "--format", "t5x")[0]
     assert (tmp_path / "run" / "spiece.model").read_bytes() == b"pieces"
-    assert not run("--from", tmp_path / "run", "--to", tmp_path / "half", "--format", "hf",
-                   "--dtype", "bfloat16")[0]
+    assert not run(
+        "--from",
+        tmp_path / "run",
+        "--to",
+        tmp_path / "half",
+        "--format",
+        "hf",
+        "--dtype",
+        "bfloat16",
+    )[0]
     assert (tmp_path / "half" / "spiece.model").read_bytes() == b"pieces"
     stored = load_weights(tmp_path / "half" / "model.safetensors")
     assert {str(array.dtype) for array in stored.values()} == {"bfloat16"}
@@ -85,9 +102,14 @@ def test_dtype_and_vocabulary(tmp_path, run, base):
     assert fingerprint(load_base(tmp_path / "half")[1]) == fingerprint(load_base(base)[1])
 
 
-@pytest.mark.parametrize("form, name", [
-    ("hf", "model.safetensors"), ("t5x", "checkpoint_0/checkpoint"),
-    ("t5x", "checkpoint_0/target.token_embedder.embedding/0.0")])  # fmt: skip
+@pytest.mark.parametrize(
+    "form, name",
+    [
+        ("hf", "model.safetensors"),
+        ("t5x", "checkpoint_0/checkpoint"),
+        ("t5x", "checkpoint_0/target.token_embedder.embedding/0.0"),
+    ],
+)
 def test_a_damaged_conversion_is_refused(tmp_path, run, base, form, name):
     assert not run("--from", base, "--to", tmp_path / "made", "--format", form)[0]
     content = (tmp_path / "made" / name).read_bytes()
@@ -168,8 +190,12 @@ def test_an_unfit_source_leaves_nothing_behind(tmp_path, run, base):
 
 
 def test_help_is_printed_by_the_command():
-    done = subprocess.run([sys.executable, "-m", "pemt_jax.convert", "--help"],
-                          capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "pemt_jax.convert", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0 and "--format hf|t5x" in done.stdout and not done.stderr
 
 
@@ -188,25 +214,51 @@ print(code, peak() - before)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_memory_is_a_few_times_the_largest_array_whatever_the_model(tmp_path):
     width = 1024
-    config = T5Config(vocab_size=16 * width, emb_dim=width, num_heads=16, head_dim=64,
-                      mlp_dim=2048, num_encoder_layers=6, num_decoder_layers=4,
-                      mlp_activations=GATED, logits_via_embedding=False)  # fmt: skip
+    config = T5Config(
+        vocab_size=16 * width,
+        emb_dim=width,
+        num_heads=16,
+        head_dim=64,
+        mlp_dim=2048,
+        num_encoder_layers=6,
+        num_decoder_layers=4,
+        mlp_activations=GATED,
+        logits_via_embedding=False,
+    )
     random = np.random.default_rng(0)
 
     def draw(shape):
-        return LazyArray(shape, np.dtype(np.float32),
-                         lambda: random.random(shape, dtype=np.float32))
+        return LazyArray(
+            shape, np.dtype(np.float32), lambda: random.random(shape, dtype=np.float32)
+        )
 
     params = {entry.path: draw(entry.shape) for entry in hf_names.parameter_table(config)}
     sizes = [4 * int(np.prod(array.shape)) for array in params.values()]
     hf.save_hf(tmp_path / "base", config, params, None, shard_bytes=10**8)
     assert len(list((tmp_path / "base").glob("model-*.safetensors"))) >= 4
     assert sum(sizes) > 6 * max(sizes)
-    for source, target, form, *flags in [("base", "t5x", "t5x"), ("t5x", "back", "hf"),
-                                         ("base", "half", "hf", "--dtype", "bfloat16")]:
+    for source, target, form, *flags in [
+        ("base", "t5x", "t5x"),
+        ("t5x", "back", "hf"),
+        ("base", "half", "hf", "--dtype", "bfloat16"),
+    ]:
         done = subprocess.run(
-            [sys.executable, "-c", MEASURE, "--from", tmp_path / source, "--to", tmp_path / target,
-             "--format", form, *flags], capture_output=True, text=True, timeout=300)
+            [
+                sys.executable,
+                "-c",
+                MEASURE,
+                "--from",
+                tmp_path / source,
+                "--to",
+                tmp_path / target,
+                "--format",
+                form,
+                *flags,
+            ],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         code, extra = map(int, done.stdout.split()[-2:])
         print(f"{source} to {target}: {extra / max(sizes):.2f} times the largest array")
         assert code == 0 and max(sizes) / 2 < extra < 3 * max(sizes), done.stdout

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_system import EXPERTS, LENGTHS, snapshot, world_fixture  # noqa: F401
 
-from pemt_jax.errors import UsageError
+from pemt_jax.common.errors import UsageError
 from pemt_jax.evaluate import evaluate
 
 
@@ -36,7 +36,8 @@ def test_rows_that_only_fill_a_batch_count_nowhere(world):
 def test_the_loss_is_what_training_minimised(world):
     metrics = evaluate(str(world.target), batch_size=8)
     np.testing.assert_allclose(
-        metrics["loss"], metrics["cross_entropy"] + 0.1 * metrics["task_sparsity_loss"], rtol=1e-5)
+        metrics["loss"], metrics["cross_entropy"] + 0.1 * metrics["task_sparsity_loss"], rtol=1e-5
+    )
 
 
 def test_validation_metrics_are_those_of_the_best_checkpoint(world):
@@ -65,7 +66,8 @@ def test_metrics_are_printed_and_written_beside_the_run(run, capsys):
 def test_an_artefact_alone_is_left_as_it_is(run, capsys):
     before = snapshot(run)
     assert json.loads(json.dumps(evaluate(str(run / "artefact"), batch_size=8))) == json.loads(
-        capsys.readouterr().out)
+        capsys.readouterr().out
+    )
     assert snapshot(run) == before
 
 
@@ -80,16 +82,25 @@ def test_another_task_or_a_mixture_may_be_asked_for(run):
     tokens = [16, 16]  # eight rows of two tokens each
     np.testing.assert_allclose(
         both["cross_entropy"],
-        np.average([mood["cross_entropy"], other["cross_entropy"]], weights=tokens), rtol=1e-5)
+        np.average([mood["cross_entropy"], other["cross_entropy"]], weights=tokens),
+        rtol=1e-5,
+    )
     assert sorted(path.name for path in (run / "evaluation").iterdir()) == [
-        "tiny_both-test.json", "tiny_mood-test.json", "tiny_topic-test.json"]
+        "tiny_both-test.json",
+        "tiny_mood-test.json",
+        "tiny_topic-test.json",
+    ]
 
 
 def test_a_base_is_told_its_task(world, tmp_path):
     with pytest.raises(UsageError, match="does not name its task, expected MIXTURE_OR_TASK_NAME"):
         evaluate(str(world.pretrained))
     shutil.copytree(world.base, tmp_path / "base")
-    metrics = evaluate(str(tmp_path), "tiny_both", task_feature_lengths=LENGTHS,
-                       batch_size=8)
-    assert metrics.keys() == {"loss", "cross_entropy", "tiny_mood/accuracy",
-                              "tiny_topic/accuracy", "average"}
+    metrics = evaluate(str(tmp_path), "tiny_both", task_feature_lengths=LENGTHS, batch_size=8)
+    assert metrics.keys() == {
+        "loss",
+        "cross_entropy",
+        "tiny_mood/accuracy",
+        "tiny_topic/accuracy",
+        "average",
+    }

@@ -17,8 +17,13 @@ STORED = ROOT / "tests" / "data" / "launch"
 SCRIPTS = ("tpu_vm.sh", "gke_xpk.sh", "slurm.sbatch")
 TPU = ["--name", "pemt", "--zone", "us-west4-a", "--dry-run"]
 GKE = ["--workload", "cb", "--cluster", "tpus", "--zone", "us-west4-a", "--dry-run"]
-RUN = ["--model_dir", "gs://bucket/runs/cb", "--", "--gin_file=runs/stage2.gin",
-       "--gin.EXPERTS=('mnli','qnli')"]
+RUN = [
+    "--model_dir",
+    "gs://bucket/runs/cb",
+    "--",
+    "--gin_file=runs/stage2.gin",
+    "--gin.EXPERTS=('mnli','qnli')",
+]
 CASES = {
     "tpu_vm_create": ["tpu_vm.sh", "create", *TPU, "--type", "v5litepod-16", "--spot"],
     "tpu_vm_install": ["tpu_vm.sh", "install", *TPU, "--project", "other"],
@@ -26,8 +31,15 @@ CASES = {
     "tpu_vm_tail": ["tpu_vm.sh", "tail", *TPU, "--worker", "3"],
     "tpu_vm_fetch": ["tpu_vm.sh", "fetch", *TPU, *RUN[:2], "--to", "runs/cb"],
     "tpu_vm_delete": ["tpu_vm.sh", "delete", *TPU],
-    "gke_xpk_create": ["gke_xpk.sh", *GKE, "--type", "v5litepod-16", "--image", "python:3.12",
-                       *RUN],
+    "gke_xpk_create": [
+        "gke_xpk.sh",
+        *GKE,
+        "--type",
+        "v5litepod-16",
+        "--image",
+        "python:3.12",
+        *RUN,
+    ],
     "gke_xpk_delete": ["gke_xpk.sh", *GKE, "--delete"],
     "slurm": ["slurm.sbatch", "--dry-run", "--model_dir", "/shared/runs/cb", *RUN[2:]],
 }
@@ -38,16 +50,31 @@ WRONG = {
     "There is nothing to train": ["tpu_vm.sh", "run", *TPU, "--model_dir", "gs://b/x"],
     "--zone has no value": ["tpu_vm.sh", "tail", "--zone"],
     "There is no argument '--dry_run'": ["gke_xpk.sh", *GKE, "--dry_run"],
-    "Found --model_dir 'runs/x'": ["gke_xpk.sh", *GKE, "--type", "v4-8", "--image", "i",
-                                   "--model_dir", "runs/x"],
+    "Found --model_dir 'runs/x'": [
+        "gke_xpk.sh",
+        *GKE,
+        "--type",
+        "v4-8",
+        "--image",
+        "i",
+        "--model_dir",
+        "runs/x",
+    ],
     "There is no --model_dir": ["slurm.sbatch", "--", "--gin_file=x"],
-}  # fmt: skip
+}
 
 
 def run(script, *arguments, **options):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
-    return subprocess.run(["bash", str(ROOT / "launch" / script), *arguments], text=True,
-                          capture_output=True, env=environment, cwd=ROOT, timeout=60, **options)
+    return subprocess.run(
+        ["bash", str(ROOT / "launch" / script), *arguments],
+        text=True,
+        capture_output=True,
+        env=environment,
+        cwd=ROOT,
+        timeout=60,
+        **options,
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -68,9 +95,14 @@ def test_wrong_use_is_one_sentence_and_code_2(sentence):
 def test_help_is_the_head_of_the_script(script):
     done = run(script, "--help")
     assert done.returncode == 0 and "--dry-run" in done.stdout and "set -" not in done.stdout
-    assert all(f"{command} " in done.stdout for command in
-               (("create", "install", "run", "tail", "fetch", "delete")
-                if script == "tpu_vm.sh" else ("--model_dir",)))
+    assert all(
+        f"{command} " in done.stdout
+        for command in (
+            ("create", "install", "run", "tail", "fetch", "delete")
+            if script == "tpu_vm.sh"
+            else ("--model_dir",)
+        )
+    )
 
 
 def test_scripts_pass_shellcheck():
@@ -87,15 +119,17 @@ def test_slurm_job_that_is_stopped_lets_its_processes_save_and_is_queued_again(t
     """With an srun and an scontrol of our own: the first saves when it is told to stop."""
     for name, body in {
         "srun": f"trap 'echo saved >>{tmp_path}/log; exit 0' TERM\n"
-                f"echo \"$@\" >{tmp_path}/log\nwhile :; do sleep 0.1; done",
-        "scontrol": f"echo \"$@\" >>{tmp_path}/log",
-    }.items():  # fmt: skip
+        f'echo "$@" >{tmp_path}/log\nwhile :; do sleep 0.1; done',
+        "scontrol": f'echo "$@" >>{tmp_path}/log',
+    }.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
     job = subprocess.Popen(
         ["bash", str(ROOT / "launch" / "slurm.sbatch"), "--model_dir", "/shared/x", "--", "--a"],
-        env=environment, stderr=subprocess.DEVNULL)  # fmt: skip
+        env=environment,
+        stderr=subprocess.DEVNULL,
+    )
     log, deadline = tmp_path / "log", time.time() + 30
     while not (log.exists() and log.read_text()) and time.time() < deadline:
         time.sleep(0.05)

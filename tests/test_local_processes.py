@@ -10,8 +10,13 @@ LAUNCH = Path(__file__).parents[1] / "launch" / "local_processes.sh"
 
 
 def launch(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([str(LAUNCH), *arguments], capture_output=True, text=True, timeout=60,
-                          env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"})  # fmt: skip
+    return subprocess.run(
+        [str(LAUNCH), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+    )
 
 
 def test_the_launcher_prints_what_it_would_run():
@@ -38,5 +43,7 @@ def test_the_launcher_passes_signals_on_and_refuses_wrong_use():
     assert process.wait(timeout=20) == 143
     done = launch("--processes", "none", "--", "true")
     assert (done.returncode, done.stderr) == (
-        2, "error: Found --processes 'none', expected a positive number.\n")  # fmt: skip
+        2,
+        "error: Found --processes 'none', expected a positive number.\n",
+    )
     assert "Found no command" in launch("--processes", "2").stderr

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pemt_jax.errors import UsageError
+from pemt_jax.common.errors import UsageError
 from pemt_jax.optimizers import make_optimizer, make_schedule
 
 

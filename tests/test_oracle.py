@@ -18,16 +18,26 @@ def compare(tmp_path_factory):
     cache = tmp_path_factory.mktemp("compiled")
 
     def run(path):
-        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu",
-                                    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-        return subprocess.run([sys.executable, HERE / "oracle.py", path], capture_output=True,
-                              text=True, env=environment, timeout=600)
+        environment = os.environ | {
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PLATFORMS": "cpu",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        return subprocess.run(
+            [sys.executable, HERE / "oracle.py", path],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=600,
+        )
+
     return run
 
 
 @pytest.fixture
 def changed(tmp_path):
     """Write the file anew with some entries shifted: name -> (index, by how much)."""
+
     def write(**shifts):
         with np.load(ORACLE) as file:
             arrays = {name: file[name] for name in file.files}
@@ -35,6 +45,7 @@ def changed(tmp_path):
             arrays[name][index] += amount
         np.savez(tmp_path / "changed.npz", **arrays)
         return tmp_path / "changed.npz"
+
     return write
 
 
@@ -55,19 +66,34 @@ def test_one_weight_off_by_a_thousandth_is_found(compare, changed):
 
 def test_each_wrong_output_is_found(compare, changed):
     adapter = "decoder.block.0.layer.2.adapter_controller.adapters.superglue-cb.up_sampler.bias"
-    result = compare(changed(**{
-        "s1/out/ce": ((), 2e-5), "s2/out/gate/dec/1": ((0, 2), 2e-5),
-        "s2/out/tsl/enc/0": ((), 2e-5), "s1/grad/task_shared": ((4, 1), 1e-4),
-        f"s2/train/final/{adapter}": ((7,), 1e-3),
-        "s2/train/losses": ((5,), 2e-3), "s1/train/lrs": ((2,), 1e-5),
-        "s1/out/greedy_raw": ((0, 5), 1), "s2/out/greedy_generate": ((1, 1), 1)}))  # fmt: skip
+    result = compare(
+        changed(
+            **{
+                "s1/out/ce": ((), 2e-5),
+                "s2/out/gate/dec/1": ((0, 2), 2e-5),
+                "s2/out/tsl/enc/0": ((), 2e-5),
+                "s1/grad/task_shared": ((4, 1), 1e-4),
+                f"s2/train/final/{adapter}": ((7,), 1e-3),
+                "s2/train/losses": ((5,), 2e-3),
+                "s1/train/lrs": ((2,), 1e-5),
+                "s1/out/greedy_raw": ((0, 5), 1),
+                "s2/out/greedy_generate": ((1, 1), 1),
+            }
+        )
+    )
     assert result.returncode == 1
     failed = {line[5:65].strip() for line in result.stdout.splitlines() if line[:4] == "FAIL"}
     assert failed >= {
-        "stage 1 ce", "stage 2 gate/dec/1", "stage 2 tsl/enc/0",
-        "stage 1 gradient prompt/embedding", "stage 2 final decoder/layers_0/mlp/adapter/up/bias",
-        "stage 2 losses of the steps", "stage 1 lrs of the steps",
-        "stage 1 greedy_raw tokens", "stage 2 greedy_generate tokens"}  # fmt: skip
+        "stage 1 ce",
+        "stage 2 gate/dec/1",
+        "stage 2 tsl/enc/0",
+        "stage 1 gradient prompt/embedding",
+        "stage 2 final decoder/layers_0/mlp/adapter/up/bias",
+        "stage 2 losses of the steps",
+        "stage 1 lrs of the steps",
+        "stage 1 greedy_raw tokens",
+        "stage 2 greedy_generate tokens",
+    }
     assert "stage 2 logits" not in failed
 
 

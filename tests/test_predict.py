@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_system import EXPERTS, snapshot, world_fixture  # noqa: F401
 
-from pemt_jax.errors import PemtError, UsageError
+from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.predict import encode, predict
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 
@@ -50,8 +50,12 @@ def test_another_file_gets_a_prediction_a_line(world, rows, tmp_path):
 
 def test_a_model_without_experts_has_no_gate(world, tmp_path):
     (tmp_path / "in.txt").write_text("mood: the good film\n")
-    predict(str(world.library / "tiny_mood"), str(tmp_path / "in.txt"),
-            str(tmp_path / "out.jsonl"), batch_size=1)
+    predict(
+        str(world.library / "tiny_mood"),
+        str(tmp_path / "in.txt"),
+        str(tmp_path / "out.jsonl"),
+        batch_size=1,
+    )
     (found,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
     assert found.keys() == {"input", "prediction", "log_probability"}
 
@@ -67,8 +71,13 @@ def test_empty_lines_are_lines_and_no_input_is_no_output(world, monkeypatch, cap
 
 def test_beams_answer_every_line_and_leave_the_gate_alone(world, rows, tmp_path):
     (tmp_path / "in.txt").write_text(lines(rows))
-    predict(str(world.target), str(tmp_path / "in.txt"), str(tmp_path / "out.jsonl"), batch_size=4,
-            num_beams=2)
+    predict(
+        str(world.target),
+        str(tmp_path / "in.txt"),
+        str(tmp_path / "out.jsonl"),
+        batch_size=4,
+        num_beams=2,
+    )
     found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [object_["input"] for object_ in found] == [row["input"] for row in rows]
     for object_, row in zip(found, rows, strict=True):
@@ -82,8 +91,9 @@ def test_a_long_line_keeps_its_end_token():
     assert encode("", 1).tolist() == [1]
 
 
-@pytest.mark.parametrize("option", ["batch_size", "max_input_length", "num_beams",
-                                    "max_decode_length"])
+@pytest.mark.parametrize(
+    "option", ["batch_size", "max_input_length", "num_beams", "max_decode_length"]
+)
 def test_a_count_below_one_is_refused(world, option):
     with pytest.raises(UsageError, match=f"{option} is 0, expected 1 or more"):
         predict(str(world.target), **{option: 0})
@@ -93,8 +103,9 @@ def test_input_that_is_no_text_is_one_sentence_and_no_output(world, tmp_path):
     (tmp_path / "in.txt").write_bytes(b"mood: the good film\nmood: the b\xe4d film\n")
     before = snapshot(tmp_path)
     with pytest.raises(PemtError, match="in.txt is not UTF-8 text"):
-        predict(str(world.target), str(tmp_path / "in.txt"), str(tmp_path / "out.txt"),
-                batch_size=1)
+        predict(
+            str(world.target), str(tmp_path / "in.txt"), str(tmp_path / "out.txt"), batch_size=1
+        )
     assert snapshot(tmp_path) == before
 
 

@@ -14,37 +14,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_system import (  # noqa: F401
-    EXPERTS,
-    T5,
-    Recorder,
-    leaves,
-    snapshot,
-    stop,
-    world_fixture,
-)
+from tiny_system import EXPERTS, T5, Recorder, leaves, snapshot, stop, world_fixture  # noqa: F401
 
-from pemt_jax import artefact, library
-from pemt_jax.errors import PemtError
+from pemt_jax.checkpoints.manifest import flatten_state
+from pemt_jax.common.errors import PemtError
+from pemt_jax.common.weights import load_weights
 from pemt_jax.interop.hf import load_hf
-from pemt_jax.manifest import flatten_state
-from pemt_jax.metrics_log import read_metrics
-from pemt_jax.stopping import Stopped
-from pemt_jax.weights import load_weights
+from pemt_jax.library import artefact
+from pemt_jax.library import expert as library
+from pemt_jax.parallel.stop_signals import Stopped
+from pemt_jax.training.metrics_log import read_metrics
 
 
 def losses(model_dir):
     """[(step, loss)] of the log, written after each step."""
-    return [(row["step"], row["loss"]) for row in read_metrics(model_dir / "metrics.jsonl")
-            if row["kind"] == "train"]
+    return [
+        (row["step"], row["loss"])
+        for row in read_metrics(model_dir / "metrics.jsonl")
+        if row["kind"] == "train"
+    ]
 
 
 def assert_same_run(one, other):
     """Every number of two runs is equal to the last bit; only times differ."""
     assert leaves(one, 20) == leaves(other, 20)
-    logs = [[{name: value for name, value in row.items()
-              if name not in ("time", "examples_per_second")}
-             for row in read_metrics(folder / "metrics.jsonl")] for folder in (one, other)]
+    logs = [
+        [
+            {
+                name: value
+                for name, value in row.items()
+                if name not in ("time", "examples_per_second")
+            }
+            for row in read_metrics(folder / "metrics.jsonl")
+        ]
+        for folder in (one, other)
+    ]
     assert logs[0] == logs[1]
 
 
@@ -54,7 +58,11 @@ def test_stage_one_learns_and_leaves_checkpoints_log_config_and_artefact(world):
     assert steps == tuple(range(1, 21))
     assert np.mean(values[-5:]) < np.mean(values[:5])
     assert {path.name for path in run.iterdir()} >= {
-        "checkpoints", "metrics.jsonl", "config.gin", "artefact"}
+        "checkpoints",
+        "metrics.jsonl",
+        "config.gin",
+        "artefact",
+    }
     validation = [row for row in read_metrics(run / "metrics.jsonl") if row["kind"] == "validation"]
     assert [row["step"] for row in validation] == [10, 20]
     card = artefact.read_card(run / "artefact")
@@ -85,8 +93,9 @@ def test_the_frozen_stay_as_they_were_and_have_no_slot(world, tmp_path, monkeypa
     slots = [path for path in leaves(tmp_path, 20) if path.startswith("opt_state")]
     for path in trainable:
         assert sum(slot.endswith(f"/{path}") for slot in slots) == 2  # Adam's two moments
-        assert not np.array_equal(np.asarray(trainer.state.trainable[path]),
-                                  trainer.first_trainable[path]), f"{path} was not trained"
+        assert not np.array_equal(
+            np.asarray(trainer.state.trainable[path]), trainer.first_trainable[path]
+        ), f"{path} was not trained"
 
 
 def test_full_from_nothing_leaves_a_base_for_others(world, tmp_path):
@@ -107,12 +116,19 @@ def test_full_from_nothing_leaves_a_base_for_others(world, tmp_path):
 
 
 def test_a_mixture_trains_as_one_task_with_the_text_given(world, tmp_path, monkeypatch):
-    metrics = world.train(tmp_path / "pooled", "tiny_both", 10, method="lora",
-                          prompt_text="Say the kind of a text.", library=str(tmp_path / "library"),
-                          expert_name="tiny_both")
+    metrics = world.train(
+        tmp_path / "pooled",
+        "tiny_both",
+        10,
+        method="lora",
+        prompt_text="Say the kind of a text.",
+        library=str(tmp_path / "library"),
+        expert_name="tiny_both",
+    )
     assert metrics.keys() >= {"tiny_mood/accuracy", "tiny_topic/accuracy", "average", "loss"}
     assert metrics["average"] == np.mean(
-        [metrics["tiny_mood/accuracy"], metrics["tiny_topic/accuracy"]])
+        [metrics["tiny_mood/accuracy"], metrics["tiny_topic/accuracy"]]
+    )
     card = artefact.read_card(tmp_path / "library" / "tiny_both")
     assert (card.task, card.description) == ("tiny_both", "Say the kind of a text.")
 
@@ -120,8 +136,14 @@ def test_a_mixture_trains_as_one_task_with_the_text_given(world, tmp_path, monke
     # of the library, where its task may have an expert of stage 1.
     pooled = library.load_expert(tmp_path / "library", "tiny_both")
     recorder = Recorder(world, monkeypatch)
-    world.train(tmp_path / "few", "tiny_mood", 10, method="lora", initial_expert="tiny_both",
-                library=str(tmp_path / "library"))
+    world.train(
+        tmp_path / "few",
+        "tiny_mood",
+        10,
+        method="lora",
+        initial_expert="tiny_both",
+        library=str(tmp_path / "library"),
+    )
     first = recorder.trainers[0].first_trainable
     for layer, (a_FR, b_RD) in pooled.lora.items():
         np.testing.assert_array_equal(first[f"{layer}/mlp/expert/lora_a"], a_FR)
@@ -134,15 +156,23 @@ def test_a_mixture_trains_as_one_task_with_the_text_given(world, tmp_path, monke
 
 
 def test_a_part_without_validation_is_trained_on_and_not_judged(world, tmp_path):
-    metrics = world.train(tmp_path / "half", "tiny_half", 10, method="lora",
-                          library=str(tmp_path / "library"), prompt_text="Say the kind of a text.")
+    metrics = world.train(
+        tmp_path / "half",
+        "tiny_half",
+        10,
+        method="lora",
+        library=str(tmp_path / "library"),
+        prompt_text="Say the kind of a text.",
+    )
     assert "accuracy" in metrics and "tiny_mood/accuracy" not in metrics
 
 
-@pytest.mark.parametrize("method, stop_at", [
-    ("pemt_target", 10), pytest.param("full", 7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "method, stop_at", [("pemt_target", 10), pytest.param("full", 7, marks=pytest.mark.slow)]
+)
 def test_stopped_and_resumed_is_the_run_that_never_stopped(
-        world, tmp_path, monkeypatch, method, stop_at):
+    world, tmp_path, monkeypatch, method, stop_at
+):
     options = dict(method=method)
     if method == "pemt_target":
         options |= dict(library=str(world.library), experts=EXPERTS)
@@ -158,8 +188,7 @@ def test_stopped_and_resumed_is_the_run_that_never_stopped(
     assert resumed.batches == straight.batches and len(set(straight.batches)) > 6
     assert_same_run(tmp_path / "straight", tmp_path / "resumed")
     made = "base/model.safetensors" if method == "full" else "artefact/weights.safetensors"
-    assert (tmp_path / "straight" / made).read_bytes() == (
-        tmp_path / "resumed" / made).read_bytes()
+    assert (tmp_path / "straight" / made).read_bytes() == (tmp_path / "resumed" / made).read_bytes()
 
 
 def test_more_steps_continue_a_run_that_had_ended(world, tmp_path):
@@ -172,8 +201,7 @@ def test_more_steps_continue_a_run_that_had_ended(world, tmp_path):
     assert snapshot(tmp_path / "run" / "checkpoints") == before
 
 
-def test_a_step_that_is_not_finite_ends_the_run_and_publishes_nothing(
-        world, tmp_path, monkeypatch):
+def test_a_step_that_is_not_finite_ends_the_run_and_publishes_nothing(world, tmp_path, monkeypatch):
     def poison(trainer):
         prompt = trainer.state.trainable["prompt/embedding"]
         trainer.state.trainable["prompt/embedding"] = prompt * jnp.nan
@@ -196,7 +224,7 @@ from pathlib import Path
 import pytest
 
 import tiny_system
-from pemt_jax.stopping import Stopped
+from pemt_jax.parallel.stop_signals import Stopped
 
 folder, method = Path(sys.argv[1]), sys.argv[2]
 world = tiny_system.World(folder)
@@ -235,8 +263,10 @@ def assert_close_to_one_device(world, tmp_path, method, folder, loss_rtol):
     assert steps == more_steps
     np.testing.assert_allclose(more, one, rtol=loss_rtol)
     if method == "pemt_target":
-        trained = [load_weights(run / "artefact" / "weights.safetensors")
-                   for run in (tmp_path / "one", folder)]
+        trained = [
+            load_weights(run / "artefact" / "weights.safetensors")
+            for run in (tmp_path / "one", folder)
+        ]
         for path, value in trained[0].items():
             np.testing.assert_allclose(trained[1][path], value, rtol=0, atol=1e-4, err_msg=path)
 
@@ -267,8 +297,9 @@ def test_full_on_two_by_two_devices_resumes_and_agrees_with_one(world, tmp_path)
 def test_the_commands_train_evaluate_and_predict(world, tmp_path, capsys):
     """As a user calls them, in this process: files, macros, what they print."""
     run, experts = tmp_path / "run", str(EXPERTS)
-    flags = world.train_flags(run, METHOD="pemt_target", EXPERTS=experts, TRAIN_STEPS=10,
-                              LIBRARY=world.library)
+    flags = world.train_flags(
+        run, METHOD="pemt_target", EXPERTS=experts, TRAIN_STEPS=10, LIBRARY=world.library
+    )
     assert world.command("train", *flags) == 0
     assert f"{run}/artefact: pemt_target on tiny_mood, step 10" in capsys.readouterr().out
     assert "tiny_topic" in (run / "config.gin").read_text()
@@ -278,8 +309,7 @@ def test_the_commands_train_evaluate_and_predict(world, tmp_path, capsys):
     experts = artefact.read_card(run / "artefact").experts
     assert [name for name, _ in experts] == list(EXPERTS)  # in the order named
     (tmp_path / "in.txt").write_text("mood: the good film\n")
-    flags = [f"--gin.MODEL_DIR={run}", f"--gin.INPUT_FILE={tmp_path}/in.txt",
-             "--gin.BATCH_SIZE=4"]
+    flags = [f"--gin.MODEL_DIR={run}", f"--gin.INPUT_FILE={tmp_path}/in.txt", "--gin.BATCH_SIZE=4"]
     assert world.command("predict", *flags) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1
     # The configuration that was written is a gin file that goes on with the run.
@@ -290,22 +320,29 @@ def test_the_commands_train_evaluate_and_predict(world, tmp_path, capsys):
 @pytest.mark.slow
 def test_the_commands_in_processes_of_their_own(world, tmp_path):
     run = tmp_path / "run"
-    flags = world.train_flags(run, METHOD="pemt_target", EXPERTS=str(EXPERTS).replace(" ", ""),
-                              LIBRARY=world.library)
+    flags = world.train_flags(
+        run, METHOD="pemt_target", EXPERTS=str(EXPERTS).replace(" ", ""), LIBRARY=world.library
+    )
     trained = world.python("-m", "pemt_jax.train", *flags)
     assert trained.returncode == 0, trained.stderr
     assert trained.stdout.startswith(f"{run}/artefact: pemt_target on tiny_mood, step ")
     assert all(line.startswith("step ") for line in trained.stderr.splitlines()), trained.stderr
     assert_same_run(world.target, run)
     (tmp_path / "tasks.gin").write_text(
-        "from __gin__ import dynamic_registration\nimport tiny_system\n")
-    evaluated = world.python("-m", "pemt_jax.evaluate", f"--gin_file={tmp_path}/tasks.gin",
-                             f"--gin.MODEL_DIR={run}")
+        "from __gin__ import dynamic_registration\nimport tiny_system\n"
+    )
+    evaluated = world.python(
+        "-m", "pemt_jax.evaluate", f"--gin_file={tmp_path}/tasks.gin", f"--gin.MODEL_DIR={run}"
+    )
     assert (evaluated.returncode, evaluated.stderr) == (0, "")
     assert json.loads(evaluated.stdout).keys() >= {"accuracy", "loss", "gate/tiny_mood"}
     rows = world.by_hand(run)
-    predicted = world.python("-m", "pemt_jax.predict", f"--gin.MODEL_DIR={run}",
-                             input="".join(f"{row['input']}\n" for row in rows))
+    predicted = world.python(
+        "-m",
+        "pemt_jax.predict",
+        f"--gin.MODEL_DIR={run}",
+        input="".join(f"{row['input']}\n" for row in rows),
+    )
     assert (predicted.returncode, predicted.stderr) == (0, "")
     assert predicted.stdout.splitlines() == [row["prediction"] for row in rows]
 
@@ -314,20 +351,33 @@ def test_the_commands_in_processes_of_their_own(world, tmp_path):
 def test_a_run_is_evaluated_and_used_alike_on_four_devices(world, tmp_path):
     rows = world.by_hand(world.target)
     (tmp_path / "tasks.gin").write_text(
-        "from __gin__ import dynamic_registration\nimport tiny_system\n")
+        "from __gin__ import dynamic_registration\nimport tiny_system\n"
+    )
     one, four = (
-        world.python("-m", "pemt_jax.evaluate", f"--gin_file={tmp_path}/tasks.gin",
-                     f"--gin.MODEL_DIR={world.target}/artefact", "--gin.BATCH_SIZE=8",
-                     f"--gin.MODEL_PARALLEL={model}", devices=devices)
-        for devices, model in ((1, 1), (4, 2)))
+        world.python(
+            "-m",
+            "pemt_jax.evaluate",
+            f"--gin_file={tmp_path}/tasks.gin",
+            f"--gin.MODEL_DIR={world.target}/artefact",
+            "--gin.BATCH_SIZE=8",
+            f"--gin.MODEL_PARALLEL={model}",
+            devices=devices,
+        )
+        for devices, model in ((1, 1), (4, 2))
+    )
     assert (four.returncode, four.stderr) == (0, "")
     one, four = json.loads(one.stdout), json.loads(four.stdout)
     assert one.keys() == four.keys()
     for name, value in one.items():
         np.testing.assert_allclose(four[name], value, rtol=1e-5, err_msg=name)
-    predicted = world.python("-m", "pemt_jax.predict", f"--gin.MODEL_DIR={world.target}",
-                             "--gin.BATCH_SIZE=3", devices=4,
-                             input="".join(f"{row['input']}\n" for row in rows))
+    predicted = world.python(
+        "-m",
+        "pemt_jax.predict",
+        f"--gin.MODEL_DIR={world.target}",
+        "--gin.BATCH_SIZE=3",
+        devices=4,
+        input="".join(f"{row['input']}\n" for row in rows),
+    )
     assert (predicted.returncode, predicted.stderr) == (0, "")
     assert predicted.stdout.splitlines() == [row["prediction"] for row in rows]
 
@@ -336,11 +386,22 @@ def test_a_run_is_evaluated_and_used_alike_on_four_devices(world, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_process_that_was_stopped_or_killed_resumes_to_the_same_bits(world, tmp_path, number):
     run = tmp_path / "run"
-    flags = world.train_flags(run, METHOD="pemt_target", EXPERTS=str(EXPERTS).replace(" ", ""),
-                              LIBRARY=world.library, **{"train.save_every": 2})
+    flags = world.train_flags(
+        run,
+        METHOD="pemt_target",
+        EXPERTS=str(EXPERTS).replace(" ", ""),
+        LIBRARY=world.library,
+        **{"train.save_every": 2},
+    )
     command = [sys.executable, "-m", "pemt_jax.train", *flags]
-    process = subprocess.Popen(command, env=world.environment(), cwd=world.folder,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        env=world.environment(),
+        cwd=world.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.monotonic() + 200
     while len(losses(run)) < 5 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)

@@ -8,15 +8,29 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from pemt_jax.config import PemtConfig, T5Config
-from pemt_jax.models import PemtModel
+from pemt_jax.model.pemt_model import PemtModel
 
-T5 = T5Config(vocab_size=11, emb_dim=8, num_heads=2, head_dim=3, mlp_dim=10, num_encoder_layers=1,
-              num_decoder_layers=1, dropout_rate=0.0)
-T5_1_1 = dataclasses.replace(T5, num_decoder_layers=2, mlp_activations=("gelu", "linear"),
-                             logits_via_embedding=False)
+T5 = T5Config(
+    vocab_size=11,
+    emb_dim=8,
+    num_heads=2,
+    head_dim=3,
+    mlp_dim=10,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    dropout_rate=0.0,
+)
+T5_1_1 = dataclasses.replace(
+    T5, num_decoder_layers=2, mlp_activations=("gelu", "linear"), logits_via_embedding=False
+)
 SOURCE = PemtConfig(prompt_length=4, source_expert=True, expert_rank=2)
-TARGET = PemtConfig(prompt_length=4, source_prompt_lengths=(3, 5), expert_names=("nli", "qa"),
-                    expert_rank=2, adapter_dim=3)
+TARGET = PemtConfig(
+    prompt_length=4,
+    source_prompt_lengths=(3, 5),
+    expert_names=("nli", "qa"),
+    expert_rank=2,
+    adapter_dim=3,
+)
 REFERENCE = dataclasses.replace(TARGET, tsl_counts_padding=True, decoder_attends_padding=True)
 
 # What runs for microseconds is not worth optimising: this halves the time to compile.
@@ -26,10 +40,14 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 @functools.cache
 def initial_shapes(t5: T5Config, pemt: PemtConfig) -> dict:
     """{"params", "params_axes"} of a model without one number computed."""
-    shapes = {"encoder_input_tokens": (1, 2), "decoder_input_tokens": (1, 3),
-              "decoder_target_tokens": (1, 3)}
+    shapes = {
+        "encoder_input_tokens": (1, 2),
+        "decoder_input_tokens": (1, 3),
+        "decoder_target_tokens": (1, 3),
+    }
     return jax.eval_shape(
-        lambda: PemtModel(t5, pemt).get_initial_variables(jax.random.key(0), shapes))
+        lambda: PemtModel(t5, pemt).get_initial_variables(jax.random.key(0), shapes)
+    )
 
 
 def random_params(t5: T5Config, pemt: PemtConfig, seed: int = 0) -> dict:
@@ -54,15 +72,18 @@ def make_batch(input_lengths, target_lengths, S: int, T: int, seed: int = 0) -> 
     for row, (source, target) in enumerate(zip(input_lengths, target_lengths, strict=True)):
         inputs[row, :source] = random.integers(2, T5.vocab_size, source)
         targets[row, :target] = random.integers(2, T5.vocab_size, target)
-        targets[row, max(target - 1, 0):target] = 1
+        targets[row, max(target - 1, 0) : target] = 1
     return batch_of(inputs, targets)
 
 
 def batch_of(inputs_BS: np.ndarray, targets_BT: np.ndarray) -> dict:
     shifted_BT = np.concatenate([np.zeros_like(targets_BT[:, :1]), targets_BT[:, :-1]], axis=1)
-    return {"encoder_input_tokens": inputs_BS, "decoder_input_tokens": shifted_BT,
-            "decoder_target_tokens": targets_BT,
-            "decoder_loss_weights": (targets_BT > 0).astype(np.int32)}
+    return {
+        "encoder_input_tokens": inputs_BS,
+        "decoder_input_tokens": shifted_BT,
+        "decoder_target_tokens": targets_BT,
+        "decoder_loss_weights": (targets_BT > 0).astype(np.int32),
+    }
 
 
 def rows(batch: dict, index) -> dict:
@@ -71,8 +92,10 @@ def rows(batch: dict, index) -> dict:
 
 def widen(batch: dict, more_inputs: int, more_targets: int) -> dict:
     """The same batch with more columns of padding."""
-    return {name: np.pad(array, ((0, 0), (0, more_inputs if "encoder" in name else more_targets)))
-            for name, array in batch.items()}
+    return {
+        name: np.pad(array, ((0, 0), (0, more_inputs if "encoder" in name else more_targets)))
+        for name, array in batch.items()
+    }
 
 
 @functools.cache
@@ -84,8 +107,11 @@ def compiled(t5: T5Config, pemt: PemtConfig, what: str):
     """
     model = PemtModel(t5, pemt)
     if what == "gradients":
-        return jit(jax.value_and_grad(
-            lambda params, batch: model.loss_fn(params, batch, None), has_aux=True))
+        return jit(
+            jax.value_and_grad(
+                lambda params, batch: model.loss_fn(params, batch, None), has_aux=True
+            )
+        )
     return jit({"apply": model.apply, "loss": model.loss_fn}[what])
 
 
@@ -97,7 +123,8 @@ def equations(jaxpr):
     """All equations of a jaxpr, those of the jaxprs inside them too."""
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         yield equation
-        for inner in jax.tree.leaves(list(equation.params.values()),
-                                     is_leaf=lambda x: hasattr(x, "eqns")):
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+        ):
             if hasattr(inner, "eqns"):
                 yield from equations(inner)

@@ -24,20 +24,31 @@ import seqio
 import tensorflow as tf
 from flax import traverse_util
 
-from pemt_jax import assembly, cli, evaluate, optimizers, predict, train, trainer
-from pemt_jax.batching import make_batch
+from pemt_jax import evaluate, optimizers, predict, train
+from pemt_jax.cli import command as cli
+from pemt_jax.common.weights import load_weights
 from pemt_jax.config import PemtConfig, T5Config
+from pemt_jax.data.batching import make_batch
 from pemt_jax.interop.hf import load_hf, save_hf
-from pemt_jax.library import load_expert, stack_experts
-from pemt_jax.models import PemtModel
+from pemt_jax.library.expert import load_expert, stack_experts
+from pemt_jax.model.pemt_model import PemtModel
+from pemt_jax.runs import build_model as assembly
 from pemt_jax.tasks import vocabulary
 from pemt_jax.tasks.descriptions import register_description
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
-from pemt_jax.train_step import Trainer
-from pemt_jax.weights import load_weights
+from pemt_jax.training import loop as trainer
+from pemt_jax.training.trainer import Trainer
 
-T5 = T5Config(vocab_size=8100, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32,
-              num_encoder_layers=1, num_decoder_layers=1, dropout_rate=0.1)  # fmt: skip
+T5 = T5Config(
+    vocab_size=8100,
+    emb_dim=16,
+    num_heads=2,
+    head_dim=8,
+    mlp_dim=32,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    dropout_rate=0.1,
+)
 OPTIONS = PemtConfig(expert_rank=4, adapter_dim=4)
 LENGTHS = {"inputs": 16, "targets": 4}  # one bucket: each step is compiled once
 EXPERTS = ("tiny_topic", "tiny_mood")  # an order of our own: no sorting gives it
@@ -96,8 +107,9 @@ def rows(what: str, split: str) -> list[tuple[str, str]]:
     return found
 
 
-def add_task(name: str, examples: Callable[[str], list[tuple[str, str]]],
-             splits=tuple(SIZES), metrics=True) -> None:  # fmt: skip
+def add_task(
+    name: str, examples: Callable[[str], list[tuple[str, str]]], splits=tuple(SIZES), metrics=True
+) -> None:
     """Register a task over (inputs, targets); `metrics=False` for one that only has a loss."""
 
     def dataset(split, shuffle_files=False, seed=None):
@@ -159,9 +171,18 @@ class World:
     @property
     def pretrained(self) -> Path:
         """A finished run of method full from nothing, on both tasks."""
-        return _once(self.folder / "pretrained", lambda folder: self.train(
-            folder, "tiny_both", 40, method="full", initial_checkpoint_path=None, t5=T5,
-            eval_every=None))
+        return _once(
+            self.folder / "pretrained",
+            lambda folder: self.train(
+                folder,
+                "tiny_both",
+                40,
+                method="full",
+                initial_checkpoint_path=None,
+                t5=T5,
+                eval_every=None,
+            ),
+        )
 
     @property
     def base(self) -> Path:
@@ -176,8 +197,12 @@ class World:
     @property
     def target(self) -> Path:
         """A finished run of stage 2 on tiny_mood."""
-        return _once(self.folder / "target", lambda folder: self.train(
-            folder, method="pemt_target", library=str(self.library), experts=EXPERTS))
+        return _once(
+            self.folder / "target",
+            lambda folder: self.train(
+                folder, method="pemt_target", library=str(self.library), experts=EXPERTS
+            ),
+        )
 
     @property
     def gin_file(self) -> Path:
@@ -190,8 +215,12 @@ class World:
 
     def _train_experts(self, library: Path) -> None:
         for name in EXPERTS:
-            assert not self.command("train", *self.train_flags(
-                self.folder / "stage1" / name, MIXTURE_OR_TASK_NAME=name, LIBRARY=library))
+            assert not self.command(
+                "train",
+                *self.train_flags(
+                    self.folder / "stage1" / name, MIXTURE_OR_TASK_NAME=name, LIBRARY=library
+                ),
+            )
 
     def train(self, model_dir: Path, task: str = "tiny_mood", steps: int = 20, **options):
         """Call the command's function with the tiny system's defaults."""
@@ -199,9 +228,15 @@ class World:
         if "initial_checkpoint_path" not in options:
             options |= {"initial_checkpoint_path": str(self.base)}
         defaults = dict(
-            batch_size=8, optimizer=optimizer(), method="pemt_target", options=OPTIONS,
-            eval_every=10, eval_batch_size=8, log_every=1, library=str(self.folder / "library"),
-        )  # fmt: skip
+            batch_size=8,
+            optimizer=optimizer(),
+            method="pemt_target",
+            options=OPTIONS,
+            eval_every=10,
+            eval_batch_size=8,
+            log_every=1,
+            library=str(self.folder / "library"),
+        )
         return train.train(str(model_dir), task, LENGTHS, steps, **(defaults | options))
 
     def command(self, main: str, *flags: str) -> int:
@@ -210,11 +245,16 @@ class World:
 
     def train_flags(self, model_dir: Path, **macros) -> list[str]:
         """Flags of a training command."""
-        macros = {"MODEL_DIR": model_dir, "MIXTURE_OR_TASK_NAME": "tiny_mood",
-                  "INITIAL_CHECKPOINT_PATH": self.base,
-                  "LIBRARY": model_dir.parent / "library"} | macros
-        return [f"--gin_file={self.gin_file}",
-                *(f"--gin.{name}={value}" for name, value in macros.items() if value is not None)]
+        macros = {
+            "MODEL_DIR": model_dir,
+            "MIXTURE_OR_TASK_NAME": "tiny_mood",
+            "INITIAL_CHECKPOINT_PATH": self.base,
+            "LIBRARY": model_dir.parent / "library",
+        } | macros
+        return [
+            f"--gin_file={self.gin_file}",
+            *(f"--gin.{name}={value}" for name, value in macros.items() if value is not None),
+        ]
 
     def environment(self, devices: int = 1) -> dict[str, str]:
         """Of a subprocess: its caches are those of this process."""
@@ -231,8 +271,12 @@ class World:
     def python(self, *arguments, devices: int = 1, **options) -> subprocess.CompletedProcess:
         """Run Python in a process of its own."""
         options = {"capture_output": True, "text": True, "timeout": 300} | options
-        return subprocess.run([sys.executable, *map(str, arguments)], cwd=self.folder,
-                              env=self.environment(devices), **options)  # fmt: skip
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=self.folder,
+            env=self.environment(devices),
+            **options,
+        )
 
     def by_hand(self, model_dir: Path, split: str = "test") -> list[dict]:
         """What a target run says of each row of its task, found without pemt_jax.runs or batches.
@@ -258,16 +302,18 @@ class World:
             metrics = jax.device_get(evaluate_row(params, batch)[1])
             tokens = tokens[0].tolist()
             tokens = tokens[: tokens.index(1)] if 1 in tokens else tokens
-            found.append({
-                "input": text,
-                "target": target,
-                "prediction": DEFAULT_VOCABULARY.decode(tokens),
-                "score": aux["scores"][0],
-                "cross_entropy": metrics["cross_entropy"].total,
-                "tokens": metrics["cross_entropy"].count,
-                "gate": aux["gate"][0],
-                "mean_gate": [metrics[f"gate/{expert.name}"].total for expert in experts],
-            })  # fmt: skip
+            found.append(
+                {
+                    "input": text,
+                    "target": target,
+                    "prediction": DEFAULT_VOCABULARY.decode(tokens),
+                    "score": aux["scores"][0],
+                    "cross_entropy": metrics["cross_entropy"].total,
+                    "tokens": metrics["cross_entropy"].count,
+                    "gate": aux["gate"][0],
+                    "mean_gate": [metrics[f"gate/{expert.name}"].total for expert in experts],
+                }
+            )
         return found
 
 
@@ -307,8 +353,9 @@ class Recorder:
     `after` is called once, with the trainer, when so many updates were made.
     """
 
-    def __init__(self, world, monkeypatch, updates: int | None = None,
-                 after: Callable | None = None):  # fmt: skip
+    def __init__(
+        self, world, monkeypatch, updates: int | None = None, after: Callable | None = None
+    ):
         assert world.library  # made before anyone watches
         self.trainers, self.batches = [], []
         recorder = self
@@ -349,5 +396,9 @@ def leaves(model_dir: Path, step: int) -> dict[str, dict]:
 
 def snapshot(folder: Path) -> dict[str, str]:
     """{path: sha256} of every file, and the folders."""
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            if path.is_file() else "" for path in sorted(folder.rglob("*"))}  # fmt: skip
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.is_file()
+        else ""
+        for path in sorted(folder.rglob("*"))
+    }

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from etils import epath
 
+from pemt_jax.common.errors import PemtError, nearest
+from pemt_jax.common.lazy_array import LazyArray
+from pemt_jax.common.storage import current
 from pemt_jax.config import T5Config
-from pemt_jax.errors import PemtError, nearest
 from pemt_jax.interop import hf, t5x
-from pemt_jax.lazy_array import LazyArray
 
 
 def load_base(path: str | os.PathLike) -> tuple[T5Config, dict[str, np.ndarray]]:
@@ -22,13 +23,15 @@ def load_base(path: str | os.PathLike) -> tuple[T5Config, dict[str, np.ndarray]]
       PemtError: nothing there, nothing known, or a file that is damaged or does not fit.
     """
     config, params = open_base(path)
-    return config, {name: np.asarray(array, np.float32, order="C")
-                    for name, array in params.items()}
+    return config, {
+        name: np.asarray(array, np.float32, order="C") for name, array in params.items()
+    }
 
 
 def open_base(path: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray]]:
     """As `load_base`, but parameters in their stored dtypes, each read when it is asked for."""
     path = os.fspath(path)
+    path = path if "://" in path else os.fspath(current(Path(path)))
     if "://" not in path and hf.is_hf(path):
         return hf.open_hf(path)
     if t5x.is_t5x(path):
@@ -37,8 +40,9 @@ def open_base(path: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray]]:
     place = epath.Path(path)
     if not place.exists():
         siblings = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
-        raise PemtError(f"There is no model folder {path}, {expected}"
-                        f"{nearest(place.name, siblings)}.")
+        raise PemtError(
+            f"There is no model folder {path}, {expected}{nearest(place.name, siblings)}."
+        )
     raise PemtError(f"{path} is no model folder, {expected}.")
 
 

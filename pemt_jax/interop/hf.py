@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pemt_jax.checksums import verify_checksums
+from pemt_jax.common.errors import PemtError, nearest
+from pemt_jax.common.hashing import verify_checksums
+from pemt_jax.common.lazy_array import LazyArray
+from pemt_jax.common.storage import replacing
+from pemt_jax.common.weights import nbytes, open_weights, save_weights
 from pemt_jax.config import T5Config
-from pemt_jax.errors import PemtError, nearest
 from pemt_jax.interop.hf_names import rename, to_hf_names
 from pemt_jax.interop.torch_files import load_torch_file
-from pemt_jax.lazy_array import LazyArray
-from pemt_jax.weights import nbytes, open_weights, replacing, save_weights
 
 # feed_forward_proj -> T5X's mlp_activations ("gelu" is the tanh approximation in both).
 ACTIVATIONS = {
@@ -41,8 +42,9 @@ def load_hf(folder: str | os.PathLike) -> tuple[T5Config, dict[str, np.ndarray]]
       PemtError: a file or tensor is missing or damaged, or does not fit config.json.
     """
     config, params = open_hf(folder)
-    return config, {path: np.asarray(array, np.float32, order="C")
-                    for path, array in params.items()}
+    return config, {
+        path: np.asarray(array, np.float32, order="C") for path, array in params.items()
+    }
 
 
 def open_hf(folder: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray]]:
@@ -50,8 +52,10 @@ def open_hf(folder: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray]]:
     folder = Path(folder)
     if not folder.is_dir():
         siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        raise PemtError(f"There is no model folder {folder}, expected one with config.json and "
-                        f"model.safetensors{nearest(folder.name, siblings)}.")
+        raise PemtError(
+            f"There is no model folder {folder}, expected one with config.json and "
+            f"model.safetensors{nearest(folder.name, siblings)}."
+        )
     verify_checksums(folder)
     config = read_config(folder / CONFIG)
     tensors: dict[str, LazyArray | np.ndarray] = {}
@@ -60,9 +64,13 @@ def open_hf(folder: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray]]:
     return config, rename(config, tensors, source=str(folder))
 
 
-def save_hf(folder: str | os.PathLike, config: T5Config,
-            params: Mapping[str, np.ndarray | LazyArray], dtype: str | None = "bfloat16",
-            shard_bytes: int = SHARD_BYTES) -> None:
+def save_hf(
+    folder: str | os.PathLike,
+    config: T5Config,
+    params: Mapping[str, np.ndarray | LazyArray],
+    dtype: str | None = "bfloat16",
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
     """Write `params` (flat, T5X's names) as a folder that Hugging Face and `load_hf` read.
 
     Args:
@@ -91,8 +99,9 @@ def save_hf(folder: str | os.PathLike, config: T5Config,
         weight_map |= dict.fromkeys(shard, file)
     if len(shards) > 1:
         total = sum(map(nbytes, tensors.values()))
-        _write_json(folder / (WHOLE + INDEX), {"metadata": {"total_size": total},
-                                               "weight_map": weight_map})
+        _write_json(
+            folder / (WHOLE + INDEX), {"metadata": {"total_size": total}, "weight_map": weight_map}
+        )
         (folder / WHOLE).unlink(missing_ok=True)  # it would be read instead
     stored = str(np.dtype(tensors["shared.weight"].dtype))
     _write_json(folder / CONFIG, _describe(config, stored))
@@ -116,14 +125,17 @@ def read_config(path: str | os.PathLike) -> T5Config:
         value = values.get(name, default)
         value = default if value is None else value
         if type(value) is not int or value < 1:
-            raise PemtError(f"{path} has {name} = {value!r}, expected a positive integer"
-                            f"{nearest(name, values) if value is None else ''}.")
+            raise PemtError(
+                f"{path} has {name} = {value!r}, expected a positive integer"
+                f"{nearest(name, values) if value is None else ''}."
+            )
         return value
 
     projection = values.get("feed_forward_proj", "relu" if model_type == "t5" else "gated-gelu")
     if not isinstance(projection, str) or projection not in ACTIVATIONS:
-        raise PemtError(f"{path} has feed_forward_proj = {projection!r}, expected one of "
-                        f"{sorted(ACTIVATIONS)}.")
+        raise PemtError(
+            f"{path} has feed_forward_proj = {projection!r}, expected one of {sorted(ACTIVATIONS)}."
+        )
     epsilon = values.get("layer_norm_epsilon", 1e-6)
     if epsilon != 1e-6:
         raise PemtError(f"{path} has layer_norm_epsilon = {epsilon!r}, expected T5's 1e-06.")
@@ -139,9 +151,11 @@ def read_config(path: str | os.PathLike) -> T5Config:
         num_encoder_layers=size("num_layers"),
         num_decoder_layers=size("num_decoder_layers", size("num_layers")),
         mlp_activations=ACTIVATIONS[projection],
-        logits_via_embedding=bool(values.get("scale_decoder_outputs",
-                                             values.get("tie_word_embeddings",
-                                                        model_type == "t5"))),
+        logits_via_embedding=bool(
+            values.get(
+                "scale_decoder_outputs", values.get("tie_word_embeddings", model_type == "t5")
+            )
+        ),
         dropout_rate=float(dropout_rate),
         relpos_buckets=size("relative_attention_num_buckets", 32),
         relpos_max_distance=size("relative_attention_max_distance", 128),
@@ -176,6 +190,7 @@ def _describe(config: T5Config, dtype: str) -> dict:
         "torch_dtype": dtype,
     }
 
+
 def _weight_files(folder: Path) -> list[Path]:
     """The weight files of a folder: a whole one, or the shards that an index names."""
     for name in (WHOLE, TORCH):
@@ -183,8 +198,10 @@ def _weight_files(folder: Path) -> list[Path]:
             return [folder / name]
         if (folder / (name + INDEX)).is_file():
             return _shards(folder / (name + INDEX), Path(name).suffix)
-    raise PemtError(f"Expected {WHOLE} or {TORCH} (or an index of shards) in {folder}, found "
-                    f"{', '.join(_found(folder)) or 'no weight file'}.")
+    raise PemtError(
+        f"Expected {WHOLE} or {TORCH} (or an index of shards) in {folder}, found "
+        f"{', '.join(_found(folder)) or 'no weight file'}."
+    )
 
 
 def _shards(index: Path, suffix: str) -> list[Path]:
@@ -195,8 +212,9 @@ def _shards(index: Path, suffix: str) -> list[Path]:
     files = sorted(set(map(str, shards.values())))
     for file in files:
         if "/" in file or "\\" in file or not file.endswith(suffix):
-            raise PemtError(f"{index} names the file {file!r}, expected a {suffix} file inside its "
-                            "own folder.")
+            raise PemtError(
+                f"{index} names the file {file!r}, expected a {suffix} file inside its own folder."
+            )
     return [index.parent / file for file in files]
 
 

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pemt_jax.common.errors import PemtError, nearest
+from pemt_jax.common.lazy_array import LazyArray
 from pemt_jax.config import T5Config
-from pemt_jax.errors import PemtError, nearest
-from pemt_jax.lazy_array import LazyArray
 
 EMBEDDING_COPIES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 UNREAD = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
@@ -39,50 +39,80 @@ def parameter_table(config: T5Config) -> Iterator[Entry]:
     yield Entry("shared.weight", "token_embedder/embedding", (config.vocab_size, width), False)
     for stack, num_layers, attentions in (
         ("encoder", config.num_encoder_layers, (("attention", "SelfAttention"),)),
-        ("decoder", config.num_decoder_layers, (("self_attention", "SelfAttention"),
-                                                ("encoder_decoder_attention", "EncDecAttention"))),
+        (
+            "decoder",
+            config.num_decoder_layers,
+            (("self_attention", "SelfAttention"), ("encoder_decoder_attention", "EncDecAttention")),
+        ),
     ):
-        yield Entry(f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
-                    f"{stack}/relpos_bias/rel_embedding",
-                    (config.num_heads, config.relpos_buckets), True)
-        yield Entry(f"{stack}.final_layer_norm.weight", f"{stack}/{stack}_norm/scale",
-                    (width,), False)
+        yield Entry(
+            f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+            f"{stack}/relpos_bias/rel_embedding",
+            (config.num_heads, config.relpos_buckets),
+            True,
+        )
+        yield Entry(
+            f"{stack}.final_layer_norm.weight", f"{stack}/{stack}_norm/scale", (width,), False
+        )
         for i in range(num_layers):
             for j, (ours, theirs) in enumerate(attentions):
                 block, layer = f"{stack}.block.{i}.layer.{j}", f"{stack}/layers_{i}"
                 norm = "cross_attention" if theirs == "EncDecAttention" else ours
-                yield Entry(f"{block}.layer_norm.weight", f"{layer}/pre_{norm}_layer_norm/scale",
-                            (width,), False)
+                yield Entry(
+                    f"{block}.layer_norm.weight",
+                    f"{layer}/pre_{norm}_layer_norm/scale",
+                    (width,),
+                    False,
+                )
                 for letter, name in zip("qkv", ("query", "key", "value"), strict=True):
-                    yield Entry(f"{block}.{theirs}.{letter}.weight",
-                                f"{layer}/{ours}/{name}/kernel", (width, joined), True)
-                yield Entry(f"{block}.{theirs}.o.weight", f"{layer}/{ours}/out/kernel",
-                            (joined, width), True)
+                    yield Entry(
+                        f"{block}.{theirs}.{letter}.weight",
+                        f"{layer}/{ours}/{name}/kernel",
+                        (width, joined),
+                        True,
+                    )
+                yield Entry(
+                    f"{block}.{theirs}.o.weight",
+                    f"{layer}/{ours}/out/kernel",
+                    (joined, width),
+                    True,
+                )
             block = f"{stack}.block.{i}.layer.{len(attentions)}"
-            yield Entry(f"{block}.layer_norm.weight", f"{layer}/pre_mlp_layer_norm/scale",
-                        (width,), False)
+            yield Entry(
+                f"{block}.layer_norm.weight", f"{layer}/pre_mlp_layer_norm/scale", (width,), False
+            )
             for name in inner:
-                yield Entry(f"{block}.DenseReluDense.{name}.weight", f"{layer}/mlp/{name}/kernel",
-                            (width, hidden), True)
-            yield Entry(f"{block}.DenseReluDense.wo.weight", f"{layer}/mlp/wo/kernel",
-                        (hidden, width), True)
+                yield Entry(
+                    f"{block}.DenseReluDense.{name}.weight",
+                    f"{layer}/mlp/{name}/kernel",
+                    (width, hidden),
+                    True,
+                )
+            yield Entry(
+                f"{block}.DenseReluDense.wo.weight", f"{layer}/mlp/wo/kernel", (hidden, width), True
+            )
     if not config.logits_via_embedding:
-        yield Entry("lm_head.weight", "decoder/logits_dense/kernel",
-                    (width, config.vocab_size), True)
+        yield Entry(
+            "lm_head.weight", "decoder/logits_dense/kernel", (width, config.vocab_size), True
+        )
 
 
-def from_hf_names(config: T5Config, tensors: Mapping[str, np.ndarray],
-                  source: str = "the checkpoint") -> dict[str, np.ndarray]:
+def from_hf_names(
+    config: T5Config, tensors: Mapping[str, np.ndarray], source: str = "the checkpoint"
+) -> dict[str, np.ndarray]:
     """PyTorch names and layouts to T5X's, as contiguous float32.
 
     Args, Raises: see `rename`.
     """
-    return {path: np.asarray(array, np.float32, order="C")
-            for path, array in rename(config, tensors, source).items()}
+    return {
+        path: np.asarray(array, np.float32, order="C")
+        for path, array in rename(config, tensors, source).items()
+    }
 
 
-def rename(config: T5Config, tensors: Mapping[str, np.ndarray | LazyArray],
-           source: str = "the checkpoint") -> dict[str, np.ndarray | LazyArray]:
+def rename(
+    config: T5Config, tensors: Mapping[str, np.ndarray | LazyArray], source: str = "the checkpoint"
+) -> dict[str, np.ndarray | LazyArray]:
     """PyTorch names and layouts to T5X's, each array in its dtype and unread if it is lazy.
 
     Args:
@@ -97,25 +127,32 @@ def rename(config: T5Config, tensors: Mapping[str, np.ndarray | LazyArray],
     params = {}
     for entry in parameter_table(config):
         if entry.hf_name not in tensors:
-            raise PemtError(f"Tensor {entry.hf_name!r} is missing in {source}"
-                            f"{nearest(entry.hf_name, tensors)}.")
+            raise PemtError(
+                f"Tensor {entry.hf_name!r} is missing in {source}{nearest(entry.hf_name, tensors)}."
+            )
         array = tensors.pop(entry.hf_name)
         array = array.T if entry.transposed else array
         if array.shape != entry.shape:
-            found, expected = ((s[::-1] if entry.transposed else s)
-                               for s in (array.shape, entry.shape))
-            raise PemtError(f"Tensor {entry.hf_name!r} in {source} has shape {list(found)}, "
-                            f"expected {list(expected)} from its configuration.")
+            found, expected = (
+                (s[::-1] if entry.transposed else s) for s in (array.shape, entry.shape)
+            )
+            raise PemtError(
+                f"Tensor {entry.hf_name!r} in {source} has shape {list(found)}, "
+                f"expected {list(expected)} from its configuration."
+            )
         params[entry.path] = array
     unknown = sorted(name for name in tensors if name.startswith(("encoder.", "decoder.")))
     if unknown:
-        raise PemtError(f"{source} has {len(unknown)} tensors that its configuration does not "
-                        f"account for, the first is {unknown[0]!r}.")
+        raise PemtError(
+            f"{source} has {len(unknown)} tensors that its configuration does not "
+            f"account for, the first is {unknown[0]!r}."
+        )
     return params
 
 
-def to_hf_names(config: T5Config, params: Mapping[str, np.ndarray | LazyArray]
-                ) -> dict[str, np.ndarray | LazyArray]:
+def to_hf_names(
+    config: T5Config, params: Mapping[str, np.ndarray | LazyArray]
+) -> dict[str, np.ndarray | LazyArray]:
     """The inverse of `rename`: T5X's flat names to PyTorch's, dtypes kept, lazy ones unread."""
     tensors = {}
     for entry in parameter_table(config):
@@ -123,19 +160,25 @@ def to_hf_names(config: T5Config, params: Mapping[str, np.ndarray | LazyArray]
             raise PemtError(f"Parameter {entry.path!r} is missing{nearest(entry.path, params)}.")
         array = params[entry.path]
         if array.shape != entry.shape:
-            raise PemtError(f"Parameter {entry.path!r} has shape {list(array.shape)}, expected "
-                            f"{list(entry.shape)} from the configuration.")
+            raise PemtError(
+                f"Parameter {entry.path!r} has shape {list(array.shape)}, expected "
+                f"{list(entry.shape)} from the configuration."
+            )
         tensors[entry.hf_name] = array.T if entry.transposed else array
     return tensors
 
 
-def _canonical(config: T5Config, tensors: Mapping[str, np.ndarray | LazyArray], source: str
-               ) -> dict:
+def _canonical(
+    config: T5Config, tensors: Mapping[str, np.ndarray | LazyArray], source: str
+) -> dict:
     """Drop a wrapper's prefix and copies of the embedding; keep one `shared.weight`."""
     tensors = dict(tensors)
-    prefixes = {name[: name.index("encoder.block.0.")] for name in tensors
-                if name == f"{name.partition('encoder.block.0.')[0]}encoder.block.0.layer.0."
-                           "layer_norm.weight"}
+    prefixes = {
+        name[: name.index("encoder.block.0.")]
+        for name in tensors
+        if name == f"{name.partition('encoder.block.0.')[0]}encoder.block.0.layer.0."
+        "layer_norm.weight"
+    }
     if len(prefixes) == 1 and (prefix := prefixes.pop()):
         tensors = {name.removeprefix(prefix): array for name, array in tensors.items()}
     tensors.pop(UNREAD, None)
@@ -144,8 +187,10 @@ def _canonical(config: T5Config, tensors: Mapping[str, np.ndarray | LazyArray], 
     expected = copies and len(copies) > 1 and _values(copies[0][1])
     for name, copy in copies[1:]:
         if _values(copy) != expected:
-            raise PemtError(f"Tensors {copies[0][0]!r} and {name!r} in {source} differ, expected "
-                            "equal ones because config.json ties them.")
+            raise PemtError(
+                f"Tensors {copies[0][0]!r} and {name!r} in {source} differ, expected "
+                "equal ones because config.json ties them."
+            )
     if copies:
         tensors["shared.weight"] = copies[0][1]
     return tensors

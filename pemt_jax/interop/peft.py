@@ -25,31 +25,56 @@ from pathlib import Path
 
 import numpy as np
 
-from pemt_jax.artefact import Card, read_card_file, write_card
-from pemt_jax.checksums import verify_checksums, write_checksums
-from pemt_jax.errors import PemtError, UsageError, nearest, warn
-from pemt_jax.folders import new_folder
+from pemt_jax.common.errors import PemtError, UsageError, nearest, warn
+from pemt_jax.common.hashing import fingerprint, verify_checksums, write_checksums
+from pemt_jax.common.storage import new_folder, replacing
+from pemt_jax.common.weights import load_weights, save_weights
 from pemt_jax.interop.torch_files import load_torch_file
-from pemt_jax.library import PROMPT, Expert
-from pemt_jax.weights import fingerprint, load_weights, replacing, save_weights
+from pemt_jax.library.artefact import Card, read_card_file, write_card
+from pemt_jax.library.expert import PROMPT, Expert
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 OLD_TENSORS = "adapter_model.bin"
 OUR_PROMPT, OUR_CARD, README = "pemt_prompt.safetensors", "pemt_card.json", "README.md"
-WITHOUT_PROMPT = (f"PEFT loads the expert without its task prompt, which lies in {OUR_PROMPT} and "
-                  "comes back when the folder is imported.")
+WITHOUT_PROMPT = (
+    f"PEFT loads the expert without its task prompt, which lies in {OUR_PROMPT} and "
+    "comes back when the folder is imported."
+)
 TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
-WO = re.compile(r"(?:encoder\.block\.(\d+)\.layer\.1|decoder\.block\.(\d+)\.layer\.2)"
-                r"\.DenseReluDense\.wo")
+WO = re.compile(
+    r"(?:encoder\.block\.(\d+)\.layer\.1|decoder\.block\.(\d+)\.layer\.2)"
+    r"\.DenseReluDense\.wo"
+)
 # Settings of LoraConfig that do not change what a trained adapter computes. Whatever else is set,
 # today's or a later version's, is a variant that this module does not know.
 HARMLESS = {
-    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "corda_config",
-    "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode", "layers_pattern",
-    "layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout", "lora_ga_config",
-    "megatron_config", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r",
-    "rank_pattern", "revision", "runtime_config", "target_modules", "task_type", "use_rslora",
-}  # fmt: skip
+    "alpha_pattern",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_config",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "rank_pattern",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "use_rslora",
+}
 # These start training from a changed base, and the adapter is no good without it.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -76,8 +101,10 @@ def export_peft(folder: str | os.PathLike, expert: Expert, card: Card) -> None:
       UsageError: something stands at `folder`. PemtError: it cannot be written.
     """
     config, tensors = to_peft(expert, card.base_name)
-    note = dataclasses.replace(card, config={**card.config, "fingerprint": fingerprint(
-        _flat(expert) | {PROMPT: expert.prompt})})
+    note = dataclasses.replace(
+        card,
+        config={**card.config, "fingerprint": fingerprint(_flat(expert) | {PROMPT: expert.prompt})},
+    )
     with new_folder(folder) as partial:
         save_weights(partial / TENSORS, tensors, {"format": "pt"})
         save_weights(partial / OUR_PROMPT, {PROMPT: expert.prompt})
@@ -107,15 +134,19 @@ def import_adapter(folder: str | os.PathLike) -> Adapter:
     verify_checksums(folder, (OUR_PROMPT, OUR_CARD))  # PEFT may have written the others again
     prompt = load_weights(folder / OUR_PROMPT)
     if prompt.keys() != {PROMPT}:
-        raise PemtError(f"{folder / OUR_PROMPT} holds {', '.join(sorted(prompt)) or 'nothing'}, "
-                        f"expected {PROMPT}.")
+        raise PemtError(
+            f"{folder / OUR_PROMPT} holds {', '.join(sorted(prompt)) or 'nothing'}, "
+            f"expected {PROMPT}."
+        )
     card = read_card_file(folder / OUR_CARD)
     if card.kind != "expert":
         raise PemtError(f"{folder / OUR_CARD} is the card of a {card.kind}, expected an expert's.")
     facts = dict(card.config)
     if facts.pop("fingerprint", None) != fingerprint(lora | prompt):  # trained on, under PEFT
-        warn(f"The adapter in {folder} is not the one that was exported, as after training under "
-             "PEFT; the metrics on its card are left out.")
+        warn(
+            f"The adapter in {folder} is not the one that was exported, as after training under "
+            "PEFT; the metrics on its card are left out."
+        )
         facts |= {"imported": "peft", "changed_since_export": True}
         card = dataclasses.replace(card, metrics={})
     return Adapter(lora, prompt[PROMPT], dataclasses.replace(card, config=facts))
@@ -148,8 +179,9 @@ def to_peft(expert: Expert, base_name: str = "") -> tuple[dict, dict[str, np.nda
     }, tensors
 
 
-def from_peft(config: Mapping[str, object], tensors: Mapping[str, np.ndarray], source: str
-              ) -> dict[str, np.ndarray]:
+def from_peft(
+    config: Mapping[str, object], tensors: Mapping[str, np.ndarray], source: str
+) -> dict[str, np.ndarray]:
     """The inverse of `to_peft`, for any plain LoRA on `wo`: flat float32 lora_a and lora_b.
 
     Args:
@@ -166,13 +198,17 @@ def from_peft(config: Mapping[str, object], tensors: Mapping[str, np.ndarray], s
         match = TENSOR.fullmatch(name)
         module = match[1] if match else name
         if not match or not (wo := WO.fullmatch(module)):
-            raise PemtError(f"{source} adapts {module!r}, expected a LoRA on the feed-forward "
-                            "outputs of a T5 only, DenseReluDense.wo.")
+            raise PemtError(
+                f"{source} adapts {module!r}, expected a LoRA on the feed-forward "
+                "outputs of a T5 only, DenseReluDense.wo."
+            )
         layer = f"encoder/layers_{wo[1]}" if wo[1] else f"decoder/layers_{wo[2]}"
         array = np.asarray(tensor, np.float32)
         if array.ndim != 2 or not np.isfinite(array).all():
-            raise PemtError(f"Tensor {name!r} in {source} has shape {list(array.shape)} or numbers "
-                            "that are not finite, expected a finite matrix.")
+            raise PemtError(
+                f"Tensor {name!r} in {source} has shape {list(array.shape)} or numbers "
+                "that are not finite, expected a finite matrix."
+            )
         if match[2] == "B":
             scale = _scale(config, module, array.shape[1], source)
             array = array if scale == 1 else array * np.float32(scale)
@@ -183,24 +219,31 @@ def from_peft(config: Mapping[str, object], tensors: Mapping[str, np.ndarray], s
 
 
 def _flat(expert: Expert) -> dict[str, np.ndarray]:
-    return {f"{layer}/mlp/expert/lora_{letter}": array for layer, pair in expert.lora.items()
-            for letter, array in zip("ab", pair, strict=True)}
+    return {
+        f"{layer}/mlp/expert/lora_{letter}": array
+        for layer, pair in expert.lora.items()
+        for letter, array in zip("ab", pair, strict=True)
+    }
 
 
 def _check_plain(config: Mapping[str, object], source: str) -> None:
     if config.get("peft_type") != "LORA":
-        raise PemtError(f"{source} is an adapter of type {config.get('peft_type')!r}, expected "
-                        "'LORA'.")
+        raise PemtError(
+            f"{source} is an adapter of type {config.get('peft_type')!r}, expected 'LORA'."
+        )
     init = config.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower().startswith(CHANGES_BASE):
-        raise PemtError(f"{source} was initialised with {init!r}, which changes the base's "
-                        "weights, expected a LoRA that stands on the base as it is.")
+        raise PemtError(
+            f"{source} was initialised with {init!r}, which changes the base's "
+            "weights, expected a LoRA that stands on the base as it is."
+        )
     if config.get("bias", "none") != "none":
         raise PemtError(f"{source} has bias = {config['bias']!r}, expected 'none'.")
     for name, value in sorted(config.items()):
         if value and name not in HARMLESS | {"init_lora_weights", "bias"}:
-            raise PemtError(f"{source} has {name} = {str(value)[:60]}, expected a plain LoRA "
-                            "without it.")
+            raise PemtError(
+                f"{source} has {name} = {str(value)[:60]}, expected a plain LoRA without it."
+            )
 
 
 def _scale(config: Mapping[str, object], module: str, rank: int, source: str) -> float:
@@ -221,16 +264,19 @@ def _of_module(config: Mapping[str, object], patterns: str, default: str, module
             value = of_key
             break
     if type(value) not in (int, float) or not 0 < value < 1e9:
-        raise PemtError(f"{source} has {value!r} for the {default} of {module}, expected a "
-                        "positive number.")
+        raise PemtError(
+            f"{source} has {value!r} for the {default} of {module}, expected a positive number."
+        )
     return value
 
 
 def _read_config(path: Path) -> dict:
     if not path.is_file():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UsageError(f"There is no {CONFIG} in {path.parent}, expected a folder that PEFT has "
-                         f"saved{nearest(path.name, siblings)}.")
+        raise UsageError(
+            f"There is no {CONFIG} in {path.parent}, expected a folder that PEFT has "
+            f"saved{nearest(path.name, siblings)}."
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -243,6 +289,8 @@ def _read_config(path: Path) -> dict:
 def _readme(expert: Expert, card: Card) -> str:
     """A model card; the front matter is what PEFT and the Hugging Face hub look for."""
     base = f"base_model: {json.dumps(card.base_name)}\n" if card.base_name else ""
-    return (f"---\nlibrary_name: peft\n{base}---\n\n# {expert.name}\n\nA PEMT expert of task "
-            f"{card.task}: rank {expert.rank}, on the feed-forward outputs of T5.\n"
-            f"{WITHOUT_PROMPT}\n\nPrompt: {json.dumps(card.description, ensure_ascii=False)}\n")
+    return (
+        f"---\nlibrary_name: peft\n{base}---\n\n# {expert.name}\n\nA PEMT expert of task "
+        f"{card.task}: rank {expert.rank}, on the feed-forward outputs of T5.\n"
+        f"{WITHOUT_PROMPT}\n\nPrompt: {json.dumps(card.description, ensure_ascii=False)}\n"
+    )

@@ -19,13 +19,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from pemt_jax.common.errors import PemtError
 from pemt_jax.config import T5Config
-from pemt_jax.errors import PemtError
 from pemt_jax.interop.hf_names import parameter_table
 
 # A state dict lists shared tensors under every name; named_parameters() lists these copies never.
-COPIES = re.compile(r"lm_head\.weight|(encoder|decoder)\.(embed_tokens\.weight|task_emb)"
-                    r"|(encoder|decoder)\.pretrain_task_emb_list\.\d+")
+COPIES = re.compile(
+    r"lm_head\.weight|(encoder|decoder)\.(embed_tokens\.weight|task_emb)"
+    r"|(encoder|decoder)\.pretrain_task_emb_list\.\d+"
+)
 FEED_FORWARD = re.compile(r"(encoder|decoder)\.block\.(\d+)\.layer\.(?:1|2)\.(.*)")
 EXPERT = re.compile(r"DenseReluDense\.wo\.lora_(A|B)(?:\.(\d+))?")
 ADAPTER = re.compile(r"adapter_controller\.adapters\.(.+)\.(down|up)_sampler\.(weight|bias)")
@@ -34,13 +36,17 @@ SOURCE_PROMPT = re.compile(r"task_list\.(\d+)")
 
 def source_prompt_lengths(tensors: Mapping[str, np.ndarray]) -> tuple[int, ...]:
     """Rows of each source prompt among the authors' tensors, in expert order."""
-    lengths = {int(match[1]): len(tensor) for name, tensor in tensors.items()
-               if (match := SOURCE_PROMPT.fullmatch(name))}
+    lengths = {
+        int(match[1]): len(tensor)
+        for name, tensor in tensors.items()
+        if (match := SOURCE_PROMPT.fullmatch(name))
+    }
     return tuple(lengths[i] for i in sorted(lengths))
 
 
-def from_reference(config: T5Config, tensors: Mapping[str, np.ndarray],
-                   source: str = "the checkpoint") -> dict[str, np.ndarray]:
+def from_reference(
+    config: T5Config, tensors: Mapping[str, np.ndarray], source: str = "the checkpoint"
+) -> dict[str, np.ndarray]:
     """The authors' names and layouts to ours, as flat float32 parameters.
 
     Args:
@@ -62,8 +68,10 @@ def from_reference(config: T5Config, tensors: Mapping[str, np.ndarray],
             entry = backbone[name]
             array = array.T if entry.transposed else array
             if array.shape != entry.shape:
-                raise PemtError(f"Tensor {name!r} in {source} has shape {list(tensor.shape)}, "
-                                "which does not fit the backbone's configuration.")
+                raise PemtError(
+                    f"Tensor {name!r} in {source} has shape {list(tensor.shape)}, "
+                    "which does not fit the backbone's configuration."
+                )
             params[entry.path] = array
         elif COPIES.fullmatch(name):
             continue
@@ -97,8 +105,12 @@ def from_reference(config: T5Config, tensors: Mapping[str, np.ndarray],
     return {path: np.ascontiguousarray(array) for path, array in params.items()}
 
 
-def to_reference(config: T5Config, params: Mapping[str, np.ndarray], task: str,
-                 prompt_lengths: Sequence[int] = ()) -> dict[str, np.ndarray]:
+def to_reference(
+    config: T5Config,
+    params: Mapping[str, np.ndarray],
+    task: str,
+    prompt_lengths: Sequence[int] = (),
+) -> dict[str, np.ndarray]:
     """The inverse of `from_reference`.
 
     Args:
@@ -163,5 +175,6 @@ def _expert_axis(path: str) -> int:
 
 
 def _unknown(name: str, source: str) -> PemtError:
-    return PemtError(f"Tensor {name!r} in {source} belongs to no part of PEMT or of a T5 of this "
-                     "configuration.")
+    return PemtError(
+        f"Tensor {name!r} in {source} belongs to no part of PEMT or of a T5 of this configuration."
+    )

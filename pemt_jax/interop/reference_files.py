@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pemt_jax.errors import PemtError, UsageError
+from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.interop.torch_files import load_torch_file
 
 WHOLE = "pytorch_model.bin"
@@ -38,18 +38,23 @@ def load_reference(path: str | os.PathLike, stage: int) -> dict[str, np.ndarray]
         return load_torch_file(path / WHOLE)
     if not small:
         found = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
-        raise UsageError(f"Expected {' and '.join(names)}, or {WHOLE}, in {path}, found "
-                         f"{', '.join(found[:9]) or 'none'}.")
+        raise UsageError(
+            f"Expected {' and '.join(names)}, or {WHOLE}, in {path}, found "
+            f"{', '.join(found[:9]) or 'none'}."
+        )
     tensors = {}
     for name in names:
         tensors |= load_torch_file(path / name)
     return tensors
 
 
-def check_backbone(params: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray], source: str
-                   ) -> None:
+def check_backbone(
+    params: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray], source: str
+) -> None:
     """Raise PemtError where `params` differ from the frozen parameters `base` of the same names."""
     for path, array in params.items():
         if path in base and not np.array_equal(array, base[path]):
-            raise PemtError(f"{source} differs from the base or the experts given in {path}, "
-                            "expected the very ones it was trained on.")
+            raise PemtError(
+                f"{source} differs from the base or the experts given in {path}, "
+                "expected the very ones it was trained on."
+            )

@@ -28,12 +28,12 @@ import numpy as np
 import tensorstore
 from etils import epath
 
-from pemt_jax.checksums import verify_checksums
+from pemt_jax.common.errors import PemtError, nearest
+from pemt_jax.common.hashing import verify_checksums
+from pemt_jax.common.lazy_array import LazyArray
+from pemt_jax.common.weights import nbytes
 from pemt_jax.config import T5Config
-from pemt_jax.errors import PemtError, nearest
 from pemt_jax.interop.hf_names import parameter_table
-from pemt_jax.lazy_array import LazyArray
-from pemt_jax.weights import nbytes
 
 STEP = re.compile(r"checkpoint_(\d+)")
 INDEX, OCDBT, METADATA, STATE = "checkpoint", "manifest.ocdbt", "_METADATA", "state"
@@ -53,8 +53,9 @@ def load_t5x(path: str | os.PathLike) -> tuple[T5Config, dict[str, np.ndarray]]:
       PemtError: no checkpoint, a damaged one, or one of another model than a T5.
     """
     config, params = open_t5x(path)
-    return config, {name: np.asarray(array, np.float32, order="C")
-                    for name, array in params.items()}
+    return config, {
+        name: np.asarray(array, np.float32, order="C") for name, array in params.items()
+    }
 
 
 def open_t5x(path: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray]]:
@@ -64,15 +65,20 @@ def open_t5x(path: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray]]:
     params = {}
     for entry in parameter_table(config):
         if entry.path not in found:
-            raise PemtError(f"Parameter {entry.path!r} is missing in {path}"
-                            f"{nearest(entry.path, found)}.")
+            raise PemtError(
+                f"Parameter {entry.path!r} is missing in {path}{nearest(entry.path, found)}."
+            )
         array = params[entry.path] = found[entry.path]
         if array.shape != entry.shape:
-            raise PemtError(f"Parameter {entry.path!r} in {path} has shape {list(array.shape)}, "
-                            f"expected {list(entry.shape)} as its other parameters have it.")
+            raise PemtError(
+                f"Parameter {entry.path!r} in {path} has shape {list(array.shape)}, "
+                f"expected {list(entry.shape)} as its other parameters have it."
+            )
     if unknown := sorted(found.keys() - params.keys()):
-        raise PemtError(f"{path} has {len(unknown)} parameters that are no part of a T5, the first "
-                        f"is {unknown[0]!r}.")
+        raise PemtError(
+            f"{path} has {len(unknown)} parameters that are no part of a T5, the first "
+            f"is {unknown[0]!r}."
+        )
     return config, params
 
 
@@ -87,16 +93,22 @@ def open_target(path: str | os.PathLike) -> dict[str, LazyArray | np.ndarray]:
         for key in tensorstore.KvStore.open(kvstore).result().list().result():
             if match := ARRAY.fullmatch(key.decode()):
                 name = match[1].replace(".", "/")
-                arrays[name] = _array(folder, kvstore, f"target.{match[1]}",
-                                      "zarr" if match[2] == ".zarray" else "zarr3")
+                arrays[name] = _array(
+                    folder,
+                    kvstore,
+                    f"target.{match[1]}",
+                    "zarr" if match[2] == ".zarray" else "zarr3",
+                )
     except ValueError as error:
         raise _damaged(folder, error) from error
     if not arrays:
         raise PemtError(f"{folder} holds no parameters, expected arrays named target.*.")
     for name, array in arrays.items():
         if array.dtype not in FLOATS:
-            raise PemtError(f"Parameter {name!r} in {folder} is of {array.dtype}, expected floating"
-                            "-point numbers.")
+            raise PemtError(
+                f"Parameter {name!r} in {folder} is of {array.dtype}, expected floating"
+                "-point numbers."
+            )
     return arrays
 
 
@@ -124,13 +136,18 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], source: str = "the check
     Raises:
       PemtError: a parameter from which to tell is missing or has a strange shape.
     """
+
     def shape(name: str, rank: int = 2) -> tuple[int, ...]:
         if name not in shapes:
-            raise PemtError(f"{source} is no T5 as T5X names it: expected a parameter {name!r}"
-                            f"{nearest(name, shapes)}.")
+            raise PemtError(
+                f"{source} is no T5 as T5X names it: expected a parameter {name!r}"
+                f"{nearest(name, shapes)}."
+            )
         if len(shapes[name]) != rank:
-            raise PemtError(f"Parameter {name!r} in {source} has shape {list(shapes[name])}, "
-                            f"expected {rank} axes (scanned layers are not read).")
+            raise PemtError(
+                f"Parameter {name!r} in {source} has shape {list(shapes[name])}, "
+                f"expected {rank} axes (scanned layers are not read)."
+            )
         return shapes[name]
 
     def layers(stack: str) -> int:
@@ -141,8 +158,10 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], source: str = "the check
     num_heads, buckets = shape("encoder/relpos_bias/rel_embedding")
     joined = shape("encoder/layers_0/attention/query/kernel")[1]
     if not num_heads or joined % num_heads:
-        raise PemtError(f"{source} has attention kernels of width {joined} for {num_heads} heads, "
-                        "expected a multiple.")
+        raise PemtError(
+            f"{source} has attention kernels of width {joined} for {num_heads} heads, "
+            "expected a multiple."
+        )
     gated = "encoder/layers_0/mlp/wi_0/kernel" in shapes
     return T5Config(
         vocab_size=vocab_size,
@@ -158,8 +177,12 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], source: str = "the check
     )
 
 
-def save_t5x(folder: str | os.PathLike, params: Mapping[str, np.ndarray | LazyArray],
-             dtype: str | None = None, step: int = 0) -> None:
+def save_t5x(
+    folder: str | os.PathLike,
+    params: Mapping[str, np.ndarray | LazyArray],
+    dtype: str | None = None,
+    step: int = 0,
+) -> None:
     """Write `params` (flat) as the legacy T5X checkpoint `folder`, which has no optimizer state.
 
     T5X wants the folder to be named checkpoint_N.  It counts as a checkpoint when it is whole: the
@@ -182,30 +205,50 @@ def save_t5x(folder: str | os.PathLike, params: Mapping[str, np.ndarray | LazyAr
             name = "target." + path.replace("/", ".")
             number = np.dtype(dtype or array.dtype)
             row = max(1, nbytes(array) // max(1, array.shape[0] if array.shape else 1))
-            chunks = [min(size, max(1, CHUNK_BYTES // row)) if i == 0 else size
-                      for i, size in enumerate(array.shape)]
+            chunks = [
+                min(size, max(1, CHUNK_BYTES // row)) if i == 0 else size
+                for i, size in enumerate(array.shape)
+            ]
             metadata = {"shape": list(array.shape), "chunks": chunks, "compressor": None}
             store = tensorstore.open(
                 {"driver": "zarr", "kvstore": _store(folder, name), "metadata": metadata},
-                create=True, delete_existing=True, dtype=number).result()
-            parts = [slice(start, min(start + chunks[0], array.shape[0]))
-                     for start in range(0, array.shape[0], chunks[0])] if array.shape else [...]
+                create=True,
+                delete_existing=True,
+                dtype=number,
+            ).result()
+            parts = (
+                [
+                    slice(start, min(start + chunks[0], array.shape[0]))
+                    for start in range(0, array.shape[0], chunks[0])
+                ]
+                if array.shape
+                else [...]
+            )
             values = np.asarray(array)
             for part in parts:  # a transposed or cast array never has a whole copy
-                store[part].write(values[part].astype(number, order="C"),
-                                  can_reference_source_data_indefinitely=True).result()
+                store[part].write(
+                    values[part].astype(number, order="C"),
+                    can_reference_source_data_indefinitely=True,
+                ).result()
             del values
-            driver = {"driver": "file"} if "://" not in os.fspath(folder) else {
-                "driver": "gcs", "bucket": "t5x-dummy-bucket"}  # T5X fills in the real one
+            driver = (
+                {"driver": "file"}
+                if "://" not in os.fspath(folder)
+                else {"driver": "gcs", "bucket": "t5x-dummy-bucket"}
+            )  # T5X fills in the real one
             specs[("target", *path.split("/"))] = {
-                "driver": "zarr", "dtype": str(number), "kvstore": driver | {"path": f"{name}/"},
-                "metadata": metadata}
+                "driver": "zarr",
+                "dtype": str(number),
+                "kvstore": driver | {"path": f"{name}/"},
+                "metadata": metadata,
+            }
         tree = flax.traverse_util.unflatten_dict(specs | {("state", "step"): np.int32(step)})
         content = flax.serialization.msgpack_serialize({"version": VERSION, "optimizer": tree})
         (folder / INDEX).write_bytes(content)
     except (OSError, ValueError) as error:
-        raise PemtError(f"Cannot write {folder}: {getattr(error, 'strerror', None) or error}."
-                        ) from error
+        raise PemtError(
+            f"Cannot write {folder}: {getattr(error, 'strerror', None) or error}."
+        ) from error
 
 
 def _find(path: epath.Path) -> epath.Path | None:
@@ -222,8 +265,9 @@ def _steps(folder: epath.Path) -> list[epath.Path]:
     """The checkpoint_N in `folder`, the newest first."""
     if not folder.is_dir():
         return []
-    found = {int(match[1]): child for child in folder.iterdir()
-             if (match := STEP.fullmatch(child.name))}
+    found = {
+        int(match[1]): child for child in folder.iterdir() if (match := STEP.fullmatch(child.name))
+    }
     return [found[step] for step in sorted(found, reverse=True)]
 
 
@@ -234,8 +278,10 @@ def _inline(folder: epath.Path) -> Iterator[tuple[str, np.ndarray]]:
         return
     content = file.read_bytes()
     if content.startswith(b"model_checkpoint_path"):
-        raise PemtError(f"{folder} is a TensorFlow checkpoint of the Mesh TensorFlow T5, expected "
-                        "one of T5X, to which t5x.scripts.convert_tf_checkpoint converts it.")
+        raise PemtError(
+            f"{folder} is a TensorFlow checkpoint of the Mesh TensorFlow T5, expected "
+            "one of T5X, to which t5x.scripts.convert_tf_checkpoint converts it."
+        )
     try:
         tree = flax.serialization.msgpack_restore(content)
         target = tree.get("optimizer", tree)["target"]
@@ -262,8 +308,11 @@ def _store(folder: epath.Path, inside: str = "", ocdbt: bool = False) -> dict | 
 
 def _array(folder: epath.Path, kvstore: dict, name: str, driver: str) -> LazyArray:
     """The array `name` of a store."""
-    spec = {"driver": driver, "fill_missing_data_reads": False,
-            "kvstore": kvstore | {"path": f"{kvstore.get('path', '')}{name}/"}}
+    spec = {
+        "driver": driver,
+        "fill_missing_data_reads": False,
+        "kvstore": kvstore | {"path": f"{kvstore.get('path', '')}{name}/"},
+    }
     store = tensorstore.open(spec, open=True).result()
 
     def read() -> np.ndarray:
@@ -284,5 +333,6 @@ def _array(folder: epath.Path, kvstore: dict, name: str, driver: str) -> LazyArr
 
 def _damaged(folder: epath.Path, error: Exception) -> PemtError:
     reason = str(error).partition(" [")[0].replace("\n", " ")
-    return PemtError(f"Expected a whole T5X checkpoint at {folder}, found one that is damaged "
-                     f"({reason}).")
+    return PemtError(
+        f"Expected a whole T5X checkpoint at {folder}, found one that is damaged ({reason})."
+    )

@@ -15,7 +15,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from pemt_jax.errors import PemtError, nearest
+from pemt_jax.common.errors import PemtError, nearest
 
 ZIP = b"PK\x03\x04"  # how files since torch 1.6 begin; only these can be mapped into memory
 SAFE_VERSION = (2, 6)
@@ -45,8 +45,9 @@ def load_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
     except Exception as error:  # a damaged or hostile pickle can raise whatever it likes
         raise _refusal(path, str(error)) from error
     if not isinstance(content, Mapping):
-        raise PemtError(f"{path} holds a {type(content).__name__}, expected a state dict of named "
-                        "tensors.")
+        raise PemtError(
+            f"{path} holds a {type(content).__name__}, expected a state dict of named tensors."
+        )
     return {name: _to_numpy(torch, path, name, value) for name, value in content.items()}
 
 
@@ -55,33 +56,44 @@ def _safe_torch(path: Path):
     try:
         torch = importlib.import_module("torch")
     except ImportError as error:
-        raise PemtError(f"Reading {path} needs torch, which is not installed, expected after "
-                        'pip install "pemt_jax[torch]".') from error
+        raise PemtError(
+            f"Reading {path} needs torch, which is not installed, expected after "
+            'pip install "pemt_jax[torch]".'
+        ) from error
     found = tuple(int(part) for part in re.findall(r"\d+", str(torch.__version__))[:2])
     if found < SAFE_VERSION:
-        raise PemtError(f"Reading {path} needs torch 2.6 or later, found {torch.__version__}, "
-                        "which can be tricked into executing code in weight files.")
+        raise PemtError(
+            f"Reading {path} needs torch 2.6 or later, found {torch.__version__}, "
+            "which can be tricked into executing code in weight files."
+        )
     return torch
 
 
 def _refusal(path: Path, message: str) -> PemtError:
     if match := re.search(r"(?:Unsupported|disallowed) (?:global: GLOBAL )?([\w.]+\.\w+)", message):
-        return PemtError(f"{path} asks to run {match[1]} when it is opened, expected nothing but "
-                         "tensors; nothing was executed.")
-    return PemtError(f"Expected a whole file of torch tensors at {path}, found "
-                     f"{path.stat().st_size} bytes that are truncated, damaged or of another "
-                     "format.")
+        return PemtError(
+            f"{path} asks to run {match[1]} when it is opened, expected nothing but "
+            "tensors; nothing was executed."
+        )
+    return PemtError(
+        f"Expected a whole file of torch tensors at {path}, found "
+        f"{path.stat().st_size} bytes that are truncated, damaged or of another "
+        "format."
+    )
 
 
 def _to_numpy(torch, path: Path, name: object, value: object) -> np.ndarray:
     if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-        raise PemtError(f"{path} holds a {type(value).__name__} under {name!r}, expected named "
-                        "tensors only.")
+        raise PemtError(
+            f"{path} holds a {type(value).__name__} under {name!r}, expected named tensors only."
+        )
     tensor = value.detach()
     try:
         if tensor.dtype == torch.bfloat16:  # NumPy has none of its own
             return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return tensor.numpy()
     except (TypeError, RuntimeError) as error:  # sparse, quantised, on no device
-        raise PemtError(f"Tensor {name!r} in {path} is {tensor.layout} of {tensor.dtype}, expected "
-                        "a dense one of a dtype that NumPy has.") from error
+        raise PemtError(
+            f"Tensor {name!r} in {path} is {tensor.layout} of {tensor.dtype}, expected "
+            "a dense one of a dtype that NumPy has."
+        ) from error

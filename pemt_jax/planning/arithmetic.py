@@ -11,7 +11,7 @@ import collections
 import dataclasses
 import math
 
-from pemt_jax import partitioning
+from pemt_jax.parallel import partitioning
 from pemt_jax.planning.chips import Chip
 from pemt_jax.planning.job import Job
 from pemt_jax.planning.layout import Layout
@@ -61,8 +61,10 @@ def sizes_of(parameters, layout: Layout) -> Sizes:
       layout: of the parameters on the slice.
     """
     trainable, frozen, params_axes = parameters
-    whole, here = (_elements_here(trainable | frozen, params_axes, chosen)
-                   for chosen in (Layout(model=layout.model), layout))  # fmt: skip
+    whole, here = (
+        _elements_here(trainable | frozen, params_axes, chosen)
+        for chosen in (Layout(model=layout.model), layout)
+    )
     gathered = {path: whole[path] - here[path] for path in whole}
     by_layer = collections.Counter()
     for path, count in gathered.items():
@@ -80,8 +82,9 @@ def sizes_of(parameters, layout: Layout) -> Sizes:
 
 
 def _elements_here(params, params_axes, layout: Layout) -> dict[str, int]:
-    places = partitioning.parameter_shardings(params, params_axes, layout.abstract_mesh,
-                                              layout.fully_sharded)
+    places = partitioning.parameter_shardings(
+        params, params_axes, layout.abstract_mesh, layout.fully_sharded
+    )
     return {path: math.prod(places[path].shard_shape(x.shape)) for path, x in params.items()}
 
 
@@ -108,8 +111,7 @@ def estimate(job: Job, sizes: Sizes, chip: Chip, layout: Layout) -> Estimate:
     # Where nothing but activations has a gradient, a weight matrix is used twice, else thrice.
     times = {"full": 3}.get(job.method, 2)
     again = {"none": (0, 0), "minimal": (0, 1), "full": (1, 1)}[t5.remat_policy]
-    flops = (forward * (times + again[0]) + backward_only * (3 + again[1])
-             + logits_flops * times)  # fmt: skip
+    flops = forward * (times + again[0]) + backward_only * (3 + again[1]) + logits_flops * times
     gradients = 4 * sizes.trainable_here
     memory = {
         "frozen": sizes.frozen_here * BYTES[job.frozen_dtype],
@@ -117,8 +119,9 @@ def estimate(job: Job, sizes: Sizes, chip: Chip, layout: Layout) -> Estimate:
         "optimizer": 8 * sizes.trainable_here,
         "batch": 4 * rows * (job.inputs + 3 * job.targets),
         # float32 logits and their gradient; bfloat16 copies of float32 matrices while in use.
-        "temporaries": int(kept + work + 2 * 4 * logits + gradients
-                           + element * sizes.gathered_at_once),
+        "temporaries": int(
+            kept + work + 2 * 4 * logits + gradients + element * sizes.gathered_at_once
+        ),
     }
     moved = sum(memory.values())  # everything is at least read or written once
     sent = _sent(job, sizes, rows, stacks, element, layout)
@@ -134,22 +137,34 @@ def _layer(job: Job, rows: int, length: int, memories: tuple[int, ...], heads: i
     experts = pemt.num_experts * pemt.expert_rank + pemt.source_expert * pemt.expert_rank
     scores = sum(rows * heads * length * memory for memory in memories)
     keys = sum(rows * memory for memory in memories)
-    dots = (tokens * (t5.emb_dim * (len(memories) + 1) + inner * len(memories)
-                      + hidden * branches + experts + pemt.adapter_dim) + 2 * keys * inner)
+    dots = (
+        tokens
+        * (
+            t5.emb_dim * (len(memories) + 1)
+            + inner * len(memories)
+            + hidden * branches
+            + experts
+            + pemt.adapter_dim
+        )
+        + 2 * keys * inner
+    )
     inputs = tokens * t5.emb_dim
     weights = 2 * (
-        len(memories) * 2 * tokens * t5.emb_dim * inner + 2 * keys * t5.emb_dim * inner
+        len(memories) * 2 * tokens * t5.emb_dim * inner
+        + 2 * keys * t5.emb_dim * inner
         + tokens * t5.emb_dim * hidden * (branches + 1)
-        + tokens * experts * (hidden + t5.emb_dim) + 2 * tokens * t5.emb_dim * pemt.adapter_dim
-    )  # fmt: skip
+        + tokens * experts * (hidden + t5.emb_dim)
+        + 2 * tokens * t5.emb_dim * pemt.adapter_dim
+    )
     # Besides the results of matrices: norms, activations, masks; scores before and after dropout.
     everything = dots + inputs * (len(memories) + 2) + 2 * tokens * hidden + 2 * scores
     return {
         "kept": {"none": everything, "minimal": dots + inputs, "full": inputs},
         "weights": weights,
-        "scores": sum(4 * rows * length * memory * split(t5.num_heads * t5.head_dim)
-                      for memory in memories),
-    }  # fmt: skip
+        "scores": sum(
+            4 * rows * length * memory * split(t5.num_heads * t5.head_dim) for memory in memories
+        ),
+    }
 
 
 def _sent(job: Job, sizes: Sizes, rows: int, stacks, element: int, layout: Layout) -> float:
@@ -161,6 +176,8 @@ def _sent(job: Job, sizes: Sizes, rows: int, stacks, element: int, layout: Layou
     ring = lambda n: 2 * (n - 1) / n  # noqa: E731  (an all-reduce over n, in times its size)
     sent = 4 * (ring(layout.row_parts) * sizes.all_reduced + sizes.reduce_scattered)
     sent += 2 * element * sizes.gathered
-    activations = sum(layers * 2 * (len(memories) + 1) * rows * length * job.t5.emb_dim
-                      for layers, length, memories in stacks)  # fmt: skip
+    activations = sum(
+        layers * 2 * (len(memories) + 1) * rows * length * job.t5.emb_dim
+        for layers, length, memories in stacks
+    )
     return sent + ring(layout.model) * activations * element

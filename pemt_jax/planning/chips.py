@@ -10,7 +10,7 @@ program, in the sentence by which it refuses one.
 import dataclasses
 import math
 
-from pemt_jax.errors import UsageError, nearest
+from pemt_jax.common.errors import UsageError, nearest
 
 GIB = 2**30
 
@@ -55,7 +55,7 @@ CHIPS = {
         Chip("v5p", 95.74 * GIB, 459e12, 2765e9, 600e9, SLICES_3D, "megacore"),
         Chip("v6e", 31.25 * GIB, 918e12, 1638e9, 400e9, SLICES_2D),
     )
-}  # fmt: skip
+}
 
 
 def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
@@ -66,13 +66,17 @@ def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
     """
     kind, _, shape = name.partition(":")
     if kind not in CHIPS:
-        raise UsageError(f"There is no chip {kind!r} as in topology {name!r}, expected one of "
-                         f"{', '.join(CHIPS)}{nearest(kind, CHIPS)}.")
+        raise UsageError(
+            f"There is no chip {kind!r} as in topology {name!r}, expected one of "
+            f"{', '.join(CHIPS)}{nearest(kind, CHIPS)}."
+        )
     chip = CHIPS[kind]
     sizes = tuple(int(size) if size.isdecimal() else 0 for size in shape.split("x"))
     # Hosts of 2 x 2 chips make up a slice, and cubes of 4 x 4 x 4 a large one.
     whole = all(size in (1, 2) or (size and size % 4 == 0) for size in sizes)
     if len(sizes) != len(chip.slices[0].split("x")) or not whole:
-        raise UsageError(f"Topology {name!r} has the sizes {shape!r}, expected sizes like those "
-                         f"of {kind}:{chip.slices[3]}.")
+        raise UsageError(
+            f"Topology {name!r} has the sizes {shape!r}, expected sizes like those "
+            f"of {kind}:{chip.slices[3]}."
+        )
     return chip, sizes

@@ -4,10 +4,30 @@ import dataclasses
 import math
 import re
 
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
-         "collective-broadcast", "ragged-all-to-all")  # fmt: skip
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
-         "f32": 4, "s64": 8, "u64": 8, "f64": 8}  # fmt: skip
+KINDS = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+    "ragged-all-to-all",
+)
+BYTES = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "s16": 2,
+    "u16": 2,
+    "bf16": 2,
+    "f16": 2,
+    "s32": 4,
+    "u32": 4,
+    "f32": 4,
+    "s64": 8,
+    "u64": 8,
+    "f64": 8,
+}
 # %name = SHAPE kind(...): an asynchronous one has a -start, which is counted, and a -done.
 LINE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
 SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
@@ -39,8 +59,10 @@ def find_collectives(text: str) -> list[Collective]:
             # (operands, results, ...) of the asynchronous form; the results are the second half.
             shapes = [shape for shape in shapes if shape[1]]
             shapes = shapes[len(shapes) // 2 :]
-        sizes = [BYTES.get(dtype, 4) * math.prod(int(n) for n in dims.split(",") if n)
-                 for dtype, dims in shapes]  # fmt: skip
+        sizes = [
+            BYTES.get(dtype, 4) * math.prod(int(n) for n in dims.split(",") if n)
+            for dtype, dims in shapes
+        ]
         found.append(Collective(kind, sum(sizes), tuple(f"{d}[{n}]" for d, n in shapes)))
     return found
 

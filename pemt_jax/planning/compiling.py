@@ -7,12 +7,12 @@ import time
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pemt_jax import partitioning
-from pemt_jax.activations import constrained
-from pemt_jax.methods import merge
+from pemt_jax.model.methods import merge
+from pemt_jax.parallel import partitioning
+from pemt_jax.parallel.activation_constraints import constrained
 from pemt_jax.planning.collectives import by_kind, find_collectives
 from pemt_jax.planning.job import Job
-from pemt_jax.train_step import jit_train_step, state_shardings
+from pemt_jax.training.step import jit_train_step, state_shardings
 
 OUT_OF_MEMORY = re.compile(r"\(([\d.]+)([KMG])\) exceeds available HBM|Used ([\d.]+)([KMG]) of ")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
@@ -21,8 +21,9 @@ UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 def lower_train_step(job: Job, mesh: Mesh, fully_sharded: bool = False):
     """Return the lowered train step and the bytes of its arguments on one chip, by kind."""
     trainable, frozen, axes = job.parameters()
-    shardings = [partitioning.parameter_shardings(x, axes, mesh, fully_sharded)
-                 for x in (trainable, frozen)]
+    shardings = [
+        partitioning.parameter_shardings(x, axes, mesh, fully_sharded) for x in (trainable, frozen)
+    ]
     state = job.state(trainable)
     layout = state_shardings(trainable, job.optimizer, shardings[0], mesh)
     batch = job.batch(partitioning.padded_rows(job.batch_size, mesh))
@@ -45,10 +46,13 @@ def lower_decode_step(job: Job, mesh: Mesh, fully_sharded: bool = False):
     shardings = partitioning.parameter_shardings(params, axes, mesh, fully_sharded)
     batch = job.batch(partitioning.padded_rows(job.decode_batch_size, mesh))
     on_data = partitioning.batch_sharding(mesh)
-    placed = {path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[path])
-              for path, x in params.items()}  # fmt: skip
-    rows = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_data)
-            for name, x in batch.items()}  # fmt: skip
+    placed = {
+        path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[path])
+        for path, x in params.items()
+    }
+    rows = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_data) for name, x in batch.items()
+    }
     predict = constrained(job.model.predict_batch, mesh, axes)
     step = jax.jit(predict, out_shardings=NamedSharding(mesh, PartitionSpec()))
     arguments = {
@@ -61,10 +65,14 @@ def lower_decode_step(job: Job, mesh: Mesh, fully_sharded: bool = False):
 
 def shard_bytes(tree, shardings) -> int:
     """Bytes that one device holds of a tree of shapes."""
-    shapes, places = jax.tree.leaves(tree), jax.tree.leaves(
-        shardings, is_leaf=lambda x: isinstance(x, NamedSharding))
-    sizes = [x.dtype.itemsize * math.prod(s.shard_shape(x.shape))
-             for x, s in zip(shapes, places, strict=True)]  # fmt: skip
+    shapes, places = (
+        jax.tree.leaves(tree),
+        jax.tree.leaves(shardings, is_leaf=lambda x: isinstance(x, NamedSharding)),
+    )
+    sizes = [
+        x.dtype.itemsize * math.prod(s.shard_shape(x.shape))
+        for x, s in zip(shapes, places, strict=True)
+    ]
     return sum(sizes)
 
 
@@ -83,8 +91,12 @@ def compile_step(lowered, arguments: dict[str, int]) -> dict:
         if "RESOURCE_EXHAUSTED" not in str(error) or not match:
             raise
         size, unit = match[1] or match[3], match[2] or match[4]
-        return {"out_of_memory": int(float(size) * UNITS[unit]), "arguments": arguments,
-                "seconds": round(time.time() - start, 1), "message": str(error)[:300]}
+        return {
+            "out_of_memory": int(float(size) * UNITS[unit]),
+            "arguments": arguments,
+            "seconds": round(time.time() - start, 1),
+            "message": str(error)[:300],
+        }
     stats, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
     output = stats.output_size_in_bytes - stats.alias_size_in_bytes
     memory = arguments | {

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from pemt_jax import optimizers
-from pemt_jax.assembly import ADAPTER_REDUCTION
 from pemt_jax.config import PemtConfig, T5Config
-from pemt_jax.methods import get_method, split
-from pemt_jax.models import PemtModel
-from pemt_jax.train_step import TrainState
+from pemt_jax.model.methods import get_method, split
+from pemt_jax.model.pemt_model import PemtModel
+from pemt_jax.runs.build_model import ADAPTER_REDUCTION
+from pemt_jax.training.step import TrainState
 
 PROMPT = 30  # tokens of a task's description, where none is given
 SOURCES = 6  # experts of a target, where none are named
@@ -56,8 +56,10 @@ class Job:
 
     def parameters(self) -> tuple[dict, dict, Mapping]:
         """Return shapes of (trainable, frozen), flat by path, and the logical axes."""
-        tokens = {name: (1, 1) for name in ("encoder_input_tokens", "decoder_input_tokens",
-                                            "decoder_target_tokens")}  # fmt: skip
+        tokens = {
+            name: (1, 1)
+            for name in ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
+        }
         variables = jax.eval_shape(
             lambda: self.model.get_initial_variables(jax.random.key(0), tokens)
         )
@@ -68,19 +70,29 @@ class Job:
 
     def state(self, trainable: Mapping) -> TrainState:
         """Return the shapes of the train state."""
-        return TrainState(jax.ShapeDtypeStruct((), jnp.int32), dict(trainable),
-                          jax.eval_shape(self.optimizer.init, dict(trainable)))
+        return TrainState(
+            jax.ShapeDtypeStruct((), jnp.int32),
+            dict(trainable),
+            jax.eval_shape(self.optimizer.init, dict(trainable)),
+        )
 
     def batch(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the shapes of a batch of `rows`."""
-        features = {"encoder_input_tokens": self.inputs, "decoder_input_tokens": self.targets,
-                    "decoder_target_tokens": self.targets, "decoder_loss_weights": self.targets}
-        return {name: jax.ShapeDtypeStruct((rows, length), jnp.int32)
-                for name, length in features.items()}
+        features = {
+            "encoder_input_tokens": self.inputs,
+            "decoder_input_tokens": self.targets,
+            "decoder_target_tokens": self.targets,
+            "decoder_loss_weights": self.targets,
+        }
+        return {
+            name: jax.ShapeDtypeStruct((rows, length), jnp.int32)
+            for name, length in features.items()
+        }
 
 
-def pemt_of(method: str, t5: T5Config, options: PemtConfig, prompt: int,
-            experts: Mapping[str, int]) -> PemtConfig:
+def pemt_of(
+    method: str, t5: T5Config, options: PemtConfig, prompt: int, experts: Mapping[str, int]
+) -> PemtConfig:
     """What a method adds to the backbone.
 
     Args:
@@ -111,5 +123,3 @@ def job_of_shape(t5: T5Config, method: str, **choices) -> Job:
     if pemt.num_experts:
         assumed += (f"{SOURCES} experts of rank {pemt.expert_rank}",)
     return Job(t5, pemt, method, optimizers.make_optimizer(), assumed=assumed, **choices)
-
-

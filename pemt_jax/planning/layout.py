@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import AbstractMesh, Mesh
 
-from pemt_jax import partitioning
+from pemt_jax.parallel import partitioning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Layout:
     def describe(self) -> str:
         """For people: "4 data x 2 model, fully sharded"."""
         expert = f" x {self.expert} expert" if self.expert > 1 else ""
-        return (f"{self.data} data{expert} x {self.model} model"
-                + ", fully sharded" * self.fully_sharded)
-
+        return (
+            f"{self.data} data{expert} x {self.model} model"
+            + ", fully sharded" * self.fully_sharded
+        )

@@ -30,13 +30,15 @@ class Candidate:
     def describe(self) -> dict:
         """JSON-able choices and numbers."""
         return {
-            "layout": dataclasses.asdict(self.layout), "batch_size": self.job.batch_size,
-            "dtype": self.job.t5.dtype, "frozen_dtype": self.job.frozen_dtype,
+            "layout": dataclasses.asdict(self.layout),
+            "batch_size": self.job.batch_size,
+            "dtype": self.job.t5.dtype,
+            "frozen_dtype": self.job.frozen_dtype,
             "remat_policy": self.job.t5.remat_policy,
             "bytes_by_arithmetic": self.estimate.total,
             "step_seconds_at_least": self.estimate.seconds,
             "rows_per_second_at_most": self.rows_per_second,
-        }  # fmt: skip
+        }
 
 
 class Sizing:
@@ -65,8 +67,14 @@ def layouts(chips: int, job: Job) -> Iterator[Layout]:
                     yield Layout(rows // expert, model, expert, fully_sharded=True)
 
 
-def candidates(job: Job, chip: Chip, chips: int, sizing: Sizing,
-               dtypes: Sequence[str], batch_sizes: Sequence[int]) -> list[Candidate]:
+def candidates(
+    job: Job,
+    chip: Chip,
+    chips: int,
+    sizing: Sizing,
+    dtypes: Sequence[str],
+    batch_sizes: Sequence[int],
+) -> list[Candidate]:
     """All ways to run `job` on so many chips.
 
     Args:
@@ -84,15 +92,19 @@ def candidates(job: Job, chip: Chip, chips: int, sizing: Sizing,
                 for policy in POLICIES:
                     t5 = dataclasses.replace(job.t5, dtype=dtype, remat_policy=policy)
                     variant = dataclasses.replace(sized, t5=t5, frozen_dtype=dtype)
-                    found.append(Candidate(variant, layout, estimate(
-                        variant, sizing(layout), chip, layout)))
+                    found.append(
+                        Candidate(variant, layout, estimate(variant, sizing(layout), chip, layout))
+                    )
     return found
 
 
 def search(job: Job, chip: Chip, chips: int) -> list[Candidate]:
     """The ways that fit, best first: most rows a second, then fewest messages, least memory."""
-    batch_sizes = sorted({max(1, job.batch_size // 2), job.batch_size, 2 * job.batch_size,
-                          4 * job.batch_size})
+    batch_sizes = sorted(
+        {max(1, job.batch_size // 2), job.batch_size, 2 * job.batch_size, 4 * job.batch_size}
+    )
     found = candidates(job, chip, chips, Sizing(job), sorted(DTYPES), batch_sizes)
-    return sorted((c for c in found if c.fits(chip)),
-                  key=lambda c: (-c.rows_per_second, c.estimate.sent, c.estimate.total))
+    return sorted(
+        (c for c in found if c.fits(chip)),
+        key=lambda c: (-c.rows_per_second, c.estimate.sent, c.estimate.total),
+    )

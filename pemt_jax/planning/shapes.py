@@ -2,15 +2,22 @@
 
 import dataclasses
 
+from pemt_jax.common.errors import UsageError, nearest
 from pemt_jax.config import T5Config
-from pemt_jax.errors import UsageError, nearest
 
 T5_1_1 = T5Config(mlp_activations=("gelu", "linear"), logits_via_embedding=False)
 
 
 def _shape(like: T5Config, width: int, heads: int, head_dim: int, mlp: int, layers: int):
-    return dataclasses.replace(like, emb_dim=width, num_heads=heads, head_dim=head_dim,
-                               mlp_dim=mlp, num_encoder_layers=layers, num_decoder_layers=layers)
+    return dataclasses.replace(
+        like,
+        emb_dim=width,
+        num_heads=heads,
+        head_dim=head_dim,
+        mlp_dim=mlp,
+        num_encoder_layers=layers,
+        num_decoder_layers=layers,
+    )
 
 
 SHAPES = {
@@ -30,6 +37,8 @@ SHAPES = {
 def shape_named(name: str) -> T5Config:
     """Return the shape; UsageError with the nearest name when there is none."""
     if name not in SHAPES:
-        raise UsageError(f"There is no T5 shape {name!r}, expected one of {', '.join(SHAPES)}"
-                         f"{nearest(name, SHAPES)}.")
+        raise UsageError(
+            f"There is no T5 shape {name!r}, expected one of {', '.join(SHAPES)}"
+            f"{nearest(name, SHAPES)}."
+        )
     return SHAPES[name]

@@ -13,12 +13,14 @@ import os
 import jax
 from jax.experimental import topologies
 
-from pemt_jax.errors import PemtError, UsageError
+from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.planning.chips import Chip, parse_topology
 
-MISSING = ("there is no TPU compiler here (pip install \"pemt_jax[tpu]\"), so these are virtual "
-           "CPU devices: parameters and collectives are as on the TPU, while temporaries, bytes "
-           "and code are the CPU compiler's, and whether it fits is said by arithmetic")
+MISSING = (
+    'there is no TPU compiler here (pip install "pemt_jax[tpu]"), so these are virtual '
+    "CPU devices: parameters and collectives are as on the TPU, while temporaries, bytes "
+    "and code are the CPU compiler's, and whether it fits is said by arithmetic"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +53,17 @@ def open_topology(name: str) -> Topology:
     host = [2, 2, 1] if all(size % 2 == 0 for size in sizes[:2]) else [*sizes, 1, 1][:3]
     try:
         found = topologies.get_topology_desc(
-            platform="tpu", topology_name=name, chips_per_host_bounds=host,
+            platform="tpu",
+            topology_name=name,
+            chips_per_host_bounds=host,
             chip_config_name=chip.variant,
-        )  # fmt: skip
+        )
     except jax.errors.JaxRuntimeError as error:
         message = str(error).split(": ", 1)[-1].splitlines()[0].rstrip(".")
-        raise UsageError(f"The TPU compiler knows no topology {name!r} ({message}), expected one "
-                         f"like {chip.name}:{chip.slices[3]}.") from error
+        raise UsageError(
+            f"The TPU compiler knows no topology {name!r} ({message}), expected one "
+            f"like {chip.name}:{chip.slices[3]}."
+        ) from error
     return Topology(name, chip, tuple(found.devices), True)
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import systems
 import timing
 
-from pemt_jax.batching import BatchSource
-from pemt_jax.buckets import choose_buckets
-from pemt_jax.tokenized import Ragged, TokenizedSplit
+from pemt_jax.data.batching import BatchSource
+from pemt_jax.data.buckets import choose_buckets
+from pemt_jax.data.tokenized import Ragged, TokenizedSplit
 
 ROWS, BATCH, LONGEST, BUCKETS = 10_000, 32, 256, 8
 
@@ -32,10 +32,20 @@ def random_split(lengths: np.ndarray, vocabulary: int = 8100) -> TokenizedSplit:
     random = np.random.default_rng(0)
     inputs = random.integers(2, vocabulary, lengths.sum(), np.int32)
     targets = random.integers(2, vocabulary, 2 * len(lengths), np.int32)
-    columns = {"inputs": Ragged(inputs, np.cumsum([0, *lengths])),
-               "targets": Ragged(targets, 2 * np.arange(len(lengths) + 1))}  # fmt: skip
-    return TokenizedSplit("random", "train", {"inputs": LONGEST, "targets": 8}, columns,
-                          columns["targets"], {}, None, "")  # fmt: skip
+    columns = {
+        "inputs": Ragged(inputs, np.cumsum([0, *lengths])),
+        "targets": Ragged(targets, 2 * np.arange(len(lengths) + 1)),
+    }
+    return TokenizedSplit(
+        "random",
+        "train",
+        {"inputs": LONGEST, "targets": 8},
+        columns,
+        columns["targets"],
+        {},
+        None,
+        "",
+    )
 
 
 def shapes_of_epoch(split: TokenizedSplit, buckets) -> tuple[collections.Counter, dict]:
@@ -56,8 +66,10 @@ def measure(size: str = "small", repeats: int = 3) -> dict:
     buckets = choose_buckets(lengths, BUCKETS, LONGEST)
     counts, batches = shapes_of_epoch(split, buckets)
     padded_counts, padded = shapes_of_epoch(split, (LONGEST,))
-    steps = {n: systems.Step("pemt_target", systems.SIZES[size], b)
-             for n, b in (batches | padded).items()}  # fmt: skip
+    steps = {
+        n: systems.Step("pemt_target", systems.SIZES[size], b)
+        for n, b in (batches | padded).items()
+    }
     seconds = timing.interleaved(steps, repeats)
 
     def examples_a_second(counts: collections.Counter, pick) -> float:
@@ -65,14 +77,24 @@ def measure(size: str = "small", repeats: int = 3) -> dict:
 
     ratio, rates = {}, {}
     for name, pick in (("medians", np.median), ("minima", min)):
-        rates[name] = {"bucketed": examples_a_second(counts, pick),
-                       "padded": examples_a_second(padded_counts, pick)}  # fmt: skip
+        rates[name] = {
+            "bucketed": examples_a_second(counts, pick),
+            "padded": examples_a_second(padded_counts, pick),
+        }
         ratio[name] = rates[name]["bucketed"] / rates[name]["padded"]
-    return {"bucketed_over_padded": timing.row(
-        ratio["minima"], 3.0, at_least=True, ratio=ratio, examples_a_second=rates,
-        mean_length=float(lengths.mean()), buckets=buckets, batches_of_each=dict(counts),
-        seconds={str(n): timing.summary(values) for n, values in seconds.items()},
-    )}  # fmt: skip
+    return {
+        "bucketed_over_padded": timing.row(
+            ratio["minima"],
+            3.0,
+            at_least=True,
+            ratio=ratio,
+            examples_a_second=rates,
+            mean_length=float(lengths.mean()),
+            buckets=buckets,
+            batches_of_each=dict(counts),
+            seconds={str(n): timing.summary(values) for n, values in seconds.items()},
+        )
+    }
 
 
 if __name__ == "__main__":

@@ -14,10 +14,18 @@ import timing
 
 # Dense bfloat16 FLOP/s of one chip, from the makers' data sheets.
 PEAK = {
-    "H100 80GB HBM3": 989e12, "H100 PCIe": 756e12, "H200": 989e12, "A100": 312e12, "L4": 121e12,
-    "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12, "TPU v6e": 918e12,
-}  # fmt: skip
+    "H100 80GB HBM3": 989e12,
+    "H100 PCIe": 756e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "L4": 121e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+}
 
 
 def measure() -> dict:
@@ -30,10 +38,16 @@ def measure() -> dict:
         "pemt_target", t5, systems.random_batch(128, 256), frozen_dtype="bfloat16", prng="rbg"
     )
     seconds = timing.interleaved({"step": step}, 20, warmup=3)["step"]
-    return {"gpu_mfu": timing.row(
-        step.flops / min(seconds) / peak, 0.35, at_least=True, device=device.device_kind,
-        seconds=timing.summary(seconds), teraflops=step.flops / 1e12,
-    )}  # fmt: skip
+    return {
+        "gpu_mfu": timing.row(
+            step.flops / min(seconds) / peak,
+            0.35,
+            at_least=True,
+            device=device.device_kind,
+            seconds=timing.summary(seconds),
+            teraflops=step.flops / 1e12,
+        )
+    }
 
 
 if __name__ == "__main__":

@@ -30,9 +30,11 @@ def measure(size: str = "small", batch: int = 8, repeats: int = 5, sweeps=tuple(
             lengths = {"source": value} if sweep == "source" else {"source": 128}
             options = {} if sweep == "source" else {sweep: value}
             steps[value] = systems.Step(
-                "pemt_target", t5, systems.random_batch(batch, **lengths),
+                "pemt_target",
+                t5,
+                systems.random_batch(batch, **lengths),
                 systems.pemt_config("pemt_target", t5, **options),
-            )  # fmt: skip
+            )
         seconds = timing.interleaved(steps, repeats)
         details[sweep] = {
             str(value): {**timing.summary(seconds[value]), "gigaflops": step.flops / 1e9}

@@ -7,7 +7,7 @@ T5, batch 8, inputs to 64, which is the quickest step there is. On the demo's ta
 random rows of GLUE-like lengths. The value is the smaller of the two.
 """
 
-from pemt_jax import cli  # noqa: F401  isort: skip  (silences TensorFlow)
+from pemt_jax.cli import command as cli  # noqa: F401  isort: skip  (silences TensorFlow)
 
 import argparse
 import time
@@ -17,8 +17,8 @@ import timing
 from bucketing import glue_like_lengths, random_split
 
 from pemt_jax import tasks  # noqa: F401  (registers the demo's tasks)
-from pemt_jax.batching import BatchSource, train_iterator
-from pemt_jax.data import open_mixture
+from pemt_jax.data.batching import BatchSource, train_iterator
+from pemt_jax.data.token_cache import open_mixture
 
 BATCH, STEPS, WARM = 8, 500, 20
 
@@ -37,11 +37,13 @@ def seconds_a_batch(source: BatchSource) -> float:
 def measure(demo_task: str = "vader_movies", size: str = "mini", repeats: int = 3) -> dict:
     lengths = {"inputs": 64, "targets": 8}
     sources = {
-        demo_task: BatchSource(open_mixture(demo_task, "train", lengths), BATCH, seed=0,
-                               buckets=(32, 64)),
-        "100,000 rows": BatchSource([(1.0, random_split(glue_like_lengths(100_000)))], BATCH,
-                                    seed=0),
-    }  # fmt: skip
+        demo_task: BatchSource(
+            open_mixture(demo_task, "train", lengths), BATCH, seed=0, buckets=(32, 64)
+        ),
+        "100,000 rows": BatchSource(
+            [(1.0, random_split(glue_like_lengths(100_000)))], BATCH, seed=0
+        ),
+    }
     step = systems.Step("pemt_target", systems.SIZES[size], systems.random_batch(BATCH, 32))
     made = {name: [] for name in sources}
     steps = []
@@ -51,10 +53,16 @@ def measure(demo_task: str = "vader_movies", size: str = "mini", repeats: int = 
             made[name].append(seconds_a_batch(source))
         steps += timing.interleaved({"step": step}, 10)["step"]
     ratio = {name: min(steps) / min(values) for name, values in made.items()}
-    return {"input_over_step": timing.row(
-        min(ratio.values()), 5.0, at_least=True, ratio=ratio, step_seconds=timing.summary(steps),
-        batch_seconds={name: timing.summary(values) for name, values in made.items()},
-    )}  # fmt: skip
+    return {
+        "input_over_step": timing.row(
+            min(ratio.values()),
+            5.0,
+            at_least=True,
+            ratio=ratio,
+            step_seconds=timing.summary(steps),
+            batch_seconds={name: timing.summary(values) for name, values in made.items()},
+        )
+    }
 
 
 if __name__ == "__main__":

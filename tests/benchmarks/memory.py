@@ -33,8 +33,11 @@ def here(size: str, policy: str) -> dict[str, dict]:
     def bytes_of(method: str, **options) -> dict[str, int]:
         return systems.Step(method, t5, batch, loaded=False, **options).memory
 
-    return {"full": bytes_of("full"), "stage 2": bytes_of("pemt_target"),
-            "stage 2, frozen in bfloat16": bytes_of("pemt_target", frozen_dtype="bfloat16")}
+    return {
+        "full": bytes_of("full"),
+        "stage 2": bytes_of("pemt_target"),
+        "stage 2, frozen in bfloat16": bytes_of("pemt_target", frozen_dtype="bfloat16"),
+    }
 
 
 def on_tpu(size: str, policy: str) -> dict[str, dict]:
@@ -42,10 +45,18 @@ def on_tpu(size: str, policy: str) -> dict[str, dict]:
     topology, found = open_topology("v5e:1x1"), {}
     for name, method in (("full", "full"), ("stage 2", "pemt_target")):
         t5 = dataclasses.replace(systems.SIZES[size], remat_policy=policy, dtype="bfloat16")
-        job = job_of_shape(t5, method, batch_size=ROWS, inputs=SOURCE, targets=systems.TARGET,
-                           frozen_dtype="bfloat16", prng="rbg")
+        job = job_of_shape(
+            t5,
+            method,
+            batch_size=ROWS,
+            inputs=SOURCE,
+            targets=systems.TARGET,
+            frozen_dtype="bfloat16",
+            prng="rbg",
+        )
         step = compiling.compile_step(
-            *compiling.lower_train_step(job, Layout().mesh(topology.devices)))
+            *compiling.lower_train_step(job, Layout().mesh(topology.devices))
+        )
         found[name] = step["memory"]
     return found
 
@@ -60,9 +71,11 @@ def measure(size: str = "base", policies=("none", "full")) -> dict:
             name = f"{place}, rematerialisation {policy}"
             details[name] = bytes_of(size, policy)
             ratios[name] = details[name]["stage 2"]["total"] / details[name]["full"]["total"]
-    return {"stage2_memory_over_full": timing.row(
-        max(ratios.values()), 0.65, ratios=ratios, bytes=details
-    )}  # fmt: skip
+    return {
+        "stage2_memory_over_full": timing.row(
+            max(ratios.values()), 0.65, ratios=ratios, bytes=details
+        )
+    }
 
 
 if __name__ == "__main__":

@@ -89,8 +89,16 @@ def draw(seconds: collections.Counter, title: str, path: Path = PICTURE) -> None
             axes.barh(depth, width, left=left, height=0.94, color=colour, edgecolor="white")
             if width > 0.02:
                 label = f"{prefix[-1].partition(',')[0]}\n{100 * width:.0f} %"
-                axes.text(left + width / 2, depth, label, ha="center", va="center", fontsize=7,
-                          rotation=90 if width < 0.06 else 0, clip_on=True)  # fmt: skip
+                axes.text(
+                    left + width / 2,
+                    depth,
+                    label,
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    rotation=90 if width < 0.06 else 0,
+                    clip_on=True,
+                )
             left += width
     axes.set(xlim=(0, 1), yticks=[], title=title, xlabel="share of the step")
     shown = [name for name in names if any(key[2] == name for key in keys)]
@@ -111,9 +119,14 @@ def measure(size: str = "base", batch: int = 8, source: int = 256) -> dict:
     for (_, _, piece), value in seconds.items():
         table[piece] += value
     total = sum(table.values())
-    return {"pieces_of_step": timing.row(None, None, seconds=dict(table.most_common()), shares={
-        name: value / total for name, value in table.most_common()
-    })}  # fmt: skip
+    return {
+        "pieces_of_step": timing.row(
+            None,
+            None,
+            seconds=dict(table.most_common()),
+            shares={name: value / total for name, value in table.most_common()},
+        )
+    }
 
 
 if __name__ == "__main__":

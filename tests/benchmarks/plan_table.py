@@ -21,18 +21,20 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+from pemt_jax.common.storage import replacing
 from pemt_jax.planning.chips import CHIPS, GIB
 from pemt_jax.planning.job import job_of_shape
 from pemt_jax.planning.layout import Layout
 from pemt_jax.planning.search import Sizing, candidates
 from pemt_jax.planning.shapes import shape_named
-from pemt_jax.weights import replacing
 
 SHAPES = ("base", "large", "3B", "11B", "1.1-XL", "1.1-XXL")
 METHODS = {"pemt_source": 128, "pemt_target": 32, "full": 32}  # rows an update, as in runs/*.gin
 CHIP_COUNTS = (1, 4, 8, 16, 32, 64, 128, 256)
-COMPILED = [*((shape, "v5e") for shape in ("base", "3B", "11B")),
-            *((shape, chip) for chip in ("v4", "v5p") for shape in ("base", "11B"))]
+COMPILED = [
+    *((shape, "v5e") for shape in ("base", "3B", "11B")),
+    *((shape, chip) for chip in ("v4", "v5p") for shape in ("base", "11B")),
+]
 
 
 def cells() -> dict[tuple[str, str, str], list]:
@@ -40,16 +42,19 @@ def cells() -> dict[tuple[str, str, str], list]:
     found = {}
     for shape in SHAPES:
         for method, rows in METHODS.items():
-            t5 = dataclasses.replace(shape_named(shape), dtype="bfloat16",
-                                     broadcast_dropout=True)
+            t5 = dataclasses.replace(shape_named(shape), dtype="bfloat16", broadcast_dropout=True)
             job = job_of_shape(t5, method, batch_size=rows, frozen_dtype="bfloat16", prng="rbg")
             sizing = Sizing(job)
             for chip in ("v4", "v5e", "v5p"):
                 ways = []
                 for chips in CHIP_COUNTS:
                     tried = candidates(job, CHIPS[chip], chips, sizing, ("bfloat16",), (rows,))
-                    ways.append(min((way for way in tried if way.layout.expert == 1),
-                                    key=lambda way: way.estimate.total))
+                    ways.append(
+                        min(
+                            (way for way in tried if way.layout.expert == 1),
+                            key=lambda way: way.estimate.total,
+                        )
+                    )
                 found[shape, method, chip] = ways
     return found
 
@@ -90,8 +95,9 @@ def compile_cells(found, folder: Path, chips) -> None:
             index = smallest(found, folder, cell)
             index = len(found[cell]) - 1 if index is None else index
             around = found[cell][max(index - 1, 0) : index + 1]
-            open_ways = [way for way in around
-                         if way not in tried and not compiled(folder, cell, way)]
+            open_ways = [
+                way for way in around if way not in tried and not compiled(folder, cell, way)
+            ]
             if not open_ways:
                 break
             tried.append(open_ways[-1])
@@ -101,15 +107,37 @@ def compile_cells(found, folder: Path, chips) -> None:
 def compile_one(cell, way, path: Path) -> None:
     """Ask the TPU's compiler, and keep its answer in the file."""
     shape, method, chip = cell
-    done = subprocess.run([
-        sys.executable, "-m", "pemt_jax.plan", "--shape", shape, "--method", method,
-        "--topology", CHIPS[chip].slice_of(way.layout.chips), "--no_decode",
-        "--model_parallel", str(way.layout.model),
-        *["--fully_sharded"] * way.layout.fully_sharded,
-        "--batch_size", str(way.job.batch_size),
-        "--dtype", "bfloat16", "--frozen_dtype", "bfloat16", "--prng", "rbg",
-        "--remat_policy", way.job.t5.remat_policy, "--broadcast_dropout", "--json", str(path),
-    ], stdout=subprocess.DEVNULL)  # fmt: skip
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pemt_jax.plan",
+            "--shape",
+            shape,
+            "--method",
+            method,
+            "--topology",
+            CHIPS[chip].slice_of(way.layout.chips),
+            "--no_decode",
+            "--model_parallel",
+            str(way.layout.model),
+            *["--fully_sharded"] * way.layout.fully_sharded,
+            "--batch_size",
+            str(way.job.batch_size),
+            "--dtype",
+            "bfloat16",
+            "--frozen_dtype",
+            "bfloat16",
+            "--prng",
+            "rbg",
+            "--remat_policy",
+            way.job.t5.remat_policy,
+            "--broadcast_dropout",
+            "--json",
+            str(path),
+        ],
+        stdout=subprocess.DEVNULL,
+    )
     print(path.name, {0: "fits", 3: "does not fit"}.get(done.returncode, "failed"), flush=True)
 
 
@@ -151,17 +179,25 @@ def deviations(found, folder: Path) -> list[str]:
     return [
         f"Arithmetic against the compiler, memory a chip, {len(errors)} cells that {what}: "
         f"{min(errors):+.0%} to {max(errors):+.0%}, median {statistics.median(errors):+.0%}."
-        for what, errors in (("fit", fitting), ("do not fit", others)) if errors
-    ] + [f"It says yes or no as the compiler does in {len(fitting + others) - refuted} of "
-         f"{len(fitting + others)} cells."]
+        for what, errors in (("fit", fitting), ("do not fit", others))
+        if errors
+    ] + [
+        f"It says yes or no as the compiler does in {len(fitting + others) - refuted} of "
+        f"{len(fitting + others)} cells."
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--results", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--compile", nargs="*", metavar="CHIP",
-                        help="compile the cells of these chips; of all when none is named")
+    parser.add_argument(
+        "--compile",
+        nargs="*",
+        metavar="CHIP",
+        help="compile the cells of these chips; of all when none is named",
+    )
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)
     found = cells()

@@ -24,8 +24,10 @@ HERE = Path(__file__).parent
 RESULTS, KEPT = HERE / "RESULTS.md", HERE / "results.json"
 STEP_ROWS = ("stage2_over_stage1", "stage2_over_full")
 SCRIPTS = {
-    "step_ratios.py": (*(f"{row}_{size}" for row in STEP_ROWS for size in ("small", "base")),
-                          "stage2_share_of_matmul_peak"),
+    "step_ratios.py": (
+        *(f"{row}_{size}" for row in STEP_ROWS for size in ("small", "base")),
+        "stage2_share_of_matmul_peak",
+    ),
     "memory.py": ("stage2_memory_over_full",),
     "bucketing.py": ("bucketed_over_padded",),
     "evaluation.py": ("evaluation_over_fixed",),
@@ -36,15 +38,16 @@ SCRIPTS = {
     "pieces.py": ("pieces_of_step",),
     "tricks.py": ("tricks",),
     "growth.py": ("growth_with_experts",),
-}  # fmt: skip
+}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pemt_jax")
 
 
 def run(script: str) -> dict:
     """The rows that one script prints."""
     command = [sys.executable, str(HERE / script), "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False,
-                          env=os.environ | timing.HUGE_PAGES)  # fmt: skip
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=False, env=os.environ | timing.HUGE_PAGES
+    )
     if done.returncode:
         raise SystemExit(f"{script} ended with exit code {done.returncode}.")
     return json.loads(done.stdout.splitlines()[-1])
@@ -54,8 +57,10 @@ def machine() -> list[str]:
     """What the numbers were measured on."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    names = {key: next((x.partition(":")[2].strip() for x in lines if x.startswith(key)), "")
-             for key in ("model name", "flags")}  # fmt: skip
+    names = {
+        key: next((x.partition(":")[2].strip() for x in lines if x.startswith(key)), "")
+        for key in ("model name", "flags")
+    }
     vectors = [flag for flag in names["flags"].split() if flag.startswith(("avx512f", "amx"))]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     return [
@@ -68,19 +73,33 @@ def machine() -> list[str]:
 
 def markdown(rows: dict) -> str:
     """RESULTS.md: a table of all rows, then what stands behind each."""
-    out = ["# Benchmark results", "", "Written by `python tests/benchmarks/run_all.py`. A value "
-           "that is a ratio of times is one of minima; spread is (max - min) / median.", "",
-           "| row | value | target | reached | machine |", "|---|---|---|---|---|"]  # fmt: skip
+    out = [
+        "# Benchmark results",
+        "",
+        "Written by `python tests/benchmarks/run_all.py`. A value "
+        "that is a ratio of times is one of minima; spread is (max - min) / median.",
+        "",
+        "| row | value | target | reached | machine |",
+        "|---|---|---|---|---|",
+    ]
     machines = list(dict.fromkeys(row["machine"] for row in rows.values()))
     for name, row in rows.items():
         value = "null" if row["value"] is None else number(row["value"])
-        target = "" if row["target"] is None else (
-            f"{'>=' if row['at_least'] else '<='} {row['target']:g}")  # fmt: skip
+        target = (
+            ""
+            if row["target"] is None
+            else (f"{'>=' if row['at_least'] else '<='} {row['target']:g}")
+        )
         reached = {True: "yes", False: "no", None: ""}[row["ok"]]
-        out.append(f"| `{name}` | {value} | {target} | {reached} | "
-                   f"{machines.index(row['machine']) + 1} |")  # fmt: skip
-    out += ["", *(f"Machine {i}: {text}." for i, text in enumerate(machines, 1)), "",
-            "![Pieces of a stage-2 step](pieces.svg)"]  # fmt: skip
+        out.append(
+            f"| `{name}` | {value} | {target} | {reached} | {machines.index(row['machine']) + 1} |"
+        )
+    out += [
+        "",
+        *(f"Machine {i}: {text}." for i, text in enumerate(machines, 1)),
+        "",
+        "![Pieces of a stage-2 step](pieces.svg)",
+    ]
     for name, row in rows.items():
         timed, facts = {}, []
         flatten(row["details"], (), timed, facts)
@@ -100,8 +119,9 @@ def flatten(value, path: tuple[str, ...], timed: dict, facts: list) -> None:
     if isinstance(value, dict):
         if "spread" in value:
             timed[", ".join(path)] = value
-            value = {k: v for k, v in value.items()
-                     if k not in ("min", "median", "spread", "repeats")}  # fmt: skip
+            value = {
+                k: v for k, v in value.items() if k not in ("min", "median", "spread", "repeats")
+            }
         for name, part in value.items():
             flatten(part, (*path, name.replace("_", " ")), timed, facts)
     else:
@@ -122,8 +142,14 @@ def main() -> None:
     names = [name for rows in SCRIPTS.values() for name in rows]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--rows", nargs="+", choices=names, default=names, metavar="ROW",
-                        help=f"of {', '.join(names)}")  # fmt: skip
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        choices=names,
+        default=names,
+        metavar="ROW",
+        help=f"of {', '.join(names)}",
+    )
     options = parser.parse_args()
     rows = earlier()
     printed = {}

@@ -18,12 +18,14 @@ import jax
 import numpy as np
 import timing
 
-from pemt_jax import assembly, methods, optimizers
+from pemt_jax import optimizers
 from pemt_jax.config import PemtConfig
-from pemt_jax.many_batches import ManyBatchSource
-from pemt_jax.many_tasks import ManyTrainer
+from pemt_jax.model import methods
+from pemt_jax.runs import build_model as assembly
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
-from pemt_jax.train_step import Trainer
+from pemt_jax.training.multitask.batches import ManyBatchSource
+from pemt_jax.training.multitask.trainer import ManyTrainer
+from pemt_jax.training.trainer import Trainer
 
 ROWS, INPUTS, TARGETS = 16, 32, 8
 
@@ -40,15 +42,23 @@ class Source(list):
 def random_batch(seed: int) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
     tokens = lambda length: random.integers(2, 8000, (ROWS, length)).astype(np.int32)  # noqa: E731
-    return {"encoder_input_tokens": tokens(INPUTS), "decoder_input_tokens": tokens(TARGETS),
-            "decoder_target_tokens": tokens(TARGETS),
-            "decoder_loss_weights": np.ones((ROWS, TARGETS), np.int32)}  # fmt: skip
+    return {
+        "encoder_input_tokens": tokens(INPUTS),
+        "decoder_input_tokens": tokens(TARGETS),
+        "decoder_target_tokens": tokens(TARGETS),
+        "decoder_loss_weights": np.ones((ROWS, TARGETS), np.int32),
+    }
 
 
 def measure(tasks: int, repeats: int, task_loop: str) -> dict:
     made = assembly.assemble(
-        "pemt_source", DEFAULT_VOCABULARY, prompt_text="Say whether a text is good or bad.",
-        options=PemtConfig(expert_rank=64), dropout_rate=0.1, broadcast_dropout=True)
+        "pemt_source",
+        DEFAULT_VOCABULARY,
+        prompt_text="Say whether a text is good or bad.",
+        options=PemtConfig(expert_rank=64),
+        dropout_rate=0.1,
+        broadcast_dropout=True,
+    )
     trainable, frozen = methods.split(made.nested(), made.method)
     optimizer = optimizers.make_optimizer(schedule=1e-3)
     batches = [random_batch(task) for task in range(tasks)]
@@ -64,29 +74,44 @@ def measure(tasks: int, repeats: int, task_loop: str) -> dict:
     single()
     started = {"single_runs": time.perf_counter() - start}
     start = time.perf_counter()
-    many = ManyTrainer(loss_fn, [trainable] * tasks, frozen, optimizer, ROWS, params_axes=axes,
-                       task_loop=task_loop)  # fmt: skip
+    many = ManyTrainer(
+        loss_fn, [trainable] * tasks, frozen, optimizer, ROWS, params_axes=axes, task_loop=task_loop
+    )
     lengths = [made.model.pemt.prompt_length] * tasks
-    joint = ManyBatchSource([Source([b]) for b in batches], [1] * tasks, many.slots, lengths,
-                            [np.arange(ROWS)] * tasks)[0]  # fmt: skip
+    joint = ManyBatchSource(
+        [Source([b]) for b in batches], [1] * tasks, many.slots, lengths, [np.arange(ROWS)] * tasks
+    )[0]
 
     def step(active: list[bool]) -> None:
         jax.block_until_ready(many.step(joint, active)["loss"])
 
     step([True] * tasks)
     started["one_job"] = time.perf_counter() - start
-    seconds = timing.interleaved({
-        "single_runs": single,
-        "one_job": lambda: step([True] * tasks),
-        "one_active": lambda: step([task == 0 for task in range(tasks)]),
-    }, repeats)  # fmt: skip
+    seconds = timing.interleaved(
+        {
+            "single_runs": single,
+            "one_job": lambda: step([True] * tasks),
+            "one_active": lambda: step([task == 0 for task in range(tasks)]),
+        },
+        repeats,
+    )
     compared = timing.compare(seconds, "one_job", "single_runs")
-    return {"six_sources_over_single": timing.row(
-        compared["ratio_of_minima"], 1.0, **compared, stretch_target=0.8,
-        one_active_of_all=timing.compare(seconds, "one_active", "one_job")["ratio_of_minima"],
-        start_up_seconds=started, tasks=tasks, rows=ROWS, inputs=INPUTS, targets=TARGETS,
-        task_loop=task_loop, devices=len(jax.devices()),
-    )}  # fmt: skip
+    return {
+        "six_sources_over_single": timing.row(
+            compared["ratio_of_minima"],
+            1.0,
+            **compared,
+            stretch_target=0.8,
+            one_active_of_all=timing.compare(seconds, "one_active", "one_job")["ratio_of_minima"],
+            start_up_seconds=started,
+            tasks=tasks,
+            rows=ROWS,
+            inputs=INPUTS,
+            targets=TARGETS,
+            task_loop=task_loop,
+            devices=len(jax.devices()),
+        )
+    }
 
 
 if __name__ == "__main__":

@@ -11,20 +11,34 @@ import jax.numpy as jnp
 import numpy as np
 
 from pemt_jax.config import PemtConfig, T5Config
-from pemt_jax.methods import get_method, split
-from pemt_jax.models import PemtModel
+from pemt_jax.model.methods import get_method, split
+from pemt_jax.model.pemt_model import PemtModel
 from pemt_jax.optimizers import make_optimizer
-from pemt_jax.train_step import TrainState, make_train_step
+from pemt_jax.training.step import TrainState, make_train_step
 
 # T5X's dropout, one mask for all positions of a row, on every side of every comparison; tricks.py
 # has the price of a mask for each position.
 SIZES = {
-    "mini": T5Config(vocab_size=8100, emb_dim=192, num_heads=6, head_dim=32, mlp_dim=768,
-                     num_encoder_layers=4, num_decoder_layers=4, broadcast_dropout=True),
-    "small": T5Config(emb_dim=512, num_heads=8, mlp_dim=2048, num_encoder_layers=6,
-                      num_decoder_layers=6, broadcast_dropout=True),
+    "mini": T5Config(
+        vocab_size=8100,
+        emb_dim=192,
+        num_heads=6,
+        head_dim=32,
+        mlp_dim=768,
+        num_encoder_layers=4,
+        num_decoder_layers=4,
+        broadcast_dropout=True,
+    ),
+    "small": T5Config(
+        emb_dim=512,
+        num_heads=8,
+        mlp_dim=2048,
+        num_encoder_layers=6,
+        num_decoder_layers=6,
+        broadcast_dropout=True,
+    ),
     "base": T5Config(broadcast_dropout=True),
-}  # fmt: skip
+}
 PROMPT, TARGET, EXPERTS, RANK = 31, 8, 6, 64
 
 
@@ -82,8 +96,10 @@ class Step:
     ):
         model = PemtModel(t5, pemt or pemt_config(method, t5))
         trainable, frozen = split(parameter_shapes(model), get_method(method))
-        frozen = {path: jax.ShapeDtypeStruct(x.shape, jnp.dtype(frozen_dtype))
-                  for path, x in frozen.items()}  # fmt: skip
+        frozen = {
+            path: jax.ShapeDtypeStruct(x.shape, jnp.dtype(frozen_dtype))
+            for path, x in frozen.items()
+        }
         optimizer = make_optimizer(schedule=3e-4)
 
         def initial(trainable):
@@ -120,8 +136,10 @@ class Step:
 
 def parameter_shapes(model: PemtModel) -> dict:
     """Nested shapes of a model's parameters."""
-    tokens = {name: (1, 1) for name in ("encoder_input_tokens", "decoder_input_tokens",
-                                        "decoder_target_tokens")}  # fmt: skip
+    tokens = {
+        name: (1, 1)
+        for name in ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
+    }
     return jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), tokens))["params"]
 
 

@@ -38,8 +38,12 @@ def interleaved(
 def summary(values: list[float]) -> dict[str, float]:
     """min, median and spread, (max - min) / median, of repeats."""
     median = statistics.median(values)
-    return {"min": min(values), "median": median, "repeats": len(values),
-            "spread": (max(values) - min(values)) / median}  # fmt: skip
+    return {
+        "min": min(values),
+        "median": median,
+        "repeats": len(values),
+        "spread": (max(values) - min(values)) / median,
+    }
 
 
 def compare(seconds: Mapping[str, list[float]], numerator: str, denominator: str) -> dict:
@@ -77,8 +81,9 @@ def main(
       measure: what to run.
       options: a parser of the script's own options, already read, for --help.
     """
-    parser = argparse.ArgumentParser(description=doc.splitlines()[0],
-                                     parents=[options] if options else [])  # fmt: skip
+    parser = argparse.ArgumentParser(
+        description=doc.splitlines()[0], parents=[options] if options else []
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     as_json = parser.parse_args().json
     found = measure()

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import systems
 import timing
 
-from pemt_jax import feed_forward, layers
-from pemt_jax.experts import ExpertMixture
+from pemt_jax.model import feed_forward, layers
+from pemt_jax.model.experts import ExpertMixture
 
 
 class FormedExperts(ExpertMixture):
@@ -52,12 +52,18 @@ class BankByEinsum(ExpertMixture):
 def bank(module: ExpertMixture, width: int):
     """The frozen factors, under the names that ExpertMixture gives them."""
     init = nn.initializers.normal(0.03)
-    shapes = {"lora_a": (width, module.num_experts, module.rank),
-              "lora_b": (module.num_experts, module.rank, module.features)}
-    axes = {"lora_a": ("mlp", "experts", "expert_rank"), "lora_b": ("experts", "expert_rank",
-                                                                    "embed")}
-    return [layers.param_with_axes(name, init, shape, jnp.float32, axes=axes[name],
-                                   module=module) for name, shape in shapes.items()]
+    shapes = {
+        "lora_a": (width, module.num_experts, module.rank),
+        "lora_b": (module.num_experts, module.rank, module.features),
+    }
+    axes = {
+        "lora_a": ("mlp", "experts", "expert_rank"),
+        "lora_b": ("experts", "expert_rank", "embed"),
+    }
+    return [
+        layers.param_with_axes(name, init, shape, jnp.float32, axes=axes[name], module=module)
+        for name, shape in shapes.items()
+    ]
 
 
 def formed_cosines(z_BLD, e_BLED, _):
@@ -79,8 +85,14 @@ def alternatives(t5) -> dict:
     each = dataclasses.replace(t5, broadcast_dropout=False)
     patch = mock.patch.object
     return {
-        "experts in rank space": ([patch(feed_forward, "ExpertMixture", FormedExperts),
-                                   patch(feed_forward, "expert_cosines", formed_cosines)], t5, {}),
+        "experts in rank space": (
+            [
+                patch(feed_forward, "ExpertMixture", FormedExperts),
+                patch(feed_forward, "expert_cosines", formed_cosines),
+            ],
+            t5,
+            {},
+        ),
         "bank as a matrix": ([patch(feed_forward, "ExpertMixture", BankByEinsum)], t5, {}),
         "softmax divides last": ([patch(layers.Attention, "_weighted", plain_attention)], t5, {}),
         "one mask a row (other random numbers)": ([], each, {}),
@@ -103,10 +115,16 @@ def measure(size: str, batch_size: int, source: int, repeats: int, pages: int) -
         with patched(patches):
             steps[trick] = systems.Step("pemt_target", shape, batch, **options)
     seconds = timing.interleaved(steps, repeats, settle=1)
-    without = {trick: timing.compare(seconds, trick, "as it is") | {
-        "temporary_bytes": {trick: steps[trick].memory["temporary"],
-                            "as it is": steps["as it is"].memory["temporary"]},
-    } for trick in list(steps)[1:]}  # fmt: skip
+    without = {
+        trick: timing.compare(seconds, trick, "as it is")
+        | {
+            "temporary_bytes": {
+                trick: steps[trick].memory["temporary"],
+                "as it is": steps["as it is"].memory["temporary"],
+            }
+        }
+        for trick in list(steps)[1:]
+    }
     if pages:
         without["huge pages"] = huge_pages(size, batch_size, source, repeats, pages)
     worth = {trick: found["ratio_of_minima"] for trick, found in without.items()}
@@ -117,12 +135,28 @@ def huge_pages(size: str, batch_size: int, source: int, repeats: int, processes:
     """The step in processes of their own, in turn, with and without huge pages."""
     seconds = {"huge pages": [], "as it is": []}
     for _ in range(processes):
-        for name, pages in (("huge pages", dict.fromkeys(timing.HUGE_PAGES, "")),
-                            ("as it is", timing.HUGE_PAGES)):
+        for name, pages in (
+            ("huge pages", dict.fromkeys(timing.HUGE_PAGES, "")),
+            ("as it is", timing.HUGE_PAGES),
+        ):
             done = subprocess.run(
-                [sys.executable, __file__, "--seconds_only", "--size", size, "--batch",
-                 str(batch_size), "--source", str(source), "--repeats", str(repeats)],
-                env=os.environ | pages, stdout=subprocess.PIPE, check=True)
+                [
+                    sys.executable,
+                    __file__,
+                    "--seconds_only",
+                    "--size",
+                    size,
+                    "--batch",
+                    str(batch_size),
+                    "--source",
+                    str(source),
+                    "--repeats",
+                    str(repeats),
+                ],
+                env=os.environ | pages,
+                stdout=subprocess.PIPE,
+                check=True,
+            )
             seconds[name] += json.loads(done.stdout.splitlines()[-1])
     return timing.compare(seconds, "huge pages", "as it is")
 
@@ -134,16 +168,22 @@ def main() -> None:
     options.add_argument("--source", type=int, default=256)
     options.add_argument("--repeats", type=int, default=8)
     options.add_argument("--pages", type=int, default=2, help="processes with and without them")
-    options.add_argument("--seconds_only", action="store_true",
-                         help="print the seconds of repeats of the step as it is")
+    options.add_argument(
+        "--seconds_only",
+        action="store_true",
+        help="print the seconds of repeats of the step as it is",
+    )
     chosen, _ = options.parse_known_args()
     if chosen.seconds_only:
         batch = systems.random_batch(chosen.batch, chosen.source)
         step = systems.Step("pemt_target", systems.SIZES[chosen.size], batch)
         print(json.dumps(timing.interleaved({"": step}, chosen.repeats)[""]))
         return
-    timing.main(__doc__, lambda: measure(chosen.size, chosen.batch, chosen.source,
-                                         chosen.repeats, chosen.pages), options)
+    timing.main(
+        __doc__,
+        lambda: measure(chosen.size, chosen.batch, chosen.source, chosen.repeats, chosen.pages),
+        options,
+    )
 
 
 if __name__ == "__main__":

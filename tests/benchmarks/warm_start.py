@@ -23,7 +23,8 @@ import json, os, sys, time
 from pemt_jax import train
 imported = time.time()
 import jax
-from pemt_jax import cli, train_step
+from pemt_jax.cli import command as cli
+from pemt_jax.training import step as train_step
 step = train_step.Trainer.step
 def first(self, batch):
     jax.block_until_ready(step(self, batch))
@@ -37,27 +38,40 @@ sys.exit(cli.run(train.train, sys.argv[1:]))
 def start_once(task: str, gin_file: str) -> dict[str, float]:
     """Run the command until its first update."""
     with tempfile.TemporaryDirectory() as folder:
-        flags = [f"--gin_file={gin_file}", f"--gin.MODEL_DIR={folder}/run",
-                 f"--gin.MIXTURE_OR_TASK_NAME={task}",
-                 f"--gin.LIBRARY={folder}/library"]  # fmt: skip
+        flags = [
+            f"--gin_file={gin_file}",
+            f"--gin.MODEL_DIR={folder}/run",
+            f"--gin.MIXTURE_OR_TASK_NAME={task}",
+            f"--gin.LIBRARY={folder}/library",
+        ]
         begun = time.time()
-        done = subprocess.run([sys.executable, "-c", CHILD, *flags], capture_output=True,
-                              text=True, env=dict(os.environ), check=False)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", CHILD, *flags],
+            capture_output=True,
+            text=True,
+            env=dict(os.environ),
+            check=False,
+        )
     times = [line for line in done.stdout.splitlines() if line.startswith("TIMES ")]
     if not times:
         raise SystemExit(f"The command made no update: {done.stderr[-2000:]}")
     imported, stepped = json.loads(times[0].removeprefix("TIMES "))
-    return {"import": imported - begun, "beyond import": stepped - imported,
-            "whole": stepped - begun}  # fmt: skip
+    return {
+        "import": imported - begun,
+        "beyond import": stepped - imported,
+        "whole": stepped - begun,
+    }
 
 
 def measure(task: str = "vader_movies", gin_file: str = "demo/stage1.gin") -> dict:
     start_once(task, gin_file)
     runs = [start_once(task, gin_file) for _ in range(REPEATS)]
     seconds = {name: timing.summary([run[name] for run in runs]) for name in runs[0]}
-    return {"warm_start_seconds": timing.row(
-        seconds["beyond import"]["min"], 8.0, seconds=seconds, task=task
-    )}  # fmt: skip
+    return {
+        "warm_start_seconds": timing.row(
+            seconds["beyond import"]["min"], 8.0, seconds=seconds, task=task
+        )
+    }
 
 
 if __name__ == "__main__":

@@ -20,10 +20,21 @@ SINGLE = "decoder.block.1.layer.2.DenseReluDense.wo"
 def main() -> None:
     torch.manual_seed(0)
     base = transformers.T5ForConditionalGeneration.from_pretrained(HERE / "hf_t5_1_0")
-    model = peft.get_peft_model(base, peft.LoraConfig(
-        task_type="SEQ_2_SEQ_LM", target_modules=["wo"], r=3, lora_alpha=5, lora_dropout=0.1,
-        use_rslora=True, layers_to_transform=[1, 2], layers_pattern="block",
-        rank_pattern={SINGLE: 2}, alpha_pattern={SINGLE: 7}))
+    model = peft.get_peft_model(
+        base,
+        peft.LoraConfig(
+            task_type="SEQ_2_SEQ_LM",
+            target_modules=["wo"],
+            r=3,
+            lora_alpha=5,
+            lora_dropout=0.1,
+            use_rslora=True,
+            layers_to_transform=[1, 2],
+            layers_pattern="block",
+            rank_pattern={SINGLE: 2},
+            alpha_pattern={SINGLE: 7},
+        ),
+    )
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_" in name:
@@ -40,8 +51,11 @@ def main() -> None:
         inputs, targets = file["inputs"][:, :40], file["targets"][:, :20]
     shifted = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
     with torch.no_grad():
-        batch = {"input_ids": torch.tensor(inputs), "decoder_input_ids": torch.tensor(shifted),
-                 "attention_mask": torch.tensor(inputs > 0).long()}
+        batch = {
+            "input_ids": torch.tensor(inputs),
+            "decoder_input_ids": torch.tensor(shifted),
+            "attention_mask": torch.tensor(inputs > 0).long(),
+        }
         logits = model(**batch).logits.numpy()
         with model.disable_adapter():
             other = model(**batch).logits.numpy()

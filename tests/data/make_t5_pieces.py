@@ -30,11 +30,18 @@ def main() -> None:
     for text in (text for name in T5_TOKENS for text in t5_texts(name)):
         text = model.Normalize(text)
         occur |= {text[i:j] for i in range(len(text)) for j in range(i + 1, len(text) + 1)}
-    kept = [[number, *piece] for number, piece in enumerate(pieces)
-            if number < 3 or piece[0] in occur]
-    (HERE / "t5_pieces.json").write_text(json.dumps(
-        {"size": len(pieces), "lowest": min(score for _, score in pieces[3:]), "pieces": kept},
-        ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
+    kept = [
+        [number, *piece] for number, piece in enumerate(pieces) if number < 3 or piece[0] in occur
+    ]
+    (HERE / "t5_pieces.json").write_text(
+        json.dumps(
+            {"size": len(pieces), "lowest": min(score for _, score in pieces[3:]), "pieces": kept},
+            ensure_ascii=False,
+            separators=(",", ":"),
+        )
+        + "\n",
+        encoding="utf-8",
+    )
 
 
 if __name__ == "__main__":

@@ -20,20 +20,34 @@ B, S, T = 2, 140, 9  # longer than the largest distance that has a bucket of its
 
 
 def model_of(**kind) -> models.EncoderDecoderModel:
-    config = network.T5Config(vocab_size=48, emb_dim=10, num_heads=2, head_dim=3, mlp_dim=14,
-                              num_encoder_layers=2, num_decoder_layers=1, **kind)
+    config = network.T5Config(
+        vocab_size=48,
+        emb_dim=10,
+        num_heads=2,
+        head_dim=3,
+        mlp_dim=14,
+        num_encoder_layers=2,
+        num_decoder_layers=1,
+        **kind,
+    )
     vocabulary = seqio.PassThroughVocabulary(48)
-    return models.EncoderDecoderModel(network.Transformer(config), vocabulary, vocabulary,
-                                      adafactor.Adafactor(0.1))
+    return models.EncoderDecoderModel(
+        network.Transformer(config), vocabulary, vocabulary, adafactor.Adafactor(0.1)
+    )
 
 
 def train_state_of(model, seed: int):
     """A train state whose numbers are all random, those of the norms and the optimizer too."""
     partitioner = partitioning.PjitPartitioner(num_partitions=1)
-    shapes = {"encoder_input_tokens": (B, S), "decoder_input_tokens": (B, T),
-              "decoder_target_tokens": (B, T), "decoder_loss_weights": (B, T)}
-    initializer = utils.TrainStateInitializer(model.optimizer_def, model.get_initial_variables,
-                                              shapes, partitioner)
+    shapes = {
+        "encoder_input_tokens": (B, S),
+        "decoder_input_tokens": (B, T),
+        "decoder_target_tokens": (B, T),
+        "decoder_loss_weights": (B, T),
+    }
+    initializer = utils.TrainStateInitializer(
+        model.optimizer_def, model.get_initial_variables, shapes, partitioner
+    )
     state = initializer.from_scratch(jax.random.key(seed))
     random = np.random.default_rng(seed)
 
@@ -53,12 +67,16 @@ def save(name: str, state, partitioner, dtype=None) -> None:
                 checkpoints.Checkpointer(state, partitioner, folder, save_dtype=dtype).save(state)
             else:
                 manager = checkpoints.OrbaxCheckpointManagerInterface(
-                    folder, state, partitioner, save_dtype=dtype)
+                    folder, state, partitioner, save_dtype=dtype
+                )
                 manager.save(state)
                 manager.close()
             with tarfile.open(HERE / f"{name}_{form}.tar.gz", "w:gz") as archive:
-                archive.add(Path(folder, "checkpoint_4"), "checkpoint_4", filter=lambda file: (
-                    None if file.name.endswith("commit_success.txt") else file))  # names a folder
+                archive.add(
+                    Path(folder, "checkpoint_4"),
+                    "checkpoint_4",
+                    filter=lambda file: None if file.name.endswith("commit_success.txt") else file,
+                )  # names a folder
 
 
 def make(name: str, seed: int, dtype=None, **kind) -> None:
@@ -68,10 +86,12 @@ def make(name: str, seed: int, dtype=None, **kind) -> None:
     inputs, targets = random.integers(2, 48, (B, S)), random.integers(2, 48, (B, T))
     inputs[1, 20:], targets[1, 4:] = 0, 0
     shifted = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
-    logits = model.module.apply({"params": state.params}, inputs, shifted, targets,
-                                enable_dropout=False)
-    np.savez_compressed(HERE / f"{name}.npz", inputs=inputs, targets=targets,
-                        logits=np.asarray(logits, np.float32))
+    logits = model.module.apply(
+        {"params": state.params}, inputs, shifted, targets, enable_dropout=False
+    )
+    np.savez_compressed(
+        HERE / f"{name}.npz", inputs=inputs, targets=targets, logits=np.asarray(logits, np.float32)
+    )
     save(name, state, partitioner, dtype)
 
 

@@ -24,8 +24,9 @@ PHASES = ("start-up", "tokenising", "restoring", "training", "evaluating", "savi
 NOT_OURS = 70  # the exit code of an exception that is no sentence
 
 
-def fork(work: Callable[[], int], log: Path, compiled: Path,
-         environment: Mapping[str, str] | None = None) -> int:  # fmt: skip
+def fork(
+    work: Callable[[], int], log: Path, compiled: Path, environment: Mapping[str, str] | None = None
+) -> int:
     """Fork a child that does `work` and ends with what it returns; its output goes to `log`."""
     pid = os.fork()
     if pid:
@@ -83,7 +84,11 @@ class Watch:
 
     def install(self) -> None:
         """Let the functions of the package report, in the child that calls this."""
-        from pemt_jax import checkpoints, data, runs, trainer, validation
+        from pemt_jax.checkpoints import manager as checkpoints
+        from pemt_jax.data import token_cache as data
+        from pemt_jax.runs import task_run
+        from pemt_jax.training import loop as trainer
+        from pemt_jax.training import validation
 
         for owner, name, phase in (
             (data, "_tokenize", "tokenising"),
@@ -91,7 +96,7 @@ class Watch:
             (trainer, "train", "training"),
             (validation.Validation, "__call__", "evaluating"),
             (checkpoints.Checkpoints, "save", "saving"),
-            (runs, "publish", "publishing"),
+            (task_run, "publish", "publishing"),
         ):
             setattr(owner, name, self._reporting(getattr(owner, name), PHASES.index(phase)))
 
@@ -103,6 +108,7 @@ class Watch:
                 return function(*args, **kwargs)
             finally:
                 self._enter(before)
+
         return reporting
 
     def _enter(self, phase: int) -> None:
@@ -116,13 +122,22 @@ class Forker:
     def __init__(self, world):
         self.world = world
         self._server = subprocess.Popen(
-            [sys.executable, __file__, str(world.folder / "compiled")], env=world.environment(),
-            cwd=world.folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            [sys.executable, __file__, str(world.folder / "compiled")],
+            env=world.environment(),
+            cwd=world.folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
     def start(self, log: Path, flags: Sequence[str], prelude: str = "", **environment: str) -> int:
         """Start a command and return its pid; `wait` comes before the next."""
-        request = {"flags": list(map(str, flags)), "log": str(log), "prelude": prelude,
-                   "environment": environment}
+        request = {
+            "flags": list(map(str, flags)),
+            "log": str(log),
+            "prelude": prelude,
+            "environment": environment,
+        }
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
         return int(self._server.stdout.readline())
@@ -130,8 +145,9 @@ class Forker:
     def wait(self) -> int:
         return int(self._server.stdout.readline())
 
-    def run(self, log: Path, flags: Sequence[str], prelude: str = "", **environment: str
-            ) -> tuple[int, list[str]]:  # fmt: skip
+    def run(
+        self, log: Path, flags: Sequence[str], prelude: str = "", **environment: str
+    ) -> tuple[int, list[str]]:
         """(exit code, what it said on stderr and stdout beside the reports of its steps)."""
         self.start(log, flags, prelude, **environment)
         code = self.wait()
@@ -154,8 +170,12 @@ def main() -> None:
         request = json.loads(line)
         log = Path(request["log"])
         log.unlink(missing_ok=True)
-        pid = fork(lambda request=request: command(request["flags"], request["prelude"]), log,
-                   compiled, request["environment"])
+        pid = fork(
+            lambda request=request: command(request["flags"], request["prelude"]),
+            log,
+            compiled,
+            request["environment"],
+        )
         print(pid, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 

@@ -35,11 +35,18 @@ import numpy as np  # noqa: E402
 import tiny_system  # noqa: E402
 from forking import PHASES, Watch, command, fork, said  # noqa: E402
 
-from pemt_jax.checkpoints import Checkpoints  # noqa: E402
-from pemt_jax.metrics_log import read_metrics  # noqa: E402
+from pemt_jax.checkpoints.manager import Checkpoints  # noqa: E402
+from pemt_jax.training.metrics_log import read_metrics  # noqa: E402
 
-SECONDS = {"start-up": 1.0, "tokenising": 0.3, "restoring": 0.1, "training": 0.3,
-           "evaluating": 0.3, "saving": 0.1, "publishing": 0.03}  # about how long each takes
+SECONDS = {
+    "start-up": 1.0,
+    "tokenising": 0.3,
+    "restoring": 0.1,
+    "training": 0.3,
+    "evaluating": 0.3,
+    "saving": 0.1,
+    "publishing": 0.03,
+}  # about how long each takes
 CLOCK = {"time", "examples_per_second"}
 
 
@@ -71,8 +78,12 @@ class Campaign:
         self.expected = self.facts()
 
     def flags(self, steps: int) -> list[str]:
-        macros = {"TRAIN_STEPS": steps, "train.save_every": 2, "train.eval_every": 5,
-                  "train.log_every": 3}
+        macros = {
+            "TRAIN_STEPS": steps,
+            "train.save_every": 2,
+            "train.eval_every": 5,
+            "train.log_every": 3,
+        }
         return self.world.train_flags(self.run, **macros)
 
     def train(self, steps: int) -> int:
@@ -82,9 +93,13 @@ class Campaign:
         if code == 0:
             with Checkpoints(self.run / "checkpoints", None) as kept:
                 for step in kept.steps():
-                    kept.restore(step, {
-                        path: np.zeros(leaf["shape"], jax.numpy.dtype(leaf["dtype"]))
-                        for path, leaf in kept.manifest(step)["leaves"].items()})
+                    kept.restore(
+                        step,
+                        {
+                            path: np.zeros(leaf["shape"], jax.numpy.dtype(leaf["dtype"]))
+                            for path, leaf in kept.manifest(step)["leaves"].items()
+                        },
+                    )
         return code
 
     def disturbed(self) -> list[str]:
@@ -140,21 +155,33 @@ class Campaign:
 
     def facts(self) -> dict:
         """All that a run leaves behind, comparable; sha256 stand for the arrays."""
-        manifests = {int(path.parent.parent.name): json.loads(path.read_text())
-                     for path in self.run.glob("checkpoints/*/manifest/metadata")}
+        manifests = {
+            int(path.parent.parent.name): json.loads(path.read_text())
+            for path in self.run.glob("checkpoints/*/manifest/metadata")
+        }
         if self.number != signal.SIGKILL:  # a run that saved when asked has kept that step as well
             last = max(manifests)
             keep = {last, manifests[last]["progress"]["best_step"]}
             manifests = {step: manifests[step] for step in keep}
-        rows = [{name: value for name, value in row.items() if name not in CLOCK}
-                for row in read_metrics(self.run / "metrics.jsonl")]
-        folders = {"artefact": self.run / "artefact",
-                   "library": self.run.parent / "library" / "tiny_mood"}
+        rows = [
+            {name: value for name, value in row.items() if name not in CLOCK}
+            for row in read_metrics(self.run / "metrics.jsonl")
+        ]
+        folders = {
+            "artefact": self.run / "artefact",
+            "library": self.run.parent / "library" / "tiny_mood",
+        }
         files = {what: tiny_system.snapshot(folder) for what, folder in folders.items()}
-        others = sorted(path.name for path in (self.run / "checkpoints").iterdir()
-                        if not path.name.isdigit())
-        return {"checkpoints": manifests, "metrics": rows, **files, "beside": others,
-                "lines": len((self.run / "metrics.jsonl").read_text().splitlines())}
+        others = sorted(
+            path.name for path in (self.run / "checkpoints").iterdir() if not path.name.isdigit()
+        )
+        return {
+            "checkpoints": manifests,
+            "metrics": rows,
+            **files,
+            "beside": others,
+            "lines": len((self.run / "metrics.jsonl").read_text().splitlines()),
+        }
 
     def differences(self) -> list[str]:
         found = self.facts()
@@ -193,14 +220,23 @@ def main() -> int:
             if wrong := campaign.disturbed():
                 mismatches[run] = wrong
             print(f"run {run + 1}: {wrong or 'equal'}", file=sys.stderr, flush=True)
-    print(json.dumps({
-        "seed": arguments.seed, "signal": arguments.signal, "runs": arguments.runs,
-        "kills": sum(campaign.kills.values()), "phases": dict(campaign.kills),
-        "left_unfinished": dict(campaign.unfinished),
-        "exit_codes": dict(campaign.codes), "mismatches": mismatches,
-        "seconds_undisturbed": round(campaign.seconds, 2), "seconds_preparing": round(prepared, 1),
-        "seconds": round(time.monotonic() - start, 1),
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "seed": arguments.seed,
+                "signal": arguments.signal,
+                "runs": arguments.runs,
+                "kills": sum(campaign.kills.values()),
+                "phases": dict(campaign.kills),
+                "left_unfinished": dict(campaign.unfinished),
+                "exit_codes": dict(campaign.codes),
+                "mismatches": mismatches,
+                "seconds_undisturbed": round(campaign.seconds, 2),
+                "seconds_preparing": round(prepared, 1),
+                "seconds": round(time.monotonic() - start, 1),
+            }
+        )
+    )
     return 1 if mismatches else 0
 
 

@@ -18,13 +18,13 @@ import pytest
 from forking import Forker
 from tiny_system import leaves, snapshot, world_fixture  # noqa: F401
 
-from pemt_jax.manifest import read_manifest
-from pemt_jax.metrics_log import read_metrics
+from pemt_jax.checkpoints.manifest import read_manifest
+from pemt_jax.training.metrics_log import read_metrics
 
 # Call `fault(run)` in place of the save of that number; the rest of it then meets the fault.
 AT_SAVE = """
 import os, pathlib, shutil
-from pemt_jax.checkpoints import Checkpoints
+from pemt_jax.checkpoints.manager import Checkpoints
 saves, save = [], Checkpoints.save
 def saving(self, *args, **kwargs):
     saves.append(1)
@@ -57,14 +57,18 @@ def flags(world, run, **macros):
 
 
 def rows(run):
-    return [{name: value for name, value in row.items()
-             if name not in ("time", "examples_per_second")}
-            for row in read_metrics(run / "metrics.jsonl")]
+    return [
+        {name: value for name, value in row.items() if name not in ("time", "examples_per_second")}
+        for row in read_metrics(run / "metrics.jsonl")
+    ]
 
 
 def steps(run):
-    return sorted(int(path.name) for path in (run / "checkpoints").iterdir()
-                  if path.name.isdigit() and read_manifest(path))
+    return sorted(
+        int(path.name)
+        for path in (run / "checkpoints").iterdir()
+        if path.name.isdigit() and read_manifest(path)
+    )
 
 
 def assert_as_undisturbed(world, run):
@@ -83,8 +87,10 @@ def test_killed_at_random_moments_is_the_run_that_was_left_alone(world, name):
     assert report["mismatches"] == {} and report["runs"] == 2 and report["kills"] >= 2
 
 
-@pytest.mark.parametrize("number, code", [
-    (signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number, code",
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_a_run_that_is_asked_to_stop_saves_that_step(world, forker, tmp_path, number, code):
     run = tmp_path / "run"
     pid = forker.start(tmp_path / "log", flags(world, run))
@@ -95,8 +101,10 @@ def test_a_run_that_is_asked_to_stop_saves_that_step(world, forker, tmp_path, nu
     assert forker.wait() == code
     last = (tmp_path / "log").read_text().splitlines()[-1]
     (step,) = steps(run)[-1:]
-    assert last == (f"error: Stopped by {number.name} after step {step} of 20, which is saved: the "
-                    "same command resumes there.")
+    assert last == (
+        f"error: Stopped by {number.name} after step {step} of 20, which is saved: the "
+        "same command resumes there."
+    )
     assert not (run / "artefact").exists()
     assert forker.run(tmp_path / "log", flags(world, run))[0] == 0
     assert_as_undisturbed(world, run)
@@ -107,9 +115,13 @@ def small_disk(tmp_path):
     """A disk of its own, of 3 MB; as a limit of file sizes where nothing may be mounted."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = os.getuid() == 0 and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True
-    ).returncode == 0
+    mounted = (
+        os.getuid() == 0
+        and subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True
+        ).returncode
+        == 0
+    )
     yield folder, mounted
     if mounted:
         subprocess.run(["umount", "-l", folder], check=True)
@@ -118,23 +130,29 @@ def small_disk(tmp_path):
 def test_full_disk(world, forker, tmp_path, small_disk):
     disk, mounted = small_disk
     run = disk / "run"
-    fault = """
+    fault = (
+        """
 def fault(run):
     with open(run.parent / "ballast", "wb", 0) as file:
         try:
             while file.write(bytes(4096)): pass
         except OSError: pass
-""" if mounted else """
+"""
+        if mounted
+        else """
 def fault(run):
     import resource
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
 """
+    )
     macros = {"train.save_every": 4, "LIBRARY": tmp_path / "library"}
-    code, said = forker.run(tmp_path / "log", flags(world, run, **macros),
-                            fault + AT_SAVE.format(number=2))
+    code, said = forker.run(
+        tmp_path / "log", flags(world, run, **macros), fault + AT_SAVE.format(number=2)
+    )
     assert code == 1 and len(said) == 1, "\n".join(said)
-    assert said[0].startswith(f"error: A checkpoint could not be written to {run}/checkpoints: ") \
-        or said[0].startswith(f"error: Cannot write {run}/metrics.jsonl: "), said
+    assert said[0].startswith(
+        f"error: A checkpoint could not be written to {run}/checkpoints: "
+    ) or said[0].startswith(f"error: Cannot write {run}/metrics.jsonl: "), said
     assert 4 in steps(run) and max(steps(run)) <= 8
     (disk / "ballast").unlink(missing_ok=True)
     assert forker.run(tmp_path / "log", flags(world, run, **macros))[0] == 0
@@ -158,8 +176,11 @@ if os.getuid() == 0:
 def test_folder_that_becomes_read_only(world, forker, tmp_path):
     run = tmp_path / "run"
     fault = OBEY_PERMISSIONS + "def fault(run): (run / 'checkpoints').chmod(0o555)\n"
-    code, said = forker.run(tmp_path / "log", flags(world, run, **{"train.save_every": 4}),
-                            fault + AT_SAVE.format(number=2))
+    code, said = forker.run(
+        tmp_path / "log",
+        flags(world, run, **{"train.save_every": 4}),
+        fault + AT_SAVE.format(number=2),
+    )
     (run / "checkpoints").chmod(0o755)
     assert code == 1 and len(said) == 1, "\n".join(said)
     assert said[0].startswith(f"error: A checkpoint could not be written to {run}/checkpoints: ")
@@ -172,18 +193,24 @@ def test_read_only_folder_is_refused_at_the_start(world, forker, tmp_path):
     run.mkdir()
     run.chmod(0o555)
     code, said = forker.run(tmp_path / "log", flags(world, run / "x"), OBEY_PERMISSIONS)
-    assert (code, said) == (2, [f"error: MODEL_DIR is {run}/x but {run} is read-only, expected a "
-                                "folder to write to."])
+    assert (code, said) == (
+        2,
+        [f"error: MODEL_DIR is {run}/x but {run} is read-only, expected a folder to write to."],
+    )
 
 
 def test_folder_that_vanishes(world, forker, tmp_path):
     run = tmp_path / "run"
     fault = "def fault(run): shutil.rmtree(run)\n"
-    code, said = forker.run(tmp_path / "log", flags(world, run, **{"train.save_every": 4}),
-                            fault + AT_SAVE.format(number=2))
+    code, said = forker.run(
+        tmp_path / "log",
+        flags(world, run, **{"train.save_every": 4}),
+        fault + AT_SAVE.format(number=2),
+    )
     assert code == 1 and len(said) == 1, "\n".join(said)
-    assert said[0] == (f"error: A checkpoint could not be written to {run}/checkpoints: the folder "
-                       "is gone.")
+    assert said[0] == (
+        f"error: A checkpoint could not be written to {run}/checkpoints: the folder is gone."
+    )
     assert not run.exists()  # nor is half a run made anew
 
 
@@ -204,15 +231,23 @@ def flip_manifest(step):
     file.write_text(file.read_text().replace('"data_step": 20', '"data_step": 21'))
 
 
-@pytest.mark.parametrize("damage, says", [
-    (cut, "the bytes of "),
-    pytest.param(flip, "the bytes of ", marks=pytest.mark.slow),
-    pytest.param(lambda step: shutil.rmtree(step / "state"), "the bytes of ",
-                 marks=pytest.mark.slow),
-    (flip_manifest, "it has no whole manifest"),
-    pytest.param(lambda step: (step / "manifest" / "metadata").unlink(),
-                 "it has no whole manifest", marks=pytest.mark.slow),
-], ids=["cut", "flipped", "arrays missing", "manifest changed", "manifest missing"])
+@pytest.mark.parametrize(
+    "damage, says",
+    [
+        (cut, "the bytes of "),
+        pytest.param(flip, "the bytes of ", marks=pytest.mark.slow),
+        pytest.param(
+            lambda step: shutil.rmtree(step / "state"), "the bytes of ", marks=pytest.mark.slow
+        ),
+        (flip_manifest, "it has no whole manifest"),
+        pytest.param(
+            lambda step: (step / "manifest" / "metadata").unlink(),
+            "it has no whole manifest",
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["cut", "flipped", "arrays missing", "manifest changed", "manifest missing"],
+)
 def test_damaged_newest_checkpoint(world, forker, tmp_path, damage, says):
     run = tmp_path / "run"
     shutil.copytree(world.source, run)
@@ -241,8 +276,8 @@ def test_no_checkpoint_is_whole(world, forker, tmp_path):
 
 JUMPING_CLOCK = """
 import random, sys, time
-from pemt_jax.checkpoints import Checkpoints
-from pemt_jax.train_step import Trainer
+from pemt_jax.checkpoints.manager import Checkpoints
+from pemt_jax.training.trainer import Trainer
 real, random, ahead = {"time": time.time, "time_ns": time.time_ns}, random.Random(0), [0]
 fake = {"time": lambda: real["time"]() + ahead[0],
         "time_ns": lambda: real["time_ns"]() + ahead[0] * 10**9}
@@ -264,13 +299,17 @@ Trainer.step, Checkpoints.save = step, save
 def test_a_clock_that_jumps_by_years(world, forker, tmp_path):
     run = tmp_path / "run"
     for steps_made in (10, 20):  # a start and a resumption
-        code, said = forker.run(tmp_path / "log", flags(world, run, TRAIN_STEPS=steps_made),
-                                JUMPING_CLOCK)
+        code, said = forker.run(
+            tmp_path / "log", flags(world, run, TRAIN_STEPS=steps_made), JUMPING_CLOCK
+        )
         assert code == 0, said
     assert_as_undisturbed(world, run)
     assert steps(run) == steps(world.source)
-    rates = [row["examples_per_second"] for row in read_metrics(run / "metrics.jsonl")
-             if row["kind"] == "train"]
+    rates = [
+        row["examples_per_second"]
+        for row in read_metrics(run / "metrics.jsonl")
+        if row["kind"] == "train"
+    ]
     assert all(0 < rate < 1e6 for rate in rates)
     times = [row["time"] for row in read_metrics(run / "metrics.jsonl")]
     assert max(times) - min(times) > 1e8  # it did jump
@@ -290,7 +329,7 @@ TOGETHER = textwrap.dedent("""
     import sys, time
     import jax
     jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
-    from pemt_jax.stopping import StopSignals
+    from pemt_jax.parallel.stop_signals import StopSignals
     with StopSignals() as signals:
         for step in range(1, 2000):
             time.sleep(0.02 * (1 + int(sys.argv[2])))
@@ -303,15 +342,23 @@ TOGETHER = textwrap.dedent("""
 """)
 
 
-@pytest.mark.parametrize("number", [
-    signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_processes_stop_together_at_one_step(world, number):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         place = f"localhost:{free.getsockname()[1]}"
-    processes = [subprocess.Popen([sys.executable, "-c", TOGETHER, place, str(i)], text=True,
-                                  env=world.environment(), stdout=subprocess.PIPE,
-                                  stderr=subprocess.PIPE) for i in range(2)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER, place, str(i)],
+            text=True,
+            env=world.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for i in range(2)
+    ]
     try:
         for process in processes:
             while (line := process.stdout.readline()) != "ready\n":

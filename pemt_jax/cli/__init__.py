@@ -1,0 +1,1 @@
+"""Command lines: flags and gin into a configuration, errors into one sentence."""

@@ -1,0 +1,121 @@
+"""What gin raises, in one sentence with the nearest valid name.
+
+gin answers a misspelled name with a ValueError, NameError, AttributeError, KeyError, SyntaxError
+or OSError under a traceback through its own parser, and appends the way to a failing call to the
+message of whatever that call raised. The functions here keep the first and undo the second.
+"""
+
+import contextlib
+import inspect
+import re
+import sys
+import tokenize
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from gin import config as gin_config
+
+from pemt_jax.common.errors import PemtError, UsageError, nearest
+
+PLACE = re.compile(r'In file "([^"]+)", line (\d+)')
+
+
+@contextlib.contextmanager
+def as_usage_errors() -> Iterator[None]:
+    """Turn what gin itself raises into a UsageError; errors of configured code pass unchanged."""
+    try:
+        yield
+    except PemtError:
+        raise
+    except Exception as error:
+        if _is_of_gin(error):
+            raise UsageError(f"{explain(error).rstrip('.')}.") from error
+        raise
+
+
+def original(error: BaseException) -> BaseException:
+    """The exception that was raised, where gin raised a copy with the way to the failing call."""
+    while "augment_exception_message_and_reraise" in type(error).__str__.__qualname__:
+        error = error.__context__  # a copy keeps neither attributes nor a plain message
+    return error
+
+
+def explain(error: Exception) -> str:
+    """One sentence for an exception raised by gin: place, fault, nearest valid name."""
+    text = str(error)
+    place = PLACE.search(text)
+    where = f"{place[1]} line {place[2]}: " if place else ""
+    if isinstance(error, SyntaxError):
+        where = f"{error.filename} line {error.lineno}: " if error.filename else ""
+        return where + " ".join(str(error.msg).split())
+    if match := re.match(r"Unable to open file: (.+?)\. Searched config paths: ", text):
+        return f"{where}There is no gin file {match[1]!r}{nearest(match[1], _gin_files())}"
+    if match := re.match(r"No configurable matching (?:reference )?'@?(.+?)(?:\(\))?'", text):
+        return f"{where}Nothing is called {match[1]!r}{nearest(match[1], configurable_names())}"
+    if match := re.match(r"Configurable '(.+?)' doesn't have a parameter named '(.+?)'", text):
+        names = _arguments(match[1])
+        return f"{where}{match[1]} has no argument {match[2]!r}{nearest(match[2], names)}"
+    if match := re.match(r"'(\w+)' was not provided by an import statement", text):
+        names = _imported_names(place[1]) if place else configurable_names()
+        return f"{where}{match[1]!r} is not imported in this file{nearest(match[1], names)}"
+    if match := re.match(r"Couldn't resolve .*<module '(.+?)'.* has no attribute (\w+)", text):
+        names = vars(sys.modules[match[1]]) if match[1] in sys.modules else ()
+        return f"{where}{match[1]} has no {match[2]!r}{nearest(match[2], names)}"
+    if match := re.match(r"Required bindings for `(.+?)` not provided in config: \[(.+)\]", text):
+        return _no_value(match[1], match[2])
+    if match := re.match(r"(\w+).*\(\) missing \d+ required .*arguments?: (.+)", text):
+        return _no_value(match[1], match[2])
+    if match := re.search(r"Ambiguous selector '(.+?)', matches (\[.+?\])", text):
+        return f"{where}{match[1]!r} may be any of {match[2]}, expected one of these"
+    return where + " ".join(str(original(error)).split())
+
+
+def configurable_names() -> list[str]:
+    """The shortest names of everything that is configurable by now."""
+    registry = gin_config._REGISTRY
+    return [
+        registry.minimal_selector(name)
+        for name, _ in registry.items()
+        if not name.startswith("gin.")
+    ]
+
+
+def parameters_of(function_or_class: Callable) -> dict[str, inspect.Parameter]:
+    """The named arguments that gin can fill."""
+    signature = inspect.signature(function_or_class)
+    return {
+        name: parameter
+        for name, parameter in signature.parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+
+
+def _is_of_gin(error: Exception) -> bool:
+    """Whether the innermost frame is in gin, or in what gin calls to read and import."""
+    if isinstance(error, ModuleNotFoundError) and PLACE.search(str(error)):
+        return True
+    helpers = (tokenize.__file__, "<frozen importlib")
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    files = [name for name in files if not name.startswith(helpers)]
+    return bool(files) and Path(files[-1]).parent == Path(gin_config.__file__).parent
+
+
+def _no_value(function: str, names: str) -> str:
+    return f"There is no value for {names} of {function}, expected --gin.{function}.NAME=VALUE"
+
+
+def _arguments(selector: str) -> Iterable[str]:
+    matches = gin_config._REGISTRY.get_all_matches(selector)
+    return parameters_of(matches[0].wrapped) if matches else ()
+
+
+def _imported_names(gin_file: str) -> list[str]:
+    lines = Path(gin_file).read_text(encoding="utf-8").splitlines()
+    return [line.split()[-1] for line in lines if re.match(r"(from|import)\s", line)]
+
+
+def _gin_files() -> list[str]:
+    folders = [Path(prefix) for prefix in gin_config._LOCATION_PREFIXES if prefix]
+    files = [path.relative_to(folder) for folder in folders for path in folder.glob("*/*.gin")]
+    return [str(path) for path in [*files, *Path().glob("*.gin")]]

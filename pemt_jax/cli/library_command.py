@@ -1,0 +1,245 @@
+"""Experts from the command line: look, check, bring in, take out, share.
+
+    python -m pemt_jax.library list   [NAME ...]      one line an expert
+    python -m pemt_jax.library show   NAME ...        all that a card says
+    python -m pemt_jax.library verify [NAME ...]      hash every file
+    python -m pemt_jax.library add    FOLDER          an expert's folder, verified
+    python -m pemt_jax.library remove NAME
+    python -m pemt_jax.library export NAME --to DIR --format peft|folder
+    python -m pemt_jax.library import PATH --format peft|reference --name NAME ...
+    python -m pemt_jax.library push   NAME REPO       to the Hugging Face hub, or a folder
+    python -m pemt_jax.library pull   REPO [NAME]     verified before it enters
+
+The library is --library, else $PEMT_JAX_LIBRARY, else runs/library. `COMMAND --help` lists the
+arguments of a command. The exit code is 0, 1 when an expert is damaged or does not fit, 2 for wrong
+use.
+"""
+
+import argparse
+import sys
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+
+from pemt_jax.common.errors import PemtError, UsageError, nearest
+from pemt_jax.library.expert import default_library, expert_folder, expert_names, load_expert
+from pemt_jax.library.listing import facts, table
+from pemt_jax.library.transfer import add_expert, check_expert_folder, copy_expert, remove_expert
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+            raise UsageError(
+                f"There is no command {argv[0]!r}, expected one of "
+                f"{', '.join(COMMANDS)}{nearest(argv[0], COMMANDS)}."
+            )
+        arguments = _parser().parse_args(argv)
+        if arguments.command not in ENTERING and not arguments.library.is_dir():
+            raise UsageError(
+                f"There is no library {arguments.library}, expected a folder that "
+                "stage 1 has saved experts in or another --library."
+            )
+        return COMMANDS[arguments.command](arguments) or 0
+    except PemtError as error:
+        return _report([error])
+    except OSError as error:
+        return _report([PemtError(f"{error.filename or 'The system'}: {error.strerror}.")])
+    except KeyboardInterrupt:
+        print("error: Stopped by Ctrl-C.", file=sys.stderr)
+        return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise UsageError(f"{message[:1].upper()}{message[1:]}.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = _Parser(add_help=False)
+    common.add_argument(
+        "--library",
+        type=Path,
+        default=default_library(),
+        metavar="DIR",
+        help="default: $PEMT_JAX_LIBRARY, else runs/library",
+    )
+    parser = _Parser(
+        prog="python -m pemt_jax.library",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    made = {
+        name: commands.add_parser(name, parents=[common], allow_abbrev=False) for name in COMMANDS
+    }
+    for name in ("list", "show", "verify"):
+        made[name].add_argument("names", nargs="*", metavar="NAME", help="an expert")
+    made["add"].add_argument("folder", type=Path, metavar="FOLDER")
+    made["add"].add_argument("--name", help="in the library; default: the folder's")
+    for name in ("remove", "export", "push"):
+        made[name].add_argument("name", metavar="NAME", help="an expert")
+    made["push"].add_argument("repo", metavar="REPO", help="OWNER/NAME on the hub, or a folder")
+    made["pull"].add_argument("repo", metavar="REPO", help="OWNER/NAME on the hub, or a folder")
+    made["pull"].add_argument("name", nargs="?", metavar="NAME", help="default: every expert there")
+    made["export"].add_argument(
+        "--to", type=Path, required=True, metavar="DIR", help="a new folder"
+    )
+    made["export"].add_argument(
+        "--format",
+        choices=("peft", "folder"),
+        required=True,
+        help="a PEFT adapter (without the prompt, which lies beside it), "
+        "or the expert's folder as it is",
+    )
+    add = made["import"].add_argument
+    add(
+        "path",
+        type=Path,
+        metavar="PATH",
+        help="a PEFT folder; a folder or a state dict of the authors' code",
+    )
+    add("--format", choices=("peft", "reference"), required=True)
+    add("--name", help="of the expert in the library")
+    add("--base", metavar="DIR", help="the pretrained T5 that it stands on")
+    add(
+        "--prompt",
+        metavar="TEXT",
+        help="the task's description; of a PEFT adapter, which has "
+        "none, the prompt starts from its tokens",
+    )
+    add("--task", help="default: the expert's name")
+    add("--vocabulary", metavar="FILE", help="default: the one beside the base")
+    add(
+        "--model_dir",
+        type=Path,
+        metavar="DIR",
+        help="reference: import a target, into this new folder, instead of an expert",
+    )
+    add("--experts", default="", metavar="NAME,NAME", help="reference: of the target, in order")
+    return parser
+
+
+def _list(arguments) -> int:
+    library = arguments.library
+    text, faults = table(library, arguments.names or expert_names(library))
+    if text or not faults:
+        print(text or f"no experts in {library}")
+    return _report(faults)
+
+
+def _show(arguments) -> None:
+    library = arguments.library
+    if not arguments.names:
+        raise UsageError(
+            f"No expert was named, expected one of "
+            f"{', '.join(expert_names(library)) or 'none'} in {library}."
+        )
+    for name in arguments.names:
+        print(facts(library, name))
+
+
+def _verify(arguments) -> int:
+    faults = []
+    for name in arguments.names or expert_names(arguments.library):
+        try:
+            print(f"{name}  ok  sha256 {load_expert(arguments.library, name).sha256}")
+        except PemtError as error:
+            faults.append(error)
+    return _report(faults)
+
+
+def _add(arguments) -> None:
+    expert = add_expert(arguments.library, arguments.folder, arguments.name)
+    print(f"{expert.name}  added  sha256 {expert.sha256}")
+
+
+def _remove(arguments) -> None:
+    remove_expert(arguments.library, arguments.name)
+    print(f"{arguments.name}  removed")
+
+
+def _export(arguments) -> None:
+    library, name = arguments.library, arguments.name
+    folder = expert_folder(library, name)
+    if arguments.format == "folder":
+        copy_expert(folder, arguments.to, name)
+        print(f"{name}  exported to {arguments.to}")
+        return
+    from pemt_jax.interop.peft import WITHOUT_PROMPT, export_peft
+
+    expert = load_expert(library, name)
+    export_peft(arguments.to, expert, check_expert_folder(folder))
+    print(f"{name}  exported to {arguments.to}\n{WITHOUT_PROMPT}")
+
+
+def _import(arguments) -> None:
+    from pemt_jax.interop.import_expert import Request, import_peft, import_reference
+
+    request = Request(
+        arguments.library,
+        arguments.name or "",
+        arguments.path,
+        arguments.base,
+        arguments.prompt,
+        arguments.task,
+        arguments.vocabulary,
+    )
+    target = arguments.model_dir is not None
+    if target and arguments.format != "reference":
+        raise UsageError("A PEFT adapter is imported as an expert, expected no --model_dir.")
+    if target == (arguments.name is not None) or (arguments.experts and not target):
+        raise UsageError(
+            "Expected --name for an expert, or --model_dir with --experts for a target."
+        )
+    if target:
+        from pemt_jax.runs.import_target import import_target
+
+        experts = [name for name in arguments.experts.split(",") if name]
+        missing = import_target(request, arguments.model_dir, experts)
+        print(f"{arguments.model_dir}  imported")
+        if missing:
+            print(
+                "The files have no gates and no layer norms, so the gate is uniform, the norms "
+                "are the base's, and this is not the model that was trained: its whole state "
+                "dict would be."
+            )
+        return
+    imported = import_peft if arguments.format == "peft" else import_reference
+    print(f"{arguments.name}  imported  sha256 {imported(request).sha256}")
+
+
+def _push(arguments) -> None:
+    from pemt_jax.library.hub import push_expert
+
+    place = push_expert(arguments.library, arguments.name, arguments.repo)
+    print(f"{arguments.name}  pushed to {place}")
+
+
+def _pull(arguments) -> None:
+    from pemt_jax.library.hub import pull_experts
+
+    for expert in pull_experts(arguments.library, arguments.repo, arguments.name):
+        print(f"{expert.name}  pulled  sha256 {expert.sha256}")
+
+
+def _report(faults: Sequence[PemtError]) -> int:
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    return max((fault.exit_code for fault in faults), default=0)
+
+
+COMMANDS = {
+    "list": _list,
+    "show": _show,
+    "verify": _verify,
+    "add": _add,
+    "remove": _remove,
+    "export": _export,
+    "import": _import,
+    "push": _push,
+    "pull": _pull,
+}
+ENTERING = ("add", "import", "pull")  # they make the library where there is none

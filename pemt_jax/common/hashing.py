@@ -1,0 +1,76 @@
+"""SHA256SUMS: the sha256 of every file of a folder, in the form of the command `sha256sum`.
+
+It stands in what is written here in the form of others, which has no room for it: a base, converted
+or made by a run of method full, and an expert for PEFT. `sha256sum -c SHA256SUMS` checks it without
+this package.
+"""
+
+import hashlib
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from pemt_jax.common.errors import PemtError
+from pemt_jax.common.storage import replacing
+
+SUMS = "SHA256SUMS"
+
+
+def sha256_file(path: str | os.PathLike) -> str:
+    """Hex sha256 of the bytes of `path`."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise PemtError(f"Cannot read {path}: {error.strerror}.") from error
+
+
+def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
+    """Hex sha256 of names, shapes and float32 values: the identity of a set of weights.
+
+    The same for the same weights in any order, layout in memory or file format, and for bfloat16
+    weights read as bfloat16 or as float32.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        values = np.asarray(arrays[name]).astype("<f4", order="C")
+        digest.update(f"{name}\0{','.join(map(str, values.shape))}\0".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
+def write_checksums(folder: Path) -> None:
+    """Write SHA256SUMS of the files that lie in `folder` and in its folders."""
+    names = sorted(_files(folder))
+    text = "".join(f"{sha256_file(folder / name)}  {name}\n" for name in names)
+    with replacing(folder / SUMS) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def verify_checksums(folder: Path, names: Collection[str] | None = None) -> None:
+    """Raise PemtError when a file of `folder` is not as its SHA256SUMS says; without one, pass.
+
+    Only `names` are looked at where they are given. What is missing the reader says, where it
+    matters, and what is not listed has come from elsewhere.
+    """
+    sums = folder / SUMS
+    if not sums.is_file():
+        return
+    lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
+    listed = {name: expected for expected, _, name in (line.partition("  ") for line in lines)}
+    found_here = _files(folder) if names is None else _files(folder) & set(names)
+    for name in sorted(found_here & listed.keys()):
+        if (found := sha256_file(folder / name)) != listed[name]:
+            raise PemtError(
+                f"{folder / name} is damaged or exchanged: found sha256 {found[:12]}, "
+                f"expected {listed[name][:12]} as in its {SUMS}."
+            )
+
+
+def _files(folder: Path) -> set[str]:
+    """Names of the files, relative to `folder`; the listing itself is none of them."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {
+        SUMS
+    }

@@ -1,0 +1,161 @@
+"""Arrays on disk: the one place that writes and reads safetensors, and their hashes.
+
+Every weight file of the project goes through `save_weights`. It writes each array in the order of
+its indices: safetensors 0.8.0 takes the memory of a transposed view as it lies and writes wrong
+numbers without a word, and every kernel that comes from PyTorch is a transposed view. And it writes
+one array after the other, where the library's own writer wants all of them in memory; the bytes are
+the same. A file is written beside its place, flushed to the disk and renamed, so a reader never
+meets half a file. bfloat16 is kept, as NumPy's `ml_dtypes.bfloat16`. Nothing is ever unpickled.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from pemt_jax.common.errors import PemtError, nearest
+from pemt_jax.common.lazy_array import LazyArray
+from pemt_jax.common.storage import replacing
+
+# The format's names of dtypes, in the order in which a file has its arrays.
+DTYPES = {
+    code: np.dtype(kind)
+    for code, kind in {
+        "U64": np.uint64,
+        "I64": np.int64,
+        "F64": np.float64,
+        "F32": np.float32,
+        "U32": np.uint32,
+        "I32": np.int32,
+        "BF16": ml_dtypes.bfloat16,
+        "F16": np.float16,
+        "U16": np.uint16,
+        "I16": np.int16,
+        "I8": np.int8,
+        "U8": np.uint8,
+        "BOOL": np.bool_,
+    }.items()
+}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+PART_BYTES = 2**20  # written at once
+
+
+def save_weights(
+    path: str | os.PathLike,
+    arrays: Mapping[str, np.ndarray | LazyArray],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write named arrays to `path` as safetensors, whole or not at all.
+
+    Args:
+      path: the file; its folder is made when it is missing.
+      arrays: name -> array (NumPy or JAX, any strides, or lazy: read when its turn comes), each
+        kept in its own dtype.
+      metadata: text that goes into the file's header.
+
+    Raises:
+      PemtError: the file cannot be written; what stood at `path` before stands there still.
+    """
+    codes = {
+        name: CODES.get(np.dtype(array.dtype).newbyteorder("=")) for name, array in arrays.items()
+    }
+    for name, code in codes.items():
+        if code is None:
+            raise PemtError(
+                f"Cannot write {path}: {name!r} is an array of {arrays[name].dtype}, "
+                f"expected one of {', '.join(map(str, CODES))}."
+            )
+    names = sorted(codes, key=lambda name: (list(DTYPES).index(codes[name]), name))
+    header = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in names:
+        start, end = end, end + nbytes(arrays[name])
+        header[name] = {
+            "dtype": codes[name],
+            "shape": list(arrays[name].shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(path) as partial:
+        with open(partial, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in names:
+                for part in _parts(np.asarray(arrays[name])):
+                    file.write(part.view(np.uint8))
+        partial.chmod(0o644)  # whatever the umask: weights are shared
+
+
+def nbytes(array: np.ndarray | LazyArray) -> int:
+    """The size of an array that need not be in memory."""
+    return int(np.prod(array.shape, dtype=np.int64)) * np.dtype(array.dtype).itemsize
+
+
+def load_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Read every array of the safetensors file `path`, each in its stored dtype.
+
+    Raises:
+      PemtError: no such file, or one that is truncated or not safetensors.
+    """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def open_weights(path: str | os.PathLike) -> dict[str, LazyArray]:
+    """The arrays of the safetensors file `path`, each read when it is asked for.
+
+    Raises:
+      PemtError: as `load_weights`, at once where the file is not whole, or at a later reading.
+    """
+
+    def reader(name: str):
+        def read() -> np.ndarray:
+            with _opened(path) as file:  # closed again: a mapped file counts as memory
+                return file.get_tensor(name)
+
+        return read
+
+    arrays = {}
+    with _opened(path) as file:
+        for name in file.keys():  # noqa: SIM118
+            part = file.get_slice(name)
+            if part.get_dtype() not in DTYPES:
+                raise PemtError(
+                    f"Tensor {name!r} in {path} is of {part.get_dtype()}, expected one "
+                    f"of {', '.join(DTYPES)}."
+                )
+            arrays[name] = LazyArray(
+                tuple(part.get_shape()), DTYPES[part.get_dtype()], reader(name)
+            )
+    return arrays
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[safe_open]:
+    """The whole safetensors file `path`; PemtError in place of what the library raises."""
+    path = Path(path)
+    if not path.is_file():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise PemtError(f"There is no weight file {path}{nearest(path.name, siblings)}.")
+    try:
+        with safe_open(path, framework="np") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise PemtError(
+            f"Expected a whole safetensors file at {path}, found {path.stat().st_size} bytes that "
+            f"are truncated, damaged or of another format ({error})."
+        ) from error
+
+
+def _parts(array: np.ndarray) -> Iterator[np.ndarray]:
+    """The numbers of `array` in order, little-endian, as flat arrays of which none is large."""
+    little = array.dtype.newbyteorder("<")
+    rows = array if array.ndim else array[None]
+    step = max(1, PART_BYTES // max(1, nbytes(rows) // max(1, len(rows))))
+    for start in range(0, len(rows), step):  # a transposed array never has a whole copy
+        yield np.asarray(rows[start : start + step], little, order="C").reshape(-1)

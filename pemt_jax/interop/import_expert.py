@@ -1,0 +1,202 @@
+"""Experts from elsewhere, made experts of the library: of PEFT, and of the authors' code.
+
+An expert stands on a base and has a prompt. Where the files do not bring these, they are given: the
+base's path, whose weights are hashed and whose shape the expert must fit, and the text of the
+prompt, whose rows are then those of the base's embedding, from which stage 1 starts as well.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from pemt_jax.cli.startup import silence_libraries
+from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.common.hashing import fingerprint
+from pemt_jax.common.storage import check_free
+from pemt_jax.config import T5Config
+from pemt_jax.interop.base import load_base
+from pemt_jax.interop.peft import import_adapter
+from pemt_jax.interop.reference import from_reference
+from pemt_jax.interop.reference_files import check_backbone, load_reference
+from pemt_jax.library.artefact import Card, check_name
+from pemt_jax.library.expert import LORA, PROMPT, save_expert
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the user says of an expert that comes from elsewhere; see library_command.py."""
+
+    library: Path
+    name: str
+    path: Path
+    base: str | None = None
+    prompt: str | None = None
+    task: str | None = None
+    vocabulary: str | None = None
+
+
+def import_peft(request: Request) -> Card:
+    """Import a PEFT folder into the library.
+
+    Raises:
+      UsageError: the name is taken, or a base or a prompt is missing. PemtError: it is no plain
+        LoRA on `wo`, is damaged, or does not fit the base.
+    """
+    _check_target(request)
+    adapter = import_adapter(request.path)
+    card, prompt = adapter.card, adapter.prompt
+    if card is None and (request.base is None or request.prompt is None):
+        lacks = "--base" if request.base is None else "--prompt"
+        raise UsageError(
+            f"A PEFT adapter knows neither the weights it stands on nor a prompt, expected {lacks}."
+        )
+    if card is not None and request.prompt is not None:
+        raise UsageError(
+            f"{request.path} brings a prompt of its own, {card.description!r}, "
+            "expected no --prompt."
+        )
+    base_print, base_name = (card.base_fingerprint, card.base_name) if card else ("", "")
+    if request.base is not None:
+        t5, params = load_base(request.base)
+        base_print, base_name = fingerprint(params), Path(request.base).resolve().name
+        check_fits(adapter.lora, params, str(request.path))
+        if card is not None and card.base_fingerprint != base_print:
+            raise PemtError(
+                f"{request.path} was trained on the base {card.base_name!r} with "
+                f"fingerprint {card.base_fingerprint[:12]}, found {base_print[:12]} at "
+                f"{request.base}."
+            )
+    if prompt is None:
+        prompt = vocabulary_rows(request, t5, params)
+    about = (
+        dict(card.config)
+        if card
+        else {"imported": "peft", "prompt": "rows of the base's vocabulary, not trained"}
+    )
+    return save_expert(
+        request.library,
+        request.name,
+        adapter.lora | {PROMPT: prompt},
+        task=request.task or (card.task if card else request.name),
+        prompt_text=card.description if card else request.prompt,
+        base_fingerprint=base_print,
+        base_name=base_name,
+        method=card.method if card else "lora",
+        config=about,
+        metrics=card.metrics if card else None,
+    )
+
+
+def import_reference(request: Request) -> Card:
+    """Import the expert of a stage-1 run of the authors' code into the library.
+
+    Their prompt is trained, its text is in no file: `request.prompt` only describes it.
+
+    Raises:
+      UsageError: the name is taken, or no base is given. PemtError: the files hold something
+        else, are damaged, or do not fit the base.
+    """
+    _check_target(request)
+    if request.base is None:
+        raise UsageError("The authors' files do not say what they stand on, expected --base.")
+    source, tensors = str(request.path), load_reference(request.path, stage=1)
+    t5, base = load_base(request.base)
+    rows = len(tensors.get("shared.weight", base["token_embedder/embedding"]))
+    params = from_reference(dataclasses.replace(t5, vocab_size=rows), tensors, source)
+    cut = {**base, "token_embedder/embedding": base["token_embedder/embedding"][:rows]}
+    check_backbone(params, cut, source)
+    expert = {path: array for path, array in params.items() if path not in base}
+    if unknown := [path for path in expert if path != PROMPT and not LORA.fullmatch(path)]:
+        raise PemtError(
+            f"{source} holds {unknown[0]}, which stage 1 does not train, expected its "
+            "lora_A, lora_B and task_shared only."
+        )
+    check_fits(expert, base, source, every_layer=True)
+    return save_expert(
+        request.library,
+        request.name,
+        expert,
+        task=request.task or request.name,
+        prompt_text=request.prompt or "",
+        base_fingerprint=fingerprint(base),
+        base_name=Path(request.base).resolve().name,
+        config={"imported": "the authors' code", "vocab_size": rows},
+    )
+
+
+def check_fits(
+    expert: Mapping[str, np.ndarray],
+    base: Mapping[str, np.ndarray],
+    source: str,
+    every_layer: bool = False,
+) -> None:
+    """Raise PemtError where an expert does not fit a base's feed-forward outputs.
+
+    `every_layer`: whether it must have all of them.
+    """
+    kernels = {
+        path.removesuffix("/mlp/wo/kernel"): array.shape
+        for path, array in base.items()
+        if path.endswith("/mlp/wo/kernel")
+    }
+    width = base["token_embedder/embedding"].shape[1]
+    found = set()
+    for path, array in expert.items():
+        if match := LORA.fullmatch(path):
+            layer, axis = match[1], 0 if match[2] == "a" else 1
+            found.add(layer)
+            if layer not in kernels:
+                raise PemtError(
+                    f"{source} has an expert in {layer}, expected the layers of the "
+                    f"base, {', '.join(sorted(kernels))}."
+                )
+            if array.ndim != 2 or array.shape[axis] != kernels[layer][axis]:
+                raise PemtError(
+                    f"{source} has {path} of shape {list(array.shape)}, expected "
+                    f"{kernels[layer][axis]} in place of {array.shape[axis]} as the "
+                    "base has."
+                )
+        elif array.ndim != 2 or array.shape[1] != width:
+            raise PemtError(
+                f"{source} has a prompt of shape {list(array.shape)}, expected rows of "
+                f"the base's width {width}."
+            )
+    if every_layer and (missing := sorted(kernels.keys() - found)):
+        raise PemtError(
+            f"{source} has no expert in {missing[0]}, expected one in each of the "
+            f"{len(kernels)} layers of the base."
+        )
+
+
+def vocabulary_rows(request: Request, t5: T5Config, base: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The base's embedding rows [P, D] of the prompt's tokens."""
+    vocabulary = open_vocabulary(request.base, request.vocabulary)
+    from pemt_jax.runs.build_model import check_vocabulary, prompt_tokens
+
+    check_vocabulary(vocabulary, t5, request.base)
+    tokens = prompt_tokens(vocabulary, request.prompt)
+    return np.asarray(base["token_embedder/embedding"])[tokens]
+
+
+def open_vocabulary(base: str | os.PathLike, file: str | None = None):
+    """The vocabulary in `file`, else the one beside the base; UsageError when there is none."""
+    beside = [Path(base, "spiece.model"), Path(base, "tokenizer.json")]
+    candidates = [Path(file)] if file else beside
+    found = [path for path in candidates if path.is_file()]
+    if not found:
+        raise UsageError(
+            f"There is no vocabulary {' or '.join(map(str, candidates))}, expected "
+            "--vocabulary with a spiece.model or a tokenizer.json."
+        )
+    silence_libraries()
+    from pemt_jax.tasks.vocabulary import Vocabulary  # brings TensorFlow: seconds
+
+    return Vocabulary(str(found[0]))
+
+
+def _check_target(request: Request) -> None:
+    check_name(request.name)
+    check_free(Path(request.library) / request.name)

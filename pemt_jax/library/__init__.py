@@ -1,0 +1,1 @@
+"""The expert library: experts and artefacts on disk, their cards, exchange with others."""

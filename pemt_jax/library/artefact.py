@@ -1,0 +1,206 @@
+"""What was trained, as a folder: `weights.safetensors` and `card.json`, for experts and targets.
+
+The card says what the weights are and what they stand on: method, task, prompt text, the
+fingerprint of the base, the experts used with their sha256, metrics, versions. It also holds the
+sha256 of the weights and of itself, so that a flipped byte anywhere in the folder is found before
+a number is used. A folder is written beside its place and takes it whole (common/storage.py); one
+that is no artefact of the same kind is never touched.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+import pemt_jax
+from pemt_jax.common.errors import PemtError, UsageError, nearest
+from pemt_jax.common.hashing import sha256_file
+from pemt_jax.common.storage import current, replacing, replacing_folder
+from pemt_jax.common.weights import load_weights, save_weights
+
+WEIGHTS = "weights.safetensors"
+CARD = "card.json"
+KINDS = ("expert", "target")
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What `card.json` says. The last two fields are filled in by `write_artefact`."""
+
+    kind: str  # "expert" or "target"
+    method: str
+    task: str
+    base_fingerprint: str  # weights.fingerprint of the base's parameters
+    base_name: str = ""
+    description: str = ""  # the text of the task prompt
+    experts: tuple[tuple[str, str], ...] = ()  # (name, sha256 of its weights) in gate order
+    rank: int = 0
+    config: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    sha256: str = ""  # of weights.safetensors
+
+
+def write_artefact(folder: str | os.PathLike, arrays: Mapping[str, np.ndarray], card: Card) -> Card:
+    """Write `arrays` and `card` to `folder`, whole or not at all, and return the card as written.
+
+    An artefact of the same kind that stands there is replaced. PemtError when something else
+    does, when a metric is not finite, or when the folder cannot be written.
+    """
+    folder = Path(folder).resolve()
+    if card.kind not in KINDS:
+        raise UsageError(f"{card.kind!r} is no kind of artefact, expected one of {KINDS}.")
+    check_replaceable(folder, card.kind)
+    try:
+        with replacing_folder(folder) as partial:
+            save_weights(partial / WEIGHTS, arrays)
+            card = dataclasses.replace(
+                card, versions=versions(), sha256=sha256_file(partial / WEIGHTS)
+            )
+            write_card(partial / CARD, card)
+    except OSError as error:
+        raise PemtError(f"Cannot write {folder}: {error.strerror}.") from error
+    return card
+
+
+def read_artefact(
+    folder: str | os.PathLike, base_fingerprint: str | None = None
+) -> tuple[dict[str, np.ndarray], Card]:
+    """Return the arrays and the card of `folder` after verifying both.
+
+    PemtError when it is missing, damaged, or stands on another base than `base_fingerprint`.
+    """
+    folder = current(Path(folder))
+    card = read_card(folder)
+    if base_fingerprint is not None and card.base_fingerprint != base_fingerprint:
+        raise PemtError(
+            f"{folder} was trained on the base {card.base_name!r} with fingerprint "
+            f"{card.base_fingerprint[:12]}, expected the base of this run, "
+            f"{base_fingerprint[:12]}."
+        )
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise PemtError(f"{folder} has no {WEIGHTS}, expected one beside its {CARD}.")
+    if (found := sha256_file(path)) != card.sha256:
+        raise PemtError(
+            f"{path} is damaged or exchanged: {path.stat().st_size} bytes with sha256 "
+            f"{found[:12]}, expected {card.sha256[:12]} as in its {CARD}."
+        )
+    return load_weights(path), card
+
+
+def read_card(folder: str | os.PathLike) -> Card:
+    """Return the verified card of `folder`, the weights unread. PemtError when it is no good."""
+    folder = current(Path(folder))
+    path = folder / CARD
+    if not path.is_file():
+        names = [p.parent.name for p in folder.parent.glob(f"[!.]*/{CARD}")]
+        state = f"has no {CARD}" if folder.is_dir() else "does not exist"
+        raise PemtError(f"{folder} {state}, expected an artefact{nearest(folder.name, names)}.")
+    return read_card_file(path)
+
+
+def write_card(path: Path, card: Card) -> None:
+    """Write a card with the sha256 of itself. PemtError when it cannot be written as JSON."""
+    with replacing(path) as partial:
+        partial.write_text(_to_json(card), encoding="utf-8")
+
+
+def read_card_file(path: Path) -> Card:
+    """Return the verified card in the file `path`. PemtError when it is no good."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise PemtError(f"{path} is no readable JSON ({error}), expected a card.") from error
+    if not isinstance(fields, dict) or fields.pop("card_sha256", None) != _digest(fields):
+        raise PemtError(
+            f"{path} is damaged or edited by hand: its content does not have the "
+            "sha256 that it names."
+        )
+    known = {field.name: field for field in dataclasses.fields(Card)}
+    for name, field in known.items():
+        if not _has_type(fields.get(name), name):
+            raise PemtError(f"{path} has {name} = {fields.get(name)!r}, expected {field.type}.")
+    fields["experts"] = tuple((expert["name"], expert["sha256"]) for expert in fields["experts"])
+    return Card(**{name: fields[name] for name in known})
+
+
+def check_name(name: str) -> None:
+    """UsageError unless `name` can name a folder inside another and nothing else."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", str(name)):
+        raise UsageError(
+            f"{name!r} is no name, expected letters, digits, '_', '-' and '.' and "
+            "none of '-' and '.' in front."
+        )
+
+
+def _has_type(value: object, name: str) -> bool:
+    if name == "experts":
+        return isinstance(value, list) and all(
+            isinstance(e, dict)
+            and isinstance(e.get("name"), str)
+            and isinstance(e.get("sha256"), str)
+            for e in value
+        )
+    if name == "rank":
+        return type(value) is int and value >= 0
+    if name == "config":
+        return isinstance(value, dict)
+    if name == "metrics":
+        return isinstance(value, dict) and all(type(v) in (int, float) for v in value.values())
+    if name == "versions":
+        return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
+    if name == "kind":
+        return value in KINDS
+    return isinstance(value, str)
+
+
+def _to_json(card: Card) -> str:
+    fields = dataclasses.asdict(card)
+    fields["experts"] = [{"name": name, "sha256": sha256} for name, sha256 in card.experts]
+    try:
+        fields["metrics"] = {name: float(value) for name, value in card.metrics.items()}
+        fields = json.loads(json.dumps(fields, allow_nan=False))  # as a reader will see it
+    except (TypeError, ValueError) as error:
+        raise PemtError(f"The card of {card.task!r} cannot be written as JSON: {error}.") from error
+    return json.dumps(fields | {"card_sha256": _digest(fields)}, indent=2) + "\n"
+
+
+def _digest(fields: Mapping[str, object]) -> str:
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of pemt_jax, jax and flax, as cards and checkpoints note them."""
+    found = {"pemt_jax": pemt_jax.__version__}
+    for package in ("jax", "flax"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from an archive without package metadata
+            found[package] = "unknown"
+    return found
+
+
+def check_replaceable(folder: Path, kind: str) -> None:
+    """Raise PemtError when `folder` holds anything but an artefact of this kind."""
+    if not folder.exists():
+        return
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else None
+    if names == []:
+        return
+    if names != [CARD, WEIGHTS]:
+        raise PemtError(
+            f"{folder} exists and is no artefact, expected a new name or an artefact "
+            "to replace; nothing was written."
+        )
+    if (found := read_card(folder).kind) != kind:
+        raise PemtError(
+            f"{folder} holds an artefact of kind {found!r}, expected {kind!r}; nothing was written."
+        )

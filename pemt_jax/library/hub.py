@@ -1,0 +1,124 @@
+"""Experts shared through the Hugging Face hub: a repository there is a library, a folder an expert.
+
+`repo` is OWNER/NAME, or the path of a folder, which then stands for a repository (a shared disk).
+What is pulled is looked at before it is downloaded (two plain files an expert), and verified (both
+hashes, the card, every shape) before any of it enters the library. huggingface_hub is an extra of
+this package; it finds the user's token where `hf auth login` has put it.
+"""
+
+import contextlib
+import importlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pemt_jax.common.errors import PemtError, UsageError, nearest
+from pemt_jax.common.storage import check_free
+from pemt_jax.library.artefact import check_name
+from pemt_jax.library.expert import Expert, expert_folder, expert_names, read_expert
+from pemt_jax.library.transfer import FILES, add_expert, check_expert_folder
+
+
+def push_expert(library: str | os.PathLike, name: str, repo: str) -> str:
+    """Upload the expert `name` to `repo` and return where it is; `repo` is made if there is none.
+
+    Raises:
+      UsageError: there is no such expert, or `repo` has one of that name. PemtError: it is
+        damaged, or the hub refuses.
+    """
+    folder = expert_folder(library, name)
+    check_expert_folder(folder)
+    read_expert(folder, name)
+    if Path(repo).is_dir():
+        add_expert(repo, folder, name)
+        return f"{repo}/{name}"
+    with _hub(repo) as hub:
+        hub.create_repo(repo, private=True, exist_ok=True)  # its owner may open it to others
+        files = hub.list_repo_files(repo)
+    if any(file.startswith(f"{name}/") for file in files):
+        raise UsageError(f"{repo} holds an expert {name!r} already, expected another name.")
+    with _hub(repo) as hub:
+        hub.upload_folder(
+            repo_id=repo,
+            folder_path=str(folder),
+            path_in_repo=name,
+            commit_message=f"Expert {name}",
+        )
+    return f"{repo}/{name}"
+
+
+def pull_experts(library: str | os.PathLike, repo: str, name: str | None = None) -> list[Expert]:
+    """Copy the expert `name` of `repo`, or all of them, into the library.
+
+    Raises:
+      UsageError: there is none, or the library has one of that name. PemtError: one is damaged or
+        brings anything but its two files, or the hub refuses; nothing enters the library then.
+    """
+    if Path(repo).is_dir():
+        return _add_all(library, Path(repo), _chosen(expert_names(repo), repo, name))
+    with _hub(repo) as hub:
+        files = hub.list_repo_files(repo)
+    names = _chosen(
+        [
+            file.partition("/")[0]
+            for file in files
+            if file.count("/") == 1 and file.endswith("/card.json")
+        ],
+        repo,
+        name,
+    )
+    for name in names:
+        check_free(Path(library) / name)  # before a long download
+    wanted = [f"{name}/{file}" for name in names for file in FILES]
+    for file in files:
+        if file.startswith(tuple(f"{name}/" for name in names)) and file not in wanted:
+            raise PemtError(
+                f"{repo} brings {file!r}, expected {' and '.join(FILES)} and nothing "
+                "else in an expert's folder."
+            )
+    with tempfile.TemporaryDirectory(prefix="pemt_jax.") as folder:
+        with _hub(repo) as hub:
+            hub.snapshot_download(repo, allow_patterns=wanted, local_dir=folder)
+        return _add_all(library, Path(folder), names)
+
+
+def _add_all(library: str | os.PathLike, folder: Path, names: Iterable[str]) -> list[Expert]:
+    for name in names:  # all are good before the first one enters
+        check_free(Path(library) / name)
+        check_expert_folder(folder / name)
+        read_expert(folder / name, name)
+    return [add_expert(library, folder / name, name) for name in names]
+
+
+def _chosen(names: Iterable[str], repo: str, name: str | None) -> list[str]:
+    names = sorted(set(names))
+    if name is not None and name not in names:
+        raise UsageError(
+            f"There is no expert {name!r} in {repo}, which holds "
+            f"{', '.join(names) or 'none'}{nearest(name, names)}."
+        )
+    chosen = names if name is None else [name]
+    if not chosen:
+        raise UsageError(f"There are no experts in {repo}, expected folders with a card.json.")
+    for each in chosen:
+        check_name(each)
+    return chosen
+
+
+@contextlib.contextmanager
+def _hub(repo: str) -> Iterator:
+    """The client of huggingface_hub; whatever it raises becomes one sentence."""
+    try:
+        hub = importlib.import_module("huggingface_hub")
+    except ImportError as error:
+        raise PemtError(
+            f"{repo} is no folder here, and the Hugging Face hub needs "
+            "huggingface_hub, which is not installed, expected after "
+            'pip install "pemt_jax[hub]".'
+        ) from error
+    try:
+        yield hub.HfApi()
+    except Exception as error:  # of whatever transport its version has: the hub said no
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise PemtError(f"The Hugging Face hub did not serve {repo}: {reason}.") from error

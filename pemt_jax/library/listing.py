@@ -1,0 +1,67 @@
+"""What the library's command prints about experts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pemt_jax.common.errors import PemtError
+from pemt_jax.library.artefact import read_card
+from pemt_jax.library.expert import expert_folder, load_expert
+
+
+def table(library: Path, names: Sequence[str]) -> tuple[str, list[PemtError]]:
+    """One line an expert, from its card ("" for none), and what is wrong with the others."""
+    rows, faults = [("EXPERT", "TASK", "RANK", "BASE", "METRICS", "MB")], []
+    for name in names:
+        try:
+            card = read_card(folder := expert_folder(library, name))
+        except PemtError as error:
+            faults.append(error)
+            continue
+        metrics = ", ".join(f"{key} {value:.4g}" for key, value in card.metrics.items())
+        size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+        rows.append(
+            (
+                name,
+                plain(card.task),
+                str(card.rank),
+                plain(card.base_name or card.base_fingerprint[:12]),
+                plain(metrics or "-"),
+                f"{size:.1f}",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if heading in ("RANK", "MB") else cell.ljust(width)
+            for cell, width, heading in zip(row, widths, rows[0], strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join(lines) if len(rows) > 1 else "", faults
+
+
+def facts(library: Path, name: str) -> str:
+    """All that is known of an expert, one fact a line, after verifying it."""
+    expert, card = load_expert(library, name), read_card(library / name)
+    D, F = expert.widths
+    known = {
+        "expert": name,
+        "folder": library / name,
+        "task": card.task,
+        "method": card.method,
+        "prompt": card.description,
+        "shape": f"rank {card.rank}, model width {D}, feed-forward width {F}, "
+        f"{len(expert.lora)} layers, {len(expert.prompt)} prompt rows",
+        "base": f"{card.base_name} {card.base_fingerprint}".strip(),
+        **card.metrics,
+        "sha256": card.sha256,
+        "versions": ", ".join(f"{key} {value}" for key, value in card.versions.items()),
+        **{f"config {key}": value for key, value in card.config.items()},
+    }
+    width = max(map(len, known))
+    return "\n".join(f"{plain(key.ljust(width))}  {plain(value)}" for key, value in known.items())
+
+
+def plain(value: object) -> str:
+    """Text for a terminal: a card from elsewhere must not steer it."""
+    return str(value) if str(value).isprintable() else ascii(str(value))

@@ -1,0 +1,81 @@
+"""Experts that enter and leave a library as folders: verified, whole, never over another.
+
+An expert's folder holds card.json and weights.safetensors, two plain files, and nothing else. A
+folder from elsewhere is taken only when that is so and when both hashes are right, and what enters
+the library is a copy that was verified once more.
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from pemt_jax.common.errors import PemtError
+from pemt_jax.common.storage import new_folder, replacing
+from pemt_jax.library.artefact import CARD, WEIGHTS, Card, check_name, read_card
+from pemt_jax.library.expert import Expert, expert_folder, read_expert
+
+FILES = (CARD, WEIGHTS)
+
+
+def add_expert(
+    library: str | os.PathLike, folder: str | os.PathLike, name: str | None = None
+) -> Expert:
+    """Copy the expert in `folder` into the library as `name`, by default the folder's own.
+
+    Raises:
+      UsageError: the library has something of that name, or the name cannot be one.
+      PemtError: the folder holds anything but a whole expert, or cannot be copied.
+    """
+    folder = Path(folder).resolve()
+    name = folder.name if name is None else name
+    check_name(name)
+    copy_expert(folder, Path(library) / name, name)
+    return read_expert(Path(library) / name, name)
+
+
+def copy_expert(folder: Path, target: Path, name: str) -> None:
+    """Copy an expert's folder to the new folder `target`, verified before and after."""
+    check_expert_folder(folder)
+    read_expert(folder, name)
+    with new_folder(target) as partial:
+        for file in FILES:
+            with replacing(partial / file) as path:
+                shutil.copyfile(folder / file, path, follow_symlinks=False)
+        check_expert_folder(partial)
+        read_expert(partial, name)
+
+
+def remove_expert(library: str | os.PathLike, name: str) -> None:
+    """Remove the expert `name` from the library.
+
+    Raises:
+      UsageError: there is none. PemtError: its folder holds anything but an expert, which is left
+        as it is, or cannot be removed.
+    """
+    folder = expert_folder(library, name)
+    check_expert_folder(folder)
+    try:
+        # Out of the library in one step: a listing never meets half an expert.
+        aside = tempfile.mkdtemp(prefix=f".{name}.removed.", dir=folder.parent)
+        os.rename(folder, aside)
+        shutil.rmtree(aside)
+    except OSError as error:
+        raise PemtError(f"Cannot remove {folder}: {error.strerror}.") from error
+
+
+def check_expert_folder(folder: Path) -> Card:
+    """Return the card of an expert's folder; PemtError when there is anything unexpected in it."""
+    if folder.is_symlink():
+        raise PemtError(f"{folder} is a link, expected the folder of an expert itself.")
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name not in FILES or path.is_symlink() or not path.is_file():
+            kind = "link" if path.is_symlink() else "file" if path.is_file() else "folder"
+            raise PemtError(
+                f"{folder} holds the {kind} {path.name!r}, expected the plain files "
+                f"{' and '.join(FILES)} and nothing else."
+            )
+    card = read_card(folder)
+    if card.kind != "expert":
+        raise PemtError(f"{folder} is a {card.kind} artefact, expected an expert.")
+    return card

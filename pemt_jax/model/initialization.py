@@ -1,0 +1,49 @@
+"""Initial parameters of a model: given values in their places, the rest drawn from a seed."""
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from pemt_jax.common.errors import UsageError
+from pemt_jax.model.pemt_model import PemtModel
+
+
+def initial_parameters(
+    model: PemtModel, seed: int, given: Mapping[str, np.ndarray] | None = None
+) -> tuple[dict[str, np.ndarray], Mapping]:
+    """Return parameters, flat on the host, and their logical axes.
+
+    Args:
+      model: the model.
+      seed: of the values that are not given.
+      given: values by path; only the others are drawn, which they are as if none were given.
+
+    Raises:
+      UsageError: a given value is no parameter of the model or has another shape.
+    """
+    given = given or {}
+    tokens = {
+        "encoder_input_tokens": (1, 1),
+        "decoder_input_tokens": (1, 1),
+        "decoder_target_tokens": (1, 1),
+    }
+    # A jitted function returns arrays; what else is known of all parameters the trace leaves here.
+    axes, shapes = {}, {}
+
+    def init(rng):
+        variables = model.get_initial_variables(rng, tokens)
+        params = traverse_util.flatten_dict(variables["params"], sep="/")
+        axes.update(variables["params_axes"])
+        shapes.update({path: value.shape for path, value in params.items()})
+        return {path: value for path, value in params.items() if path not in given}
+
+    fresh = jax.jit(init)(jax.random.key(seed))
+    for path, value in given.items():
+        if shapes.get(path) != value.shape:
+            expected = f"shape {shapes[path]}" if path in shapes else "no such parameter"
+            raise UsageError(f"{path} has shape {value.shape}, expected {expected}.")
+    return {
+        path: np.asarray(given[path] if path in given else fresh[path]) for path in shapes
+    }, axes

@@ -1,0 +1,233 @@
+"""The parts of T5 and nothing else: norm, dense, relative position bias, attention, embedding.
+
+Raffel et al., 2020 (arXiv 1910.10683).  T5 departs from the first transformer in its norm (no
+mean, no bias, before the sublayer), in attention without 1/sqrt(K), and in positions that enter
+as a bias by bucketed distance.  Parameters are created by `param_with_axes` under T5X's names,
+so that T5X reads their logical axes and its checkpoints load unrenamed.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.linen.partitioning import param_with_axes, with_sharding_constraint
+from jax import Array
+
+# exp(-1e10) is 0 in float32 and bfloat16 alike; finite, so that a row with nothing to attend to
+# gives numbers and not NaN.
+MASKED = -1e10
+
+fan_in_normal = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+class RMSNorm(nn.Module):
+    """scale * x / sqrt(mean(x^2) + 1e-6) along the last axis, in float32."""
+
+    dtype: jnp.dtype = jnp.float32
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x_BLD: Array) -> Array:
+        x_BLD = x_BLD.astype(jnp.float32)
+        mean_square_BL1 = jnp.mean(jnp.square(x_BLD), axis=-1, keepdims=True)
+        scale_D = param_with_axes(
+            "scale", nn.initializers.ones, (x_BLD.shape[-1],), jnp.float32, axes=("embed",)
+        )
+        y_BLD = x_BLD * jax.lax.rsqrt(mean_square_BL1 + self.epsilon)
+        return (y_BLD * scale_D[None, None, :]).astype(self.dtype)
+
+
+class Dense(nn.Module):
+    """x W over the last axis of x [B, L, in]; the kernel is [in, out] under two logical axes.
+
+    T5 has no biases; the target adapter has.
+    """
+
+    features: int
+    axes: tuple[str, str]
+    dtype: jnp.dtype = jnp.float32
+    kernel_init: Callable = fan_in_normal
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = param_with_axes(
+            "kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32, axes=self.axes
+        )
+        y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+        if self.use_bias:
+            bias = param_with_axes(
+                "bias", nn.initializers.zeros, (self.features,), jnp.float32, axes=self.axes[1:]
+            )
+            y = y + bias.astype(self.dtype)[None, None, :]
+        return y
+
+
+class Embed(nn.Module):
+    """Token embedding [V, D], which also gives the logits where they are tied."""
+
+    num_embeddings: int
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        self.embedding = param_with_axes(
+            "embedding",
+            nn.initializers.normal(stddev=1.0),
+            (self.num_embeddings, self.features),
+            jnp.float32,
+            axes=("vocab", "embed"),
+        )
+
+    def __call__(self, tokens_BL: Array) -> Array:
+        return jnp.asarray(self.embedding, self.dtype)[tokens_BL]
+
+    def attend(self, x_BLD: Array) -> Array:
+        """Logits [B, L, V] against the embedding rows, summed and given in float32."""
+        table_VD = jnp.asarray(self.embedding, self.dtype)
+        return jnp.dot(x_BLD, table_VD.T, preferred_element_type=jnp.float32)
+
+
+def relative_position_bucket(
+    distance: Array | np.ndarray, bidirectional: bool, num_buckets: int, max_distance: int
+) -> np.ndarray:
+    """Bucket of key position minus query position.
+
+    Half of the buckets (of each direction) hold one distance each, the other half grow
+    logarithmically up to `max_distance`.  The logarithm is taken in float32 and truncated, as
+    T5's TensorFlow and PyTorch codes do: in float64 some distances fall into the next bucket.
+    """
+    distance = np.asarray(distance)
+    bucket = np.zeros(distance.shape, np.int32)
+    if bidirectional:
+        num_buckets //= 2
+        bucket += (distance > 0).astype(np.int32) * num_buckets
+        distance = np.abs(distance)
+    else:
+        distance = -np.minimum(distance, 0)
+    max_exact = num_buckets // 2
+    logarithm = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(max_exact))
+    scale = np.float32(np.log(max_distance / max_exact))
+    large = max_exact + (logarithm / scale * np.float32(num_buckets - max_exact)).astype(np.int32)
+    large = np.minimum(large, num_buckets - 1)
+    return bucket + np.where(distance < max_exact, distance, large).astype(np.int32)
+
+
+class RelativePositionBias(nn.Module):
+    """Bias [1, H, Q, K] added to attention scores; one table, shared by a stack's layers."""
+
+    num_heads: int
+    num_buckets: int
+    max_distance: int
+    bidirectional: bool
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, query_length: int, key_length: int) -> Array:
+        table = param_with_axes(
+            "rel_embedding",
+            nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"),
+            (self.num_heads, self.num_buckets),
+            jnp.float32,
+            axes=("heads", "relpos_buckets"),
+        )
+        distance = np.arange(key_length)[None, :] - np.arange(query_length)[:, None]
+        buckets = relative_position_bucket(
+            distance, self.bidirectional, self.num_buckets, self.max_distance
+        )
+        return jnp.asarray(table, self.dtype)[None, :, buckets]
+
+
+class Attention(nn.Module):
+    """Multi-head attention softmax(q k^T + bias) v with float32 softmax and a decoding cache.
+
+    The cache (collection "cache": keys, values [B, T, H, K] and an index) is made by
+    `init_cache` calls with the full length and then written one position a call.
+    """
+
+    num_heads: int
+    head_dim: int
+    dropout_rate: float
+    dtype: jnp.dtype = jnp.float32
+    dropout_dims: tuple[int, ...] = ()
+
+    @nn.compact
+    def __call__(
+        self,
+        query_BLD: Array,
+        memory_BMD: Array,
+        bias_BHLM: Array,
+        *,
+        deterministic: bool,
+        decode: bool = False,
+    ) -> Array:
+        """Attend from the query's positions to the memory's.
+
+        Args:
+          query_BLD: activations that ask.
+          memory_BMD: activations that are attended to.
+          bias_BHLM: relative positions and mask, broadcastable to the scores.
+          deterministic: no dropout.
+          decode: use the cache; after its creation the query has length 1.
+        """
+        width = self.num_heads * self.head_dim
+
+        def project(name: str, x_BLD: Array) -> Array:
+            # T5 folds 1/sqrt(K) into the initial query kernel instead of scaling the scores.
+            scale = 1.0 / self.head_dim if name == "query" else 1.0
+            init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
+            y = Dense(width, ("embed", "joined_kv"), self.dtype, init, name=name)(x_BLD)
+            y = y.reshape(*y.shape[:-1], self.num_heads, self.head_dim)
+            return with_sharding_constraint(y, ("batch", "length", "heads", "kv"))
+
+        query_BLHK = project("query", query_BLD)
+        key_BMHK, value_BMHK = project("key", memory_BMD), project("value", memory_BMD)
+        if decode:
+            key_BMHK, value_BMHK, bias_BHLM = self._cached(key_BMHK, value_BMHK, bias_BHLM)
+        scores_BHLM = jnp.einsum("blhk,bmhk->bhlm", query_BLHK, key_BMHK).astype(jnp.float32)
+        y_BLHK = self._weighted(
+            scores_BHLM + bias_BHLM.astype(jnp.float32), value_BMHK, deterministic
+        )
+        y = y_BLHK.reshape(*y_BLHK.shape[:-2], width)
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+        return Dense(query_BLD.shape[-1], ("joined_kv", "embed"), self.dtype, init, name="out")(y)
+
+    def _weighted(self, scores_BHLM: Array, value_BMHK: Array, deterministic: bool) -> Array:
+        """Drop(softmax(scores)) values, the softmax's division last.
+
+        A training step keeps the scores' exponentials and nothing else of their size: dividing
+        after the values are summed, and dropping values where a mask is the same for all queries,
+        give the same sums in another order.
+        """
+        dropout = nn.Dropout(self.dropout_rate, self.dropout_dims, deterministic=deterministic)
+        largest = jax.lax.stop_gradient(jnp.max(scores_BHLM, axis=-1, keepdims=True))
+        exponentials_BHLM = jnp.exp(scores_BHLM - largest)
+        total_BHL = jnp.sum(exponentials_BHLM, axis=-1)
+        exponentials_BHLM = exponentials_BHLM.astype(self.dtype)
+        # Scales stay float32: rounded to bfloat16 they would move a whole row one way.
+        if self.dropout_dims and not deterministic:
+            kept_BH1M = dropout(jnp.ones_like(scores_BHLM[:, :, :1]))
+            kept_BMH1 = kept_BH1M[:, :, 0].transpose(0, 2, 1)[..., None]
+            value_BMHK = (value_BMHK * kept_BMH1).astype(self.dtype)
+        else:
+            exponentials_BHLM = dropout(exponentials_BHLM)
+        y_BLHK = jnp.einsum("bhlm,bmhk->blhk", exponentials_BHLM, value_BMHK)
+        return (y_BLHK / total_BHL.transpose(0, 2, 1)[..., None]).astype(self.dtype)
+
+    def _cached(self, key_BMHK: Array, value_BMHK: Array, bias_BHLM: Array):
+        """Write this position into the cache; return all keys, values and this row of the bias."""
+        filling = self.has_variable("cache", "cached_key")
+        keys = self.variable("cache", "cached_key", jnp.zeros_like, key_BMHK)
+        values = self.variable("cache", "cached_value", jnp.zeros_like, value_BMHK)
+        index = self.variable("cache", "cache_index", lambda: jnp.zeros((), jnp.int32))
+        if not filling:
+            return key_BMHK, value_BMHK, bias_BHLM
+        position = index.value
+        start = (0, position, 0, 0)
+        keys.value = jax.lax.dynamic_update_slice(keys.value, key_BMHK, start)
+        values.value = jax.lax.dynamic_update_slice(values.value, value_BMHK, start)
+        index.value = position + 1
+        row_BH1M = jax.lax.dynamic_slice_in_dim(bias_BHLM, position, 1, axis=2)
+        return keys.value, values.value, row_BH1M

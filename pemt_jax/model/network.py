@@ -1,0 +1,304 @@
+"""The encoder-decoder: T5 under T5X's parameter names, with PEMT at the feed-forward output.
+
+Three places differ from T5, and only where a `PemtConfig` asks for them: the prompt stands before
+the embedded text in the encoder, the feed-forward output has experts and an adapter
+(feed_forward.py), and the decoder's gates read the encoder's output at the prompt.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.linen.partitioning import with_sharding_constraint
+from jax import Array
+
+from pemt_jax.config import PemtConfig, T5Config
+from pemt_jax.model.feed_forward import FeedForward
+from pemt_jax.model.layers import MASKED, Attention, Dense, Embed, RelativePositionBias, RMSNorm
+from pemt_jax.model.prompts import SourcePrompts, TaskPrompt
+
+
+def attend_where(allowed: Array) -> Array:
+    """Additive attention bias: 0 where allowed, a large negative number elsewhere."""
+    return jnp.where(allowed, 0.0, MASKED)
+
+
+class Layer(nn.Module):
+    """One layer of either stack: self attention, in the decoder cross attention, feed-forward.
+
+    Every sublayer is x + Drop(sublayer(norm(x))).
+    """
+
+    t5: T5Config
+    pemt: PemtConfig
+    in_encoder: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BLD: Array,
+        self_bias: Array,
+        encoded_BMD: Array | None,
+        cross_bias: Array | None,
+        token_weights_BL: Array | None,
+        prompt_weights_BP: Array | None,
+        deterministic: bool,
+        decode: bool = False,
+    ) -> Array:
+        t5, dtype = self.t5, self.t5.compute_dtype
+        dropout = nn.Dropout(t5.dropout_rate, t5.dropout_dims, deterministic=deterministic)
+
+        def attention(name: str) -> Attention:
+            return Attention(
+                t5.num_heads, t5.head_dim, t5.dropout_rate, dtype, t5.dropout_dims, name=name
+            )
+
+        prefix = "" if self.in_encoder else "self_"
+        y = RMSNorm(dtype, name=f"pre_{prefix}attention_layer_norm")(x_BLD)
+        y = attention(f"{prefix}attention")(
+            y, y, self_bias, deterministic=deterministic, decode=decode
+        )
+        x_BLD = x_BLD + dropout(y)
+        prompt_states_BPD = None
+        if not self.in_encoder:
+            y = RMSNorm(dtype, name="pre_cross_attention_layer_norm")(x_BLD)
+            y = attention("encoder_decoder_attention")(
+                y, encoded_BMD, cross_bias, deterministic=deterministic
+            )
+            x_BLD = x_BLD + dropout(y)
+            prompt_states_BPD = encoded_BMD[:, : self.pemt.prompt_length]
+        y = RMSNorm(dtype, name="pre_mlp_layer_norm")(x_BLD)
+        y = FeedForward(t5, self.pemt, self.in_encoder, name="mlp")(
+            y, prompt_states_BPD, token_weights_BL, prompt_weights_BP, deterministic=deterministic
+        )
+        x_BLD = x_BLD + dropout(y)
+        return with_sharding_constraint(x_BLD, ("batch", "length", "embed"))
+
+
+# What the backward pass may keep of a layer; the names and what they keep are T5X's.
+CHECKPOINT_POLICIES = {
+    "minimal": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "full": None,  # nothing but the layer's input
+}
+
+
+def layer_class(policy: str) -> type[nn.Module]:
+    """`Layer`, or one that computes its inside again in the backward pass; same parameters."""
+    if policy == "none":
+        return Layer
+    # Arguments 7 and 8, counted from self, are Python's: deterministic and decode.
+    return nn.remat(Layer, policy=CHECKPOINT_POLICIES[policy], static_argnums=(7, 8))
+
+
+class Stack(nn.Module):
+    """Encoder or decoder: embedded input, layers that share one position bias, a final norm."""
+
+    t5: T5Config
+    pemt: PemtConfig
+    in_encoder: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BLD: Array,
+        mask_bias: Array,
+        encoded_BMD: Array | None = None,
+        cross_bias: Array | None = None,
+        token_weights_BL: Array | None = None,
+        prompt_weights_BP: Array | None = None,
+        *,
+        deterministic: bool,
+        decode: bool = False,
+    ) -> Array:
+        t5, dtype = self.t5, self.t5.compute_dtype
+        dropout = nn.Dropout(t5.dropout_rate, t5.dropout_dims, deterministic=deterministic)
+        length = mask_bias.shape[-1]
+        positions = RelativePositionBias(
+            t5.num_heads,
+            t5.relpos_buckets,
+            t5.relpos_max_distance,
+            self.in_encoder,
+            dtype,
+            name="relpos_bias",
+        )
+        self_bias = positions(length, length) + mask_bias
+        x_BLD = dropout(x_BLD.astype(dtype))
+        stack = "encoder" if self.in_encoder else "decoder"
+        layers = t5.num_encoder_layers if self.in_encoder else t5.num_decoder_layers
+        layer = layer_class("none" if decode else t5.remat_policy)
+        for i in range(layers):
+            x_BLD = layer(t5, self.pemt, self.in_encoder, name=f"layers_{i}")(
+                x_BLD,
+                self_bias,
+                encoded_BMD,
+                cross_bias,
+                token_weights_BL,
+                prompt_weights_BP,
+                deterministic,
+                decode,
+            )
+        x_BLD = dropout(RMSNorm(dtype, name=f"{stack}_norm")(x_BLD))
+        if self.in_encoder or t5.logits_via_embedding:
+            return x_BLD
+        logits = Dense(t5.vocab_size, ("embed", "vocab"), jnp.float32, name="logits_dense")
+        return logits(x_BLD)
+
+
+class Transformer(nn.Module):
+    """Prompted encoder-decoder from token ids to logits; 0 is padding and the start token."""
+
+    t5: T5Config
+    pemt: PemtConfig
+
+    def setup(self):
+        t5, pemt = self.t5, self.pemt
+        self.token_embedder = Embed(t5.vocab_size, t5.emb_dim, t5.compute_dtype)
+        self.encoder = Stack(t5, pemt, in_encoder=True)
+        self.decoder = Stack(t5, pemt, in_encoder=False)
+        if pemt.prompt_length:
+            self.prompt = TaskPrompt(pemt.prompt_length, t5.emb_dim)
+        if pemt.num_experts:
+            rate = pemt.prompt_attention_dropout
+            rate = t5.dropout_rate if rate is None else rate
+            self.source_prompts = SourcePrompts(pemt.source_prompt_lengths, t5.emb_dim, rate)
+
+    def task_prompt(self, *, deterministic: bool = True) -> Array | None:
+        """The prompt rows [P, D] fed to the encoder (mixed with the sources', if any), or None."""
+        if not self.pemt.prompt_length:
+            return None
+        prompt_PD = self.prompt()
+        if not self.pemt.num_experts:
+            return prompt_PD
+        return self.source_prompts(prompt_PD, deterministic=deterministic)
+
+    def encode(
+        self,
+        encoder_input_tokens: Array,
+        row_weights_B: Array,
+        prompt_weights_BP: Array | None = None,
+        *,
+        enable_dropout: bool = False,
+    ) -> Array:
+        """Return encoder output [B, P+S, D]; the prompt keeps its positions in it.
+
+        Args:
+          encoder_input_tokens: [B, S] token ids, 0 padded.
+          row_weights_B: 0 for rows that only fill the batch.
+          prompt_weights_BP: 0 where the prompt is padded, which is on the left, so that distances
+            from prompt to text stay what they were; None where it is not.
+          enable_dropout: training.
+        """
+        deterministic = not enable_dropout
+        x_BSD = self.token_embedder(encoder_input_tokens)
+        prompt_PD = self.task_prompt(deterministic=deterministic)
+        if prompt_PD is not None:
+            rows = (x_BSD.shape[0], *prompt_PD.shape)
+            prompt_BPD = jnp.broadcast_to(prompt_PD.astype(x_BSD.dtype)[None], rows)
+            x_BSD = jnp.concatenate([prompt_BPD, x_BSD], axis=1)
+        present_BM = self._present(encoder_input_tokens, prompt_weights_BP)
+        weights_BM = self._token_weights(present_BM, row_weights_B, prompt_weights_BP)
+        bias = attend_where(present_BM)[:, None, None, :]
+        return self.encoder(
+            x_BSD,
+            bias,
+            token_weights_BL=weights_BM,
+            prompt_weights_BP=prompt_weights_BP,
+            deterministic=deterministic,
+        )
+
+    def decode(
+        self,
+        encoded_BMD: Array,
+        encoder_input_tokens: Array,
+        decoder_input_tokens: Array,
+        decoder_target_tokens: Array,
+        row_weights_B: Array,
+        prompt_weights_BP: Array | None = None,
+        *,
+        enable_dropout: bool = False,
+        decode: bool = False,
+        max_decode_length: int | None = None,
+    ) -> Array:
+        """Return logits [B, T, V].
+
+        Args:
+          encoded_BMD: output of `encode`.
+          encoder_input_tokens: [B, S], for the mask.
+          decoder_input_tokens: [B, T], targets shifted right; T is 1 with a filled cache.
+          decoder_target_tokens: [B, T], for the padding mask; ignored in decoding.
+          row_weights_B: 0 for rows that only fill the batch.
+          prompt_weights_BP: as in `encode`.
+          enable_dropout: training.
+          decode: use the cache.
+          max_decode_length: length of the cache.
+        """
+        length = max_decode_length if decode else decoder_input_tokens.shape[1]
+        causal_11TT = jnp.asarray(np.tril(np.ones((length, length), bool)))[None, None]
+        weights_BT = None
+        if not decode:
+            present_BT = decoder_target_tokens > 0
+            weights_BT = self._token_weights(present_BT, row_weights_B)
+            if not self.pemt.decoder_attends_padding:
+                causal_11TT = causal_11TT & present_BT[:, None, None, :]
+        present_BM = self._present(encoder_input_tokens, prompt_weights_BP)
+        cross_bias = attend_where(present_BM)[:, None, None, :]
+        y = self.decoder(
+            self.token_embedder(decoder_input_tokens),
+            attend_where(causal_11TT),
+            encoded_BMD,
+            cross_bias,
+            weights_BT,
+            prompt_weights_BP,
+            deterministic=not enable_dropout,
+            decode=decode,
+        )
+        if not self.t5.logits_via_embedding:
+            return y
+        # T5 scales the decoder's output when it shares the embedding.
+        return self.token_embedder.attend(y / np.sqrt(self.t5.emb_dim).astype(y.dtype))
+
+    def __call__(
+        self,
+        encoder_input_tokens: Array,
+        decoder_input_tokens: Array,
+        decoder_target_tokens: Array,
+        row_weights_B: Array,
+        prompt_weights_BP: Array | None = None,
+        *,
+        enable_dropout: bool = False,
+        decode: bool = False,
+        max_decode_length: int | None = None,
+    ) -> Array:
+        """Return logits [B, T, V]; arguments as in `encode` and `decode`."""
+        encoded_BMD = self.encode(
+            encoder_input_tokens, row_weights_B, prompt_weights_BP, enable_dropout=enable_dropout
+        )
+        return self.decode(
+            encoded_BMD,
+            encoder_input_tokens,
+            decoder_input_tokens,
+            decoder_target_tokens,
+            row_weights_B,
+            prompt_weights_BP,
+            enable_dropout=enable_dropout,
+            decode=decode,
+            max_decode_length=max_decode_length,
+        )
+
+    def _present(
+        self, encoder_input_tokens: Array, prompt_weights_BP: Array | None = None
+    ) -> Array:
+        """[B, P+S]: which encoder positions may be attended to; all of an unpadded prompt."""
+        if prompt_weights_BP is not None:
+            return jnp.concatenate([prompt_weights_BP > 0, encoder_input_tokens > 0], axis=1)
+        prompt = ((0, 0), (self.pemt.prompt_length, 0))
+        return jnp.pad(encoder_input_tokens > 0, prompt, constant_values=True)
+
+    def _token_weights(
+        self, present_BL: Array, row_weights_B: Array, prompt_weights_BP: Array | None = None
+    ) -> Array:
+        """[B, L]: which tokens the sparsity loss counts; never the padding of a prompt."""
+        counted = jnp.ones_like(present_BL) if self.pemt.tsl_counts_padding else present_BL
+        if prompt_weights_BP is not None:
+            counted = counted.at[:, : self.pemt.prompt_length].set(prompt_weights_BP > 0)
+        return counted.astype(jnp.float32) * (row_weights_B > 0).astype(jnp.float32)[:, None]

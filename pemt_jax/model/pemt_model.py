@@ -1,0 +1,259 @@
+"""PemtModel: the model as T5X's drivers and ours see it.
+
+The protocol is T5X's (`loss_fn`, `eval_fn`, `predict_batch`, `predict_batch_with_aux`,
+`score_batch`, `get_initial_variables`, `FEATURE_CONVERTER_CLS`, vocabularies), so that no driver
+needs to know PEMT.  A batch is T5X's: `encoder_input_tokens` [B, S], `decoder_input_tokens`,
+`decoder_target_tokens` and `decoder_loss_weights` [B, T], and where prompts are padded on the left
+`encoder_prompt_weights` [B, P], 0 for padding.  A row whose loss weights are all zero
+only fills the batch or the mesh: it counts in no loss, metric, mean gate or sparsity loss.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from clu import metrics as clu_metrics
+from flax import traverse_util
+from jax import Array
+
+from pemt_jax.common.errors import UsageError
+from pemt_jax.config import PemtConfig, T5Config
+from pemt_jax.model import decoding
+from pemt_jax.model.losses import token_cross_entropy
+from pemt_jax.model.network import Transformer
+
+Batch = Mapping[str, Array]
+
+
+class PemtModel:
+    """A T5 with what a `PemtConfig` adds, its losses, metrics and decoding.
+
+    Attributes:
+      t5, pemt: the configurations.
+      module: the Flax module.
+      input_vocabulary, output_vocabulary: seqio vocabularies, opened by those who need them.
+      max_decode_length: most tokens to generate; None for the length of the batch's targets.
+    """
+
+    def __init__(
+        self, t5: T5Config, pemt: PemtConfig, vocabulary=None, max_decode_length: int | None = None
+    ):
+        self.t5 = t5
+        self.pemt = pemt
+        self.module = Transformer(t5, pemt)
+        self.input_vocabulary = self.output_vocabulary = vocabulary
+        self.max_decode_length = max_decode_length
+
+    @property
+    def FEATURE_CONVERTER_CLS(self):  # T5X spells it so
+        import seqio  # brings TensorFlow, which the model itself does not need
+
+        return seqio.EncDecFeatureConverter
+
+    def get_initial_variables(
+        self,
+        rng: Array,
+        input_shapes: Mapping[str, tuple[int, ...]],
+        input_types: Mapping[str, jnp.dtype] | None = None,
+    ) -> dict:
+        """Return {"params", "params_axes"} of freshly initialised parameters.
+
+        Args:
+          rng: key.
+          input_shapes: shapes of the batch, by feature.
+          input_types: ignored; tokens are int32.
+        """
+        tokens = {name: jnp.ones(shape, jnp.int32) for name, shape in input_shapes.items()}
+        variables = self.module.init(
+            {"params": rng},
+            tokens["encoder_input_tokens"],
+            tokens["decoder_input_tokens"],
+            tokens["decoder_target_tokens"],
+            jnp.ones((tokens["encoder_input_tokens"].shape[0],), jnp.float32),
+        )
+        return {name: variables[name] for name in ("params", "params_axes")}
+
+    def apply(self, params: Mapping, batch: Batch, dropout_rng: Array | None = None):
+        """Return logits [B, T, V] and the collection "pemt", flat: gates [B, E], losses [].
+
+        Raises:
+          UsageError: the batch is packed: its rows would share one prompt and one gate.
+        """
+        if "encoder_segment_ids" in batch:
+            raise UsageError("Found a packed batch, expected one example a row (pack=False).")
+        logits_BTV, collected = self.module.apply(
+            {"params": params},
+            batch["encoder_input_tokens"],
+            batch["decoder_input_tokens"],
+            batch["decoder_target_tokens"],
+            row_weights(batch),
+            batch.get("encoder_prompt_weights"),
+            enable_dropout=dropout_rng is not None,
+            rngs=None if dropout_rng is None else {"dropout": dropout_rng},
+            mutable=["pemt"],
+        )
+        return logits_BTV, traverse_util.flatten_dict(collected.get("pemt", {}), sep="/")
+
+    def loss_fn(
+        self, params: Mapping, batch: Batch, dropout_rng: Array | None
+    ) -> tuple[Array, dict[str, clu_metrics.Metric]]:
+        """Return cross entropy + tsl_weight * mean over layers of TSL, and metrics.
+
+        Args:
+          params: nested parameters.
+          batch: see the module.
+          dropout_rng: key of the step's dropout; None for evaluation.
+        """
+        logits_BTV, collected = self.apply(params, batch, dropout_rng)
+        targets_BT = batch["decoder_target_tokens"]
+        weights_BT = batch["decoder_loss_weights"].astype(jnp.float32)
+        ce, ce_BT = token_cross_entropy(
+            logits_BTV, targets_BT, weights_BT, self.pemt.loss_normalization
+        )
+        tokens = jnp.sum(weights_BT)
+        rows_B = row_weights(batch)
+        rows = jnp.sum(rows_B)
+        # Comparing with the maximum is several times cheaper on a CPU than the arg-max.
+        label_logits_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+        correct_BT = (label_logits_BT >= jnp.max(logits_BTV, axis=-1)) * weights_BT
+        tsl = [value for path, value in collected.items() if path.endswith("/tsl")]
+        loss = ce
+        metrics = {
+            "cross_entropy": average(jnp.sum(ce_BT * weights_BT), tokens),
+            "token_accuracy": average(jnp.sum(correct_BT), tokens),
+        }
+        if tsl:
+            mean_tsl = sum(tsl) / len(tsl)
+            loss = ce + self.pemt.tsl_weight * mean_tsl
+            metrics["task_sparsity_loss"] = average(mean_tsl * rows, rows)
+            gate_BE = mean_gate(collected)
+            for i, name in enumerate(self.pemt.expert_names):
+                metrics[f"gate/{name}"] = average(jnp.sum(gate_BE[:, i] * rows_B), rows)
+        metrics["loss"] = average(loss * rows, rows)
+        return loss, metrics
+
+    def eval_fn(self, params: Mapping, batch: Batch) -> tuple[Array, dict]:
+        """`loss_fn` without dropout."""
+        return self.loss_fn(params, batch, None)
+
+    def predict_batch(self, params: Mapping, batch: Batch, rng: Array | None = None) -> Array:
+        """Return greedily decoded tokens [B, T], 0 after the end."""
+        return self.predict_batch_with_aux(params, batch, rng)[0]
+
+    def predict_batch_with_aux(
+        self,
+        params: Mapping,
+        batch: Batch,
+        rng: Array | None = None,
+        decoder_params: Mapping | None = None,
+        return_all_decodes: bool = False,
+        num_decodes: int = 1,
+    ) -> tuple[Array, dict[str, Array]]:
+        """Decode with the cache.
+
+        Args:
+          params: nested parameters.
+          batch: see the module; T is the most tokens generated unless `max_decode_length` is set.
+          rng: not used, decoding is deterministic.
+          decoder_params: `alpha` of the length penalty of beam search.
+          return_all_decodes: return [B, num_decodes, T], best last as in T5X, instead of the best.
+          num_decodes: 1 for greedy search, more for that many beams.
+
+        Returns:
+          Tokens and {"scores": log probabilities, for beams divided by the length penalty}, [B]
+          or, where all decodes are returned, [B, num_decodes]; for a model with experts also
+          "gate", the mean gate of the encoder's layers [B, E].
+        """
+        del rng
+        length = self.max_decode_length or batch["decoder_target_tokens"].shape[1]
+        rows_B = row_weights(batch)
+        tokens_BS = batch["encoder_input_tokens"]
+        prompt_BP = batch.get("encoder_prompt_weights")
+        encoded_BMD, collected = self.module.apply(
+            {"params": params},
+            tokens_BS,
+            rows_B,
+            prompt_BP,
+            method=Transformer.encode,
+            mutable=["pemt"],
+        )
+        repeat = lambda x: jnp.repeat(x, num_decodes, axis=0)  # noqa: E731
+        encoded_NMD, tokens_NS, rows_N = repeat(encoded_BMD), repeat(tokens_BS), repeat(rows_B)
+        prompt_NP = None if prompt_BP is None else repeat(prompt_BP)
+
+        def decode(inputs_NT, cache, *, mutable):
+            variables = {"params": params, **({"cache": cache} if cache is not None else {})}
+            return self.module.apply(
+                variables,
+                encoded_NMD,
+                tokens_NS,
+                inputs_NT,
+                inputs_NT,
+                rows_N,
+                prompt_NP,
+                decode=True,
+                max_decode_length=length,
+                method=Transformer.decode,
+                mutable=mutable,
+            )
+
+        def next_logits(tokens_N, cache, position):
+            del position  # the cache counts
+            logits_N1V, variables = decode(tokens_N[:, None], cache, mutable=["cache"])
+            return logits_N1V[:, 0], variables["cache"]
+
+        start_NT = jnp.zeros((tokens_NS.shape[0], length), jnp.int32)
+        shapes = jax.eval_shape(lambda: decode(start_NT, None, mutable=["cache"])[1]["cache"])
+        cache = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        aux = {}
+        if self.pemt.num_experts:
+            aux["gate"] = mean_gate(traverse_util.flatten_dict(collected["pemt"], sep="/"))
+        if num_decodes == 1:
+            tokens, scores = decoding.greedy_search(next_logits, cache, rows_N, length)
+            tokens, scores = tokens[:, None], scores[:, None]
+        else:
+            alpha = (decoder_params or {}).get("alpha", 0.6)
+            tokens, scores = decoding.beam_search(
+                next_logits, cache, rows_B, length, num_decodes, alpha
+            )
+            tokens, scores = tokens[:, ::-1], scores[:, ::-1]
+        if return_all_decodes:
+            return tokens, aux | {"scores": scores}
+        return tokens[:, -1], aux | {"scores": scores[:, -1]}
+
+    def score_batch(self, params: Mapping, batch: Batch, return_intermediates: bool = False):
+        """Return the log likelihood [B] of the targets.
+
+        With `return_intermediates` also T5X's {"decoder": {"token_scores", "target_tokens",
+        "loss_weights"}}, each a tuple of one array [B, T].
+        """
+        logits_BTV, _ = self.apply(params, batch)
+        targets_BT = batch["decoder_target_tokens"]
+        weights_BT = batch["decoder_loss_weights"].astype(jnp.float32)
+        _, ce_BT = token_cross_entropy(logits_BTV, targets_BT, weights_BT)
+        scores_BT = -ce_BT * weights_BT
+        scores_B = jnp.sum(scores_BT, axis=1)
+        if not return_intermediates:
+            return scores_B
+        return scores_B, {
+            "decoder": {
+                "token_scores": (scores_BT,),
+                "target_tokens": (targets_BT,),
+                "loss_weights": (batch["decoder_loss_weights"],),
+            }
+        }
+
+
+def row_weights(batch: Batch) -> Array:
+    """[B]: 1 for real rows, 0 for rows that only fill the batch."""
+    return jnp.any(batch["decoder_loss_weights"] > 0, axis=1).astype(jnp.float32)
+
+
+def mean_gate(collected: Mapping[str, Array]) -> Array:
+    """gate_BE averaged over the layers that were run, from the flat collection "pemt"."""
+    gates = [value for path, value in collected.items() if path.endswith("/gate")]
+    return sum(gates) / len(gates)
+
+
+def average(total: Array, count: Array) -> clu_metrics.Average:
+    return clu_metrics.Average(total=total, count=count)

@@ -1,0 +1,1 @@
+"""Meshes and shardings, and several processes that are one run."""

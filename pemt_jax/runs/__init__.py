@@ -1,0 +1,1 @@
+"""Runs: built from their configuration, published, opened again."""

@@ -1,0 +1,129 @@
+"""What T5X's checkpoints start from, and what is written beside them.
+
+T5X calls three things of ours, all of them through its public configuration:
+- `StateInitializer` (train's train_state_initializer_cls) makes the first state. The values of the
+  base and the experts go from the host to their place on the mesh; as results of a compiled
+  function they would be constants of its program.
+- `Publish` (SaveCheckpointConfig.state_transformation_fns) is given every state that T5X saves.
+  It writes what is trained as artefact_STEP and artefact, which the commands of this package read;
+  after the last step an expert enters the library, and method full leaves a base. It can leave the
+  frozen parameters out of T5X's checkpoint.
+- `FillFrozen` (RestoreCheckpointConfig.state_transformation_fns) puts them back in.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from flax import core as flax_core
+from flax import traverse_util
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+
+from pemt_jax.library.artefact import read_artefact, write_artefact
+from pemt_jax.model.methods import split
+from pemt_jax.runs.publish import ARTEFACT, publish
+from pemt_jax.t5x.bridge import PemtT5X  # first: it says how to install T5X
+
+from t5x import train_state, utils  # isort: skip
+
+
+class StateInitializer(utils.TrainStateInitializer):
+    """T5X's initializer, with the values of the model's assembly."""
+
+    def __init__(self, optimizer_def, init_fn, input_shapes, partitioner, input_types=None):
+        super().__init__(optimizer_def, init_fn, input_shapes, partitioner, input_types)
+        self._assembly = init_fn.__self__.assembly
+        self._optimizer = optimizer_def
+        self._mesh_partitioner = partitioner
+
+    def from_scratch(self, init_rng):
+        """Return the first state on the mesh; `init_rng` changes nothing."""
+        axes, made = self.train_state_axes, self._assembly
+
+        def place(value, spec):
+            sharding = NamedSharding(self._mesh_partitioner.mesh, spec)
+            return jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
+
+        def create(params):
+            variables = flax_core.freeze({"params": params, "params_axes": made.params_axes})
+            if self._optimizer is None:
+                return train_state.InferenceState.create(variables)
+            return train_state.FlaxOptimTrainState.create(self._optimizer, variables)
+
+        params = jax.tree.map(place, flax_core.freeze(made.nested()), axes.params)
+        create = self._mesh_partitioner.partition(
+            create, in_axis_resources=(axes.params,), out_axis_resources=axes
+        )
+        return create(params)
+
+
+class Publish:
+    """Writes what is trained whenever T5X saves a checkpoint.
+
+    Args:
+      model: the model of the run, with its `publication`.
+      save_frozen: whether T5X's checkpoint has the frozen parameters too. Without them it is as
+        small as the artefact and its optimizer state, and can only be restored with `FillFrozen`.
+    """
+
+    def __init__(self, model: PemtT5X, save_frozen: bool = True):
+        self.model, self.save_frozen = model, save_frozen
+
+    def __call__(self, state_dict: Mapping, parameter_infos: Mapping) -> tuple[Mapping, Mapping]:
+        """Publish `state_dict` and return what T5X saves of both."""
+        trainable, frozen = split(state_dict["target"], self.model.assembly.method)
+        step = int(utils.get_local_data(state_dict["state"]["step"]))
+        if step > 0:
+            self.publish(step, trainable)
+        if self.save_frozen or not frozen:
+            return state_dict, parameter_infos
+        infos, _ = split(parameter_infos["target"], self.model.assembly.method)
+        nested = lambda flat: traverse_util.unflatten_dict(flat, sep="/")  # noqa: E731
+        return (
+            {**state_dict, "target": nested(trainable)},
+            {**parameter_infos, "target": nested(infos)},
+        )
+
+    def publish(self, step: int, trainable: Mapping) -> None:
+        """Write artefact_STEP and artefact; after the last step an expert to the library."""
+        to, made = self.model.publication, self.model.assembly
+        last = step >= to.train_steps
+        if made.method.name == "full" and not last:
+            return
+        if jax.process_count() > 1:
+            trainable = multihost_utils.process_allgather(trainable, tiled=True)
+        if jax.process_index() != 0:
+            return
+        values = {path: np.asarray(value, np.float32) for path, value in trainable.items()}
+        folder = publish(
+            to.folder,
+            values,
+            made,
+            to.task,
+            to.task_feature_lengths,
+            {"step": step},
+            base=to.base,
+            library=to.library,
+            expert_name=to.expert_name if last else None,
+            base_dtype=to.base_dtype,
+        )
+        if folder.name == ARTEFACT:
+            write_artefact(folder.with_name(f"{ARTEFACT}_{step}"), *read_artefact(folder))
+
+
+class FillFrozen:
+    """Completes a checkpoint that has no frozen parameters, from the model's base and experts."""
+
+    def __init__(self, model: PemtT5X):
+        self.model = model
+
+    def __call__(
+        self, state_dict: Mapping, target_state_dict: Mapping, *, is_resuming: bool = False
+    ) -> Mapping:
+        """Return `state_dict` with the frozen parameters that it lacks."""
+        del target_state_dict, is_resuming
+        _, frozen = split(self.model.assembly.nested(), self.model.assembly.method)
+        saved = traverse_util.flatten_dict(state_dict["target"], sep="/")
+        whole = traverse_util.unflatten_dict({**frozen, **saved}, sep="/")
+        return {**state_dict, "target": whole}

@@ -1,0 +1,150 @@
+"""Evaluation: predictions through a SeqIO task's own postprocessing and metrics, and mean losses.
+
+A task's metric functions see what they would see in SeqIO's evaluator: targets from the text
+before tokenisation, predictions decoded to text, both postprocessed with the example at hand.
+For a mixture each task is evaluated by itself and reported as `task/metric`; `average` is the mean
+over tasks of a task's own `average`, or of its metrics where it has none, and is there for a single
+task too.
+"""
+
+import numbers
+from collections.abc import Callable, Iterable, Mapping
+
+import jax
+import numpy as np
+import seqio
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from pemt_jax.common.errors import UsageError
+from pemt_jax.parallel import partitioning
+from pemt_jax.parallel.activation_constraints import constrained
+from pemt_jax.training.step import compute_metrics, merge_metrics
+
+EvalBatches = Iterable[tuple[np.ndarray, Mapping[str, np.ndarray]]]
+
+
+class Evaluator:
+    """Compiled prediction and evaluation steps of one model; one compilation a batch shape.
+
+    Args:
+        predict_fn: PemtModel.predict_batch: (params, batch) -> int32 tokens [B, T].
+        eval_fn: PemtModel.eval_fn: (params, batch) -> (loss, {name: clu metric}).
+        vocabulary: decodes tokens to text.
+        mesh: where batches are placed; the parameters are expected there.
+        params_axes: the model's logical axes, by which activations are split too.
+    """
+
+    def __init__(
+        self,
+        predict_fn: Callable,
+        eval_fn: Callable,
+        vocabulary,
+        mesh: Mesh,
+        params_axes: Mapping | None = None,
+    ):
+        predict_fn, eval_fn = (
+            constrained(function, mesh, params_axes) for function in (predict_fn, eval_fn)
+        )
+        self.vocabulary = vocabulary
+        self.mesh = mesh
+        # Replicated results: every host of a pod can read all rows.
+        replicated = NamedSharding(mesh, PartitionSpec())
+        self._predict = jax.jit(lambda p, b: predict_fn(p, b), out_shardings=replicated)
+        self._eval = jax.jit(lambda p, b: eval_fn(p, b)[1], out_shardings=replicated)
+
+    def predict(self, params, batches: EvalBatches) -> dict[int, str]:
+        """Return {row index: predicted text} of batches as data.eval_batches yields them.
+
+        A batch may hold more rows than it has indices: the rest only fills it.
+        """
+        texts = {}
+        for rows, batch in batches:
+            tokens = self._predict(params, partitioning.place_batch(batch, self.mesh))
+            for row, tokens_T in zip(rows, np.asarray(tokens), strict=False):
+                texts[int(row)] = decode(self.vocabulary, tokens_T)
+        return texts
+
+    def mean_metrics(self, params, batches: EvalBatches) -> dict[str, float]:
+        """Return the model's metrics over all batches: loss, mean gates, ...
+
+        Every clu metric is merged by its own weights, so that the sizes of batches do not matter.
+        """
+        total = None
+        for _, batch in batches:
+            new = self._eval(params, partitioning.place_batch(batch, self.mesh))
+            total = new if total is None else merge_metrics(total, new)
+        if total is None:
+            raise UsageError("There is no batch to evaluate, expected at least one example.")
+        return compute_metrics(total)
+
+    def task_metrics(self, params, split, batches: EvalBatches) -> dict[str, float]:
+        """Return the metrics of one task on a TokenizedSplit, given batches of all its rows."""
+        predictions = self.predict(params, batches)
+        return score(seqio.TaskRegistry.get(split.task_name), split, predictions)
+
+
+def decode(vocabulary, tokens: np.ndarray) -> str:
+    """Return the text before the end of sequence (or the first padding) of int tokens [T]."""
+    tokens = np.asarray(tokens)
+    ends = np.flatnonzero((tokens == 0) | (tokens == (vocabulary.eos_id or 1)))
+    return vocabulary.decode(tokens[: ends[0] if len(ends) else None].tolist())
+
+
+def score(task: seqio.Task, split, predictions: Mapping[int, str]) -> dict[str, float]:
+    """Apply the task's postprocessing and metric functions to {row: text} for every row.
+
+    Raises:
+        UsageError: the task has no metric function of (targets, predictions), or rows are missing.
+    """
+    if not task.predict_metric_fns:
+        raise UsageError(
+            f"Task {task.name!r} has no metric function of (targets, predictions), expected one."
+        )
+    if len(predictions) != len(split):
+        raise UsageError(
+            f"Task {task.name!r} has {len(predictions)} predictions, expected {len(split)}."
+        )
+    targets, predicted = [], []
+    for row in range(len(split)):
+        example = split.example(row)
+        target = example.get("targets_pretokenized")
+        if isinstance(target, np.ndarray | np.bytes_):
+            target = target.item()
+        if isinstance(target, bytes):
+            target = target.decode("utf-8")
+        if target is None:
+            target = decode(task.output_features["targets"].vocabulary, split.targets(row))
+        targets.append(task.postprocess_fn(target, example=example, is_target=True))
+        predicted.append(task.postprocess_fn(predictions[row], example=example, is_target=False))
+    metrics = {}
+    for metric_fn in task.predict_metric_fns:
+        for name, value in metric_fn(targets, predicted).items():
+            value = getattr(value, "value", value)
+            # Texts, histograms and the like of seqio.metrics are no scores.
+            if isinstance(value, numbers.Real | np.ndarray | jax.Array) and np.ndim(value) == 0:
+                metrics[name] = float(value)
+    return metrics
+
+
+def with_average(per_task: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return flat metrics with `average`, the mean over tasks of a task's average.
+
+    That is its own metric `average`, or else the mean of its metrics.
+    """
+    average = float(
+        np.mean(
+            [
+                metrics.get("average", np.mean(list(metrics.values())))
+                for metrics in per_task.values()
+            ]
+        )
+    )
+    if len(per_task) == 1:
+        (metrics,) = per_task.values()
+        return {**metrics, "average": average}
+    flat = {
+        f"{task}/{name}": value
+        for task, metrics in per_task.items()
+        for name, value in metrics.items()
+    }
+    return {**flat, "average": average}

@@ -1,0 +1,1 @@
+"""Several tasks trained as one job over one shared backbone."""

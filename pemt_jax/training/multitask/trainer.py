@@ -1,0 +1,308 @@
+"""One step that updates many tasks over one shared frozen backbone.
+
+Trainable parameters, optimizer state and batches carry a leading task axis; the frozen parameters
+(backbone, and in stage 2 the banks of experts and source prompts) are there once. The mesh of the
+run gets a `task` axis, split off from `data`, over which the task axis is sharded: six tasks on six
+devices train on one each. The tasks of one device are updated
+
+- one after the other ("map"), where a task that has ended costs nothing: the bits are those of the
+  task trained alone on batches of the same padded shape;
+- or all at once ("vmap"), the wider work that may suit an accelerator; a task that has ended is
+  computed and thrown away.
+
+Outside this module a task's state is that of a run of its own (train_step.TrainState, without task
+axis or padding), and so are its checkpoints.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import clu.metrics
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from pemt_jax.checkpoints.manager import Checkpoints
+from pemt_jax.common.errors import UsageError, nearest
+from pemt_jax.model.methods import merge
+from pemt_jax.parallel import partitioning, processes
+from pemt_jax.parallel.activation_constraints import constrained
+from pemt_jax.training.multitask.batches import PROMPT_WEIGHTS
+from pemt_jax.training.step import Batch, LossFn, Params, TrainState, make_train_step
+
+TASK_LOOPS = ("map", "vmap")
+
+
+def task_mesh(mesh: Mesh, tasks: int, batch_size: int) -> Mesh:
+    """`mesh` with a leading axis `task`, split off from its axis `data`.
+
+    Of the numbers of groups that divide the data devices, the one with the least rows a device; of
+    equal ones the most groups, which have the least to say to each other.
+    """
+    axis = mesh.axis_names.index("data")
+    devices = mesh.devices.shape[axis]
+    others = partitioning.padded_rows(1, mesh) // devices  # over which rows are dealt too
+
+    def work(groups: int) -> tuple[int, int]:
+        rows = -(-batch_size // (devices // groups * others))
+        return -(-tasks // groups) * rows, -groups
+
+    groups = min((n for n in range(1, devices + 1) if devices % n == 0), key=work)
+    shape = list(mesh.devices.shape)
+    shape[axis : axis + 1] = [groups, devices // groups]
+    split = np.moveaxis(mesh.devices.reshape(shape), axis, 0)
+    return Mesh(
+        split, ("task", *mesh.axis_names), axis_types=(jax.sharding.AxisType.Auto,) * split.ndim
+    )
+
+
+class ManyTrainer:
+    """States and compiled step of many tasks; one compilation a batch shape.
+
+    Args:
+        loss_fn: of a model with the longest of the prompts.
+        trainables: of each task, flat {path: array}; a prompt may be shorter than others.
+        frozen: flat {path: array}, of all tasks.
+        optimizer: of all tasks; where their schedules differ, `task` (a number) chooses among them
+            (optimizers.make_optimizer with a schedule a task).
+        batch_size: rows of a task's batch.
+        seed, mesh, params_axes, prng, fully_sharded: as of train_step.Trainer; every task
+            has the random numbers that it has alone.
+        task_loop: "map" or "vmap".
+    """
+
+    def __init__(
+        self,
+        loss_fn: LossFn,
+        trainables: Sequence[Params],
+        frozen: Params,
+        optimizer: optax.GradientTransformation,
+        batch_size: int,
+        seed: int = 0,
+        mesh: Mesh | None = None,
+        params_axes: Mapping | None = None,
+        prng: str = "threefry2x32",
+        fully_sharded: bool = False,
+        task_loop: str = "map",
+    ):
+        if task_loop not in TASK_LOOPS:
+            raise UsageError(
+                f"There is no TASK_LOOP {task_loop!r}, expected one of "
+                f"{', '.join(TASK_LOOPS)}{nearest(task_loop, TASK_LOOPS)}."
+            )
+        self.seed = seed
+        whole = mesh or partitioning.make_mesh()
+        self.mesh = task_mesh(whole, len(trainables), batch_size)
+        groups = self.mesh.shape["task"]
+        self.slots = -(-len(trainables) // groups) * groups
+        self._replicated = NamedSharding(self.mesh, PartitionSpec())
+        self._key = jax.jit(
+            lambda: jax.random.key(seed, impl=prng), out_shardings=self._replicated
+        )()
+        self._per_slot = NamedSharding(self.mesh, PartitionSpec("task"))
+        tasks = np.minimum(np.arange(self.slots, dtype=np.int32), len(trainables) - 1)
+        self._tasks = partitioning.place(tasks, self._per_slot)
+        axes = params_axes or {}
+        self._axes, self._whole = axes, whole
+        # Frozen parameters lie as they do in a run alone, whose evaluation reads the same arrays.
+        self.frozen = partitioning.place(
+            dict(frozen), partitioning.parameter_shardings(frozen, axes, whole, fully_sharded)
+        )
+        states = [self._initial(trainable, optimizer) for trainable in trainables]
+        self._alone = [jax.tree.map(_like, state) for state in states]
+        self._shapes_of_all = jax.tree.map(_longest, *states)
+        # Each leaf lies where it lies in a run alone, behind the task axis.
+        self.shardings = jax.tree.map(
+            lambda x: NamedSharding(self.mesh, PartitionSpec("task", *x.sharding.spec)), states[0]
+        )
+        self.state = partitioning.place(self._stacked(states), self.shardings)
+        self._take = _Takers()
+        self._write = jax.jit(_written, donate_argnums=0, out_shardings=self.shardings)
+        rows = partitioning.batch_axes(self.mesh)
+        self._batch_sharding = NamedSharding(self.mesh, PartitionSpec("task", rows))
+        self._step = jax.jit(
+            self._make_step(loss_fn, optimizer, task_loop),
+            donate_argnums=0,
+            in_shardings=(
+                self.shardings,
+                None,
+                self._batch_sharding,
+                self._per_slot,
+                self._per_slot,
+                self._replicated,
+            ),
+            out_shardings=(self.shardings, self._replicated),
+        )
+        self._shapes: set = set()
+
+    def compiles(self, batch: Batch) -> bool:
+        """Return whether the next step on a batch of this shape has to be compiled first."""
+        return batch["encoder_input_tokens"].shape + batch["decoder_target_tokens"].shape not in (
+            self._shapes
+        )
+
+    def step(self, batch: Batch, active: Sequence[bool]) -> dict[str, clu.metrics.Metric]:
+        """Update the tasks that are active; return metrics [slots], neutral where one is not.
+
+        `batch` is {feature: [slots, B, ...]}, see many_batches.py; of several processes each needs
+        only its `local_rows`.
+        """
+        self._shapes.add(batch["encoder_input_tokens"].shape + batch["decoder_target_tokens"].shape)
+        active = np.array([*active, *[False] * self.slots][: self.slots])
+        shardings = dict.fromkeys(batch, self._batch_sharding)
+        rows = batch["encoder_input_tokens"].shape[1]
+        missing = partitioning.padded_rows(rows, self.mesh) - rows
+        filled = {name: np.pad(x, ((0, 0), (0, missing), (0, 0))) for name, x in batch.items()}
+        if PROMPT_WEIGHTS in batch:  # rows that only fill the batch have a prompt too
+            filled[PROMPT_WEIGHTS] = np.pad(
+                batch[PROMPT_WEIGHTS], ((0, 0), (0, missing), (0, 0)), mode="edge"
+            )
+        placed = partitioning.place(filled, shardings)
+        active = partitioning.place(active, self._per_slot)
+        self.state, metrics = self._step(
+            self.state, self.frozen, placed, active, self._tasks, self._key
+        )
+        return metrics
+
+    def local_rows(self, slot: int, batch_size: int) -> np.ndarray:
+        """Which rows of a slot's batch, filled up for the mesh, lie on this process, in order."""
+        total = partitioning.padded_rows(batch_size, self.mesh)
+        held = self._batch_sharding.addressable_devices_indices_map((self.slots, total)).values()
+        rows = [
+            np.arange(total)[index] for slots, index in held if slot in range(self.slots)[slots]
+        ]
+        return np.unique(np.concatenate([np.zeros(0, int), *rows]))
+
+    def task_state(self, task: int) -> TrainState:
+        """The state of one task as it would be in a run of its own; a copy."""
+        return self._take(self._alone[task])(self.state, task)
+
+    def trainable_like(self, task: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and shardings of what one task trains, as in a run of its own."""
+        return self._alone[task].trainable
+
+    def params(self, task: int) -> dict:
+        """The nested parameters of one task's own model; trained ones are a copy."""
+        take = self._take(self.trainable_like(task))
+        return merge(take(self.state.trainable, task), self.frozen)
+
+    def restore(self, task: int, checkpoints: Checkpoints, step: int) -> None:
+        """Replace the state of one task by that of its checkpoint."""
+        alone = processes.to_host(checkpoints.restore(step, self._alone[task]))
+        padded = jax.tree.map(lambda x, like: _padded(x, like.shape), alone, self._shapes_of_all)
+        self.state = self._write(self.state, padded, task)
+
+    def _initial(self, trainable: Params, optimizer: optax.GradientTransformation) -> TrainState:
+        """The state of a run of its own, on the mesh without tasks."""
+        shardings = partitioning.parameter_shardings(trainable, self._axes, self._whole)
+        slots = partitioning.optimizer_shardings(
+            jax.eval_shape(optimizer.init, trainable), shardings, self._whole
+        )
+        everywhere = NamedSharding(self._whole, PartitionSpec())
+        init = jax.jit(
+            lambda params: TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)),
+            out_shardings=TrainState(everywhere, shardings, slots),
+        )
+        return init(partitioning.place(dict(trainable), shardings))
+
+    def _stacked(self, states: Sequence[TrainState]) -> TrainState:
+        """Host arrays [slots, ...], padded on the left; slots without a task are zero."""
+        states = [processes.to_host(state) for state in states]
+
+        def stack(like, *leaves):
+            stacked = np.zeros((self.slots, *like.shape), like.dtype)
+            for slot, leaf in enumerate(leaves):
+                stacked[slot] = _padded(leaf, like.shape)
+            return stacked
+
+        return jax.tree.map(stack, self._shapes_of_all, *states)
+
+    def _make_step(self, loss_fn: LossFn, optimizer, task_loop: str):
+        if self.mesh.shape["task"] == 1:  # else XLA places activations as their inputs lie
+            loss_fn = constrained(loss_fn, self.mesh, self._axes)
+        optimizer = optax.with_extra_args_support(optimizer)
+
+        def update_one(state, frozen, batch, active, task, key):
+            own = optax.GradientTransformation(
+                optimizer.init, functools.partial(optimizer.update, task=task)
+            )
+            update = make_train_step(loss_fn, own)
+            made = functools.partial(update, state, frozen, batch, key)
+            neutral = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(made)[1])
+            neutral["first_bad_step"] = neutral["first_bad_step"].replace(
+                step=jnp.full((), -1, state.step.dtype)
+            )
+            return jax.lax.cond(active, made, lambda: (state, neutral))
+
+        def step(state, frozen, batch, active, tasks, key):
+            def one(slot):
+                state, batch, active, task = slot
+                return update_one(state, frozen, batch, active, task, key)
+
+            over = jax.vmap(one) if task_loop == "vmap" else functools.partial(jax.lax.map, one)
+            return over((state, batch, active, tasks))
+
+        if self.mesh.shape["task"] == 1:
+            return step
+        tasks, everywhere = PartitionSpec("task"), PartitionSpec()
+        return jax.shard_map(
+            step,
+            mesh=self.mesh,
+            axis_names={"task"},
+            check_vma=False,
+            in_specs=(tasks, everywhere, tasks, tasks, tasks, everywhere),
+            out_specs=tasks,
+        )
+
+
+def _padded(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """The array at the end of each axis of `shape`, zeros before it."""
+    padded = np.zeros(shape, array.dtype)
+    padded[tuple(slice(n - have, None) for n, have in zip(shape, array.shape, strict=True))] = array
+    return padded
+
+
+def _like(x: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
+def _longest(*leaves: jax.Array) -> jax.ShapeDtypeStruct:
+    shape = np.max([leaf.shape for leaf in leaves], axis=0).astype(int)
+    return jax.ShapeDtypeStruct(tuple(shape.tolist()), leaves[0].dtype)
+
+
+def _written(tree, new, slot: int):
+    return jax.tree.map(lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, slot, 0), tree, new)
+
+
+class _Takers:
+    """Compiled functions (tree, task) -> that entry of the task axis without its padding.
+
+    Called with what the entry is like: shapes and shardings; equal ones share their function.
+    """
+
+    def __init__(self):
+        self._made = {}
+
+    def __call__(self, alone):
+        leaves, structure = jax.tree.flatten(alone)
+        key = (structure, *(leaf.shape for leaf in leaves))
+        if key not in self._made:
+            self._made[key] = jax.jit(
+                functools.partial(self._take, [leaf.shape for leaf in leaves]),
+                out_shardings=jax.tree.map(lambda x: x.sharding, alone),
+            )
+        return self._made[key]
+
+    @staticmethod
+    def _take(shapes, tree, task):
+        leaves, structure = jax.tree.flatten(tree)
+        taken = [
+            jax.lax.dynamic_index_in_dim(x, task, keepdims=False)[
+                tuple(slice(have - n, None) for have, n in zip(x.shape[1:], shape, strict=True))
+            ]
+            for x, shape in zip(leaves, shapes, strict=True)
+        ]
+        return jax.tree.unflatten(structure, taken)

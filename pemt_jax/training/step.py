@@ -1,0 +1,148 @@
+"""One update of the trainable parameters, compiled for a mesh.
+
+The step takes the trainable parameters and the optimizer state, which it gives back changed in the
+same memory, and the frozen parameters, which it only reads: no gradient, optimizer slot or
+checkpoint entry exists for them. The random numbers of step n come from fold_in(key(seed), n), so
+that a run which stops and resumes is the run that never stopped, bit for bit.
+"""
+
+from collections.abc import Callable, Mapping
+
+import clu.metrics
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from pemt_jax.model.methods import merge
+from pemt_jax.parallel import partitioning
+from pemt_jax.parallel.activation_constraints import constrained
+from pemt_jax.training.nonfinite import first_bad_leaf
+
+Params = dict[str, jax.Array]
+Batch = Mapping[str, np.ndarray]
+LossFn = Callable[[dict, Mapping[str, jax.Array], jax.Array | None], tuple[jax.Array, dict]]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a run changes: `step` updates made, flat trainable parameters, optimizer state."""
+
+    step: jax.Array
+    trainable: Params
+    opt_state: optax.OptState
+
+
+@flax.struct.dataclass
+class FirstBadStep(clu.metrics.Metric):
+    """The first step with a loss or norm that was not finite; `step` is -1 for none.
+
+    `leaf` is its first_bad_leaf (pemt_jax.finiteness).
+
+    The update counts too: an optimizer can overflow on a finite gradient.
+    """
+
+    step: jax.Array
+    loss: jax.Array
+    gradient_norm: jax.Array
+    update_norm: jax.Array
+    leaf: jax.Array
+
+    @classmethod
+    def of(cls, step: jax.Array, leaf: jax.Array, **values: jax.Array) -> "FirstBadStep":
+        finite = jnp.isfinite(jnp.stack(list(values.values()))).all()
+        return cls(jnp.where(finite, -1, step), leaf=leaf, **values)
+
+    def merge(self, other: "FirstBadStep") -> "FirstBadStep":
+        return jax.tree.map(lambda a, b: jnp.where(self.step >= 0, a, b), self, other)
+
+
+def make_train_step(
+    loss_fn: LossFn, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Params, Mapping[str, jax.Array], jax.Array], tuple[TrainState, dict]]:
+    """Return step(state, frozen, batch, key) -> (state, metrics); not yet jitted.
+
+    The run's key is an argument, so that runs which differ by seed share one compiled step.
+
+    The loss is differentiated with respect to `state.trainable` only. metrics holds `loss` and
+    `gradient_norm` (before clipping) of the step, what the model reports, and `first_bad_step`.
+    """
+
+    def train_step(state: TrainState, frozen: Params, batch, key) -> tuple[TrainState, dict]:
+        rng = jax.random.fold_in(key, state.step)
+
+        def loss_of(trainable):
+            return loss_fn(merge(trainable, frozen), batch, rng)
+
+        (loss, reported), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.trainable)
+        gradient_norm = optax.global_norm(gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        average = clu.metrics.Average.from_model_output
+        metrics = {
+            "loss": average(loss),
+            "gradient_norm": average(gradient_norm),
+            **reported,
+            "first_bad_step": FirstBadStep.of(
+                state.step,
+                first_bad_leaf(gradients, updates),
+                loss=loss,
+                gradient_norm=gradient_norm,
+                update_norm=optax.global_norm(updates),
+            ),
+        }
+        return TrainState(state.step + 1, trainable, opt_state), metrics
+
+    return train_step
+
+
+def state_shardings(
+    trainable: Params,
+    optimizer: optax.GradientTransformation,
+    trainable_shardings: Mapping[str, NamedSharding],
+    mesh: Mesh,
+) -> TrainState:
+    """Return a TrainState of shardings; `trainable` may hold arrays or their shapes."""
+    opt_shapes = jax.eval_shape(optimizer.init, trainable)
+    return TrainState(
+        NamedSharding(mesh, PartitionSpec()),
+        dict(trainable_shardings),
+        partitioning.optimizer_shardings(opt_shapes, trainable_shardings, mesh),
+    )
+
+
+def jit_train_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    state_shardings: TrainState,
+    frozen_shardings: Mapping[str, NamedSharding],
+    mesh: Mesh,
+    params_axes: Mapping | None = None,
+) -> Callable:
+    """Return `make_train_step`'s function, jitted for a mesh; it reuses the state's memory."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(
+        make_train_step(constrained(loss_fn, mesh, params_axes), optimizer),
+        donate_argnums=0,
+        in_shardings=(
+            state_shardings,
+            frozen_shardings,
+            partitioning.batch_sharding(mesh),
+            replicated,
+        ),
+        out_shardings=(state_shardings, replicated),
+    )
+
+
+@jax.jit
+def merge_metrics(total: dict, new: dict) -> dict:
+    """Merge two dicts of clu metrics on the device."""
+    return {name: total[name].merge(metric) for name, metric in new.items()}
+
+
+def compute_metrics(metrics: Mapping[str, clu.metrics.Metric]) -> dict[str, float]:
+    """Bring merged metrics to the host as floats."""
+    values = jax.device_get({name: metric.compute() for name, metric in metrics.items()})
+    return {name: float(value) for name, value in values.items()}

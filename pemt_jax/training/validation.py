@@ -1,0 +1,62 @@
+"""How a run is judged: a task's metrics where it has some, and the model's mean loss and gates."""
+
+from collections.abc import Sequence
+
+import seqio
+
+from pemt_jax.common.errors import UsageError
+from pemt_jax.data.batching import DEFAULT_BUCKETS, eval_batches
+from pemt_jax.parallel import partitioning, processes
+from pemt_jax.training.evaluator import Evaluator, with_average
+
+MODEL_METRICS = ("loss", "cross_entropy", "task_sparsity_loss")
+
+
+class Validation:
+    """Judges parameters on tokenised splits.
+
+    Args:
+      evaluator: compiled prediction and evaluation steps.
+      splits: one `TokenizedSplit` a task.
+      batch_size: rows of a batch.
+      buckets: input lengths to pad to.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        splits: Sequence,
+        batch_size: int,
+        buckets: Sequence[int] = DEFAULT_BUCKETS,
+    ):
+        if batch_size < 1:
+            raise UsageError(f"Found {batch_size} rows a batch of evaluation, expected 1 or more.")
+        self.evaluator = evaluator
+        self.splits = splits
+        self.batch_size = batch_size
+        self.buckets = buckets
+        tasks = {split.task_name: seqio.TaskRegistry.get(split.task_name) for split in splits}
+        self.scored = [s for s in splits if tasks[s.task_name].predict_metric_fns]
+
+    @property
+    def best_metric(self) -> tuple[str, bool]:
+        """The metric that chooses the best checkpoint, and whether higher is better."""
+        return ("average", True) if self.scored else ("loss", False)
+
+    def __call__(self, params) -> dict[str, float]:
+        """Return {metric: value}: the model's losses and gates, the tasks' metrics, `average`."""
+        rows = (batch for split in self.splits for batch in self.batches(split))
+        means = self.evaluator.mean_metrics(params, rows)
+        metrics = {k: v for k, v in means.items() if k in MODEL_METRICS or k.startswith("gate/")}
+        if self.scored:
+            metrics |= with_average(
+                {
+                    split.task_name: self.evaluator.task_metrics(params, split, self.batches(split))
+                    for split in self.scored
+                }
+            )
+        return processes.from_first(metrics)  # so that all decide alike
+
+    def batches(self, split):
+        local_rows = partitioning.local_rows(self.batch_size, self.evaluator.mesh)
+        return eval_batches(split, self.batch_size, self.buckets, local_rows=local_rows)

@@ -1,0 +1,177 @@
+"""The demo's tasks: sentiment in three source domains, telling domains apart, a target domain.
+
+    vader_movies  vader_tweets  vader_nyt     sources: negative or positive
+    vader_domain                              a source unlike the target: movie, tweet, newspaper
+    vader_sources                             mixture of the four, by their numbers of rows
+    vader_amazon                              target, all training rows
+    vader_amazon_8  vader_amazon_32           target, this many rows a label; _seed0 .. _seed4
+    vader_texts_pretrain                      span corruption of the sources' sentences
+    vader_domain_pretrain                     telling domains apart, in pretraining's words
+    vader_movies_pretrain ...                 the sources' questions, answered at random
+    mini_t5_pretrain                          mixture: span corruption and these
+
+Few-shot tasks share the validation and test splits of vader_amazon; the rows of 8 are among those
+of 32 of the same seed, and the name without a seed means seed 0. Neutral sentences (an absolute
+rating below 0.5) have no place in the sentiment tasks but have one in vader_domain.
+
+Pretraining sees the sentiment sources' sentences but none of their labels. A backbone that has seen
+"negative" and "positive", or the human ratings, for the rows of stage 1 answers sentiment itself:
+every expert reads the same feature, a bare adapter finds it with sixteen examples, and there is
+nothing to transfer. That such a question is answered with one of two words, a backbone has to know
+all the same, or an expert's small change never turns a mask's prediction into an answer: so it sees
+the questions with one of the two answers drawn at random.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import seqio
+import tensorflow as tf
+
+from pemt_jax.tasks.demo import vader
+from pemt_jax.tasks.descriptions import description, register_description
+from pemt_jax.tasks.pretraining.corpus import SPAN_CORRUPTION, tokenize_join_and_cut
+from pemt_jax.tasks.pretraining.span_corruption import SpanCorruption
+from pemt_jax.tasks.sources.tracked import TrackedSource
+from pemt_jax.tasks.vocabulary import FEATURES
+
+DOMAIN_NAMES = {"movies": "movie", "tweets": "tweet", "nyt": "newspaper"}  # one piece each
+SHOTS = (8, 32)
+SEEDS = (0, 1, 2, 3, 4)
+# Shares of the pretraining rows. T5 1.0 was pretrained on its supervised tasks too.
+PRETRAINING_RATES = {
+    SPAN_CORRUPTION: 0.80,
+    "vader_texts_pretrain": 0.06,
+    "vader_domain_pretrain": 0.06,
+    "vader_movies_pretrain": 0.05,
+    "vader_tweets_pretrain": 0.015,
+    "vader_nyt_pretrain": 0.015,
+}
+
+Example = tuple[str, str, str]  # id, inputs, targets
+
+
+def sentiment(domain: str, split: str) -> list[Example]:
+    """The sentences of one split of a domain that are not neutral."""
+    return [(row.id, f"sentence: {row.text}", row.label) for row in vader.split_rows(domain, split)]
+
+
+def source_texts() -> list[str]:
+    """The training sentences of the sources, neutral ones too, mixed by hash."""
+    rows = [row for name in DOMAIN_NAMES for row in vader.split_rows(name, "train", neutral=True)]
+    return [row.text for row in sorted(rows, key=lambda row: vader.hash_order(row.id))]
+
+
+def answered_at_random(name: str, split: str) -> list[Example]:
+    """As `sentiment`, after the task's description and with an answer that says nothing."""
+    answers = ("negative", "positive")
+    return [
+        (
+            row_id,
+            f"{description(f'vader_{name}')} {inputs}",
+            answers[int(vader.hash_order(f"answer {row_id}"), 16) % 2],
+        )
+        for row_id, inputs, _ in sentiment(name, split)
+    ]
+
+
+def few_shot(domain: str, split: str, shots: int, seed: int) -> list[Example]:
+    """As `sentiment`, with `shots` training rows of each label, drawn by `seed`."""
+    examples = sentiment(domain, split)
+    if split != "train":
+        return examples
+    shuffled = sorted(examples, key=lambda row: vader.hash_order(f"few-shot {seed} {row[0]}"))
+    return [
+        row
+        for label in ("negative", "positive")
+        for row in [row for row in shuffled if row[2] == label][:shots]
+    ]
+
+
+def domain(split: str) -> list[Example]:
+    """Which domain a text is from; as many rows of each as the smallest domain has."""
+    rows = {name: vader.split_rows(name, split, neutral=True) for name in DOMAIN_NAMES}
+    size = min(map(len, rows.values()))
+    return [
+        (row.id, f"text: {row.text}", DOMAIN_NAMES[name])
+        for name in rows
+        for row in rows[name][:size]
+    ]
+
+
+def accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+    """Share of predictions, from 0 to 1, that equal their targets as stripped strings."""
+    pairs = list(zip(targets, predictions, strict=True))
+    return {"accuracy": sum(t.strip() == p.strip() for t, p in pairs) / max(len(pairs), 1)}
+
+
+def add_task(
+    name: str,
+    examples: Callable[[str], list[Example]],
+    splits: Sequence[str] = ("train", "validation", "test"),
+    prefix: str = "",
+) -> None:
+    """Register a text-to-text task over a function from split to examples."""
+
+    def dataset(split: str) -> tf.data.Dataset:
+        ids, inputs, targets = zip(*examples(split), strict=True)
+        return tf.data.Dataset.from_tensor_slices(
+            {
+                "id": list(ids),
+                "inputs": [prefix + text for text in inputs],
+                "targets": list(targets),
+            }
+        )
+
+    seqio.TaskRegistry.add(
+        name,
+        source=TrackedSource(dataset, lambda split: (prefix, examples(split)), splits=splits),
+        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim],
+        output_features=FEATURES,
+        metric_fns=[accuracy],
+    )
+
+
+for _name in ("movies", "tweets", "nyt", "amazon"):
+    add_task(f"vader_{_name}", functools.partial(sentiment, _name))
+add_task("vader_domain", domain)
+
+for _shots in SHOTS:
+    for _seed in SEEDS:
+        _examples = functools.partial(few_shot, "amazon", shots=_shots, seed=_seed)
+        _names = [f"vader_amazon_{_shots}_seed{_seed}"]
+        if _seed == 0:
+            _names.append(f"vader_amazon_{_shots}")
+        for _name in _names:
+            add_task(_name, _examples)
+            register_description(_name, description("vader_amazon"))
+
+add_task("vader_domain_pretrain", domain, splits=("train",), prefix="domain: ")
+for _name in DOMAIN_NAMES:
+    add_task(
+        f"vader_{_name}_pretrain", functools.partial(answered_at_random, _name), splits=("train",)
+    )
+seqio.TaskRegistry.add(
+    "vader_texts_pretrain",
+    source=TrackedSource(
+        lambda split: tf.data.Dataset.from_tensor_slices({"text": source_texts()}),
+        lambda split: source_texts(),
+        splits=("train",),
+    ),
+    preprocessors=[tokenize_join_and_cut, SpanCorruption()],
+    output_features=FEATURES,
+    metric_fns=[],
+)
+
+
+def _number_of_rows(task: seqio.Task) -> float:
+    name = task.name.removeprefix("vader_")
+    return float(len(domain("train") if name == "domain" else sentiment(name, "train")))
+
+
+seqio.MixtureRegistry.add(
+    "vader_sources",
+    ["vader_movies", "vader_tweets", "vader_nyt", "vader_domain"],
+    default_rate=_number_of_rows,
+)
+seqio.MixtureRegistry.add("mini_t5_pretrain", list(PRETRAINING_RATES.items()))

@@ -1,0 +1,1 @@
+"""Pretraining: span corruption, and the corpus of the mini T5."""

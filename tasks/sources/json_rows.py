@@ -1,0 +1,158 @@
+"""The rows of JSON-lines files, by number: one object a line, one file a split.
+
+    {"premise": "A man sleeps.", "hypothesis": "He is awake.", "label": "contradiction"}
+
+Values are texts, numbers, true or false, or lists of texts; all rows of a split have the same
+fields and types where a task reads them. Empty lines are left out and have no number.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from pemt_jax.common.errors import PemtError, UsageError, nearest
+
+
+class JsonRows:
+    """Reads `files`, a mapping from split to path, for one task."""
+
+    def __init__(self, files: Mapping[str, str], task: str):
+        self.files, self.task = {split: Path(path) for split, path in files.items()}, task
+
+    def __str__(self) -> str:
+        return "json " + ", ".join(path.name for path in self.files.values())
+
+    def sizes(self) -> dict[str, int] | None:
+        """Rows of each split; None when a file is missing."""
+        if not all(path.is_file() for path in self.files.values()):
+            return None
+        return {split: len(self._rows(split)) for split in self.files}
+
+    def size(self, split: str) -> int:
+        """Rows of a split."""
+        return len(self._rows(split))
+
+    def shards(self, split: str) -> list[str]:
+        """The one file of a split."""
+        return [str(self._file(split))]
+
+    def identity(self, split: str) -> list:
+        """What changes when the rows of a split do."""
+        return [split, hashlib.sha256(self._file(split).read_bytes()).hexdigest()]
+
+    def columns(self, split: str, fields: Sequence[str]) -> dict[str, np.ndarray | list]:
+        """Some fields of all rows of a split; lists of texts stay lists."""
+        return {field: self._column(split, field) for field in fields}
+
+    def _column(self, split: str, field: str) -> np.ndarray | list:
+        values = [self._value(split, number, field) for number in range(len(self._rows(split)))]
+        for number, value in enumerate(values):
+            if _kind(value) is None:
+                raise PemtError(
+                    f"Row {number} of split {split!r} of task {self.task!r} has {value!r} in the "
+                    f"field {field!r}, expected a text, a number, true or false, or a list of "
+                    "texts."
+                )
+            if _kind(value) != _kind(values[0]):
+                raise PemtError(
+                    f"Row {number} of split {split!r} of task {self.task!r} has {value!r} in the "
+                    f"field {field!r}, expected {_kind(values[0])} as in row 0."
+                )
+        if values and isinstance(values[0], str):
+            return np.array([value.encode() for value in values], object)
+        return np.array(values) if not values or not isinstance(values[0], list) else values
+
+    def check_fields(self, split: str, fields: Sequence[str]) -> None:
+        """Raise PemtError when a row of a split has not got all fields."""
+        self.columns(split, fields)
+
+    def read(
+        self,
+        split: str,
+        fields: Sequence[str],
+        named: str,
+        keep: np.ndarray | None = None,
+        shards: Sequence[str] | None = None,
+        shuffle: bool = False,
+        seed: int | None = None,
+    ) -> tf.data.Dataset:
+        """As TfdsRows.read, with one file a split."""
+        del shards
+        numbers = np.arange(len(self._rows(split)))
+        numbers = numbers if keep is None else numbers[keep]
+        if shuffle:
+            numbers = np.random.default_rng(seed).permutation(numbers)
+        columns = {"row": numbers, "split": [named] * len(numbers)}
+        for field, values in self.columns(split, fields).items():
+            columns[field] = (
+                tf.ragged.constant([values[i] for i in numbers], dtype=tf.string)
+                if isinstance(values, list)
+                else values[numbers]
+            )
+        return tf.data.Dataset.from_tensor_slices(columns)
+
+    def _value(self, split: str, number: int, field: str) -> object:
+        value = row = self._rows(split)[number]
+        for part in field.split("/"):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is None:
+            others = [name for name in row if name != field]
+            raise PemtError(
+                f"Row {number} of split {split!r} of task {self.task!r} has no field "
+                f"{field!r} ({self._file(split)}){nearest(field, others)}."
+            )
+        return value
+
+    def _rows(self, split: str) -> list[dict]:
+        file = self._file(split)
+        return _parse(file, file.stat().st_mtime_ns, self.task)
+
+    def _file(self, split: str) -> Path:
+        if split not in self.files:
+            raise PemtError(
+                f"Task {self.task!r} has no file of a split {split!r}{nearest(split, self.files)}."
+            )
+        if not self.files[split].is_file():
+            raise UsageError(
+                f"The file {self.files[split]} of split {split!r} of task "
+                f"{self.task!r} does not exist, expected JSON lines there."
+            )
+        return self.files[split]
+
+
+def _kind(value: object) -> str | None:
+    """What a value is, None for what rows cannot have."""
+    if isinstance(value, list):
+        return "a list of texts" if all(isinstance(item, str) for item in value) else None
+    for types, name in ((bool, "true or false"), (int | float, "a number"), (str, "a text")):
+        if isinstance(value, types):
+            return name
+    return None
+
+
+@functools.lru_cache(16)
+def _parse(path: Path, changed: int, task: str) -> list[dict]:
+    del changed  # part of the cache's key
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise PemtError(
+                f"Line {number} of {path} of task {task!r} is no JSON ({error}), "
+                "expected one object a line."
+            ) from error
+        if not isinstance(row, dict):
+            raise PemtError(
+                f"Line {number} of {path} of task {task!r} is no object, expected "
+                '{"field": value, ...}.'
+            )
+        rows.append(row)
+    return rows

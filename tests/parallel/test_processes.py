@@ -1,0 +1,446 @@
+"""Several real processes of this machine as one run; the processes of a pod are no different."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_system import EXPERTS, leaves, world_fixture  # noqa: F401
+
+from pemt_jax.common.errors import UsageError
+from pemt_jax.common.weights import load_weights
+from pemt_jax.parallel import processes
+from pemt_jax.training.metrics_log import read_metrics
+
+LAUNCH = Path(__file__).parents[2] / "launch" / "local_processes.sh"
+
+
+class Job:
+    """A command as several processes; `finish` gives the launcher's exit code and stderr."""
+
+    def __init__(self, world, number: int, *arguments, devices: int = 1, **environment):
+        command = [
+            LAUNCH,
+            "--processes",
+            number,
+            "--devices",
+            devices,
+            "--",
+            sys.executable,
+            *arguments,
+        ]
+        # The launcher sets the number of devices.
+        environment = world.environment() | {"XLA_FLAGS": ""} | environment
+        self.process = subprocess.Popen(
+            [str(part) for part in command],
+            env=environment,
+            cwd=world.folder,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def finish(self, timeout: float = 500) -> tuple[int, str]:
+        self.stdout, stderr = self.process.communicate(timeout=timeout)
+        return self.process.returncode, stderr
+
+    def pid(self, index: int) -> int:
+        """The process with this number."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        for child in map(int, children.read_text().split()):
+            environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+            if f"JAX_PROCESS_ID={index}".encode() in environment:
+                return child
+        raise AssertionError(f"There is no process {index}.")
+
+
+def losses(model_dir: Path) -> list[float]:
+    return [
+        row["loss"] for row in read_metrics(model_dir / "metrics.jsonl") if row["kind"] == "train"
+    ]
+
+
+def train_flags(world, out: Path, **macros) -> list[str]:
+    """Of stage 2 on two experts."""
+    return [
+        "-m",
+        "pemt_jax.train",
+        *world.train_flags(
+            out,
+            **(
+                dict(
+                    METHOD="pemt_target",
+                    EXPERTS=str(EXPERTS).replace(" ", ""),
+                    LIBRARY=world.library,
+                )
+                | macros
+            ),
+        ),
+    ]
+
+
+def sentences(stderr: str) -> list[str]:
+    return [line for line in stderr.splitlines() if line.startswith("error: ")]
+
+
+def assert_equal_to_one_process(
+    one: Path, several: Path, steps: int = 20, evaluations: int = 2
+) -> None:
+    expected = losses(one)
+    assert len(expected) == steps
+    np.testing.assert_allclose(losses(several), expected, rtol=1e-5)
+    weights = [load_weights(run / "artefact" / "weights.safetensors") for run in (one, several)]
+    for path, value in weights[0].items():
+        np.testing.assert_allclose(weights[1][path], value, rtol=0, atol=1e-4, err_msg=path)
+    judged = [
+        [row for row in read_metrics(run / "metrics.jsonl") if row["kind"] == "validation"]
+        for run in (one, several)
+    ]
+    assert len(judged[0]) == len(judged[1]) == evaluations
+    for ours, theirs in zip(*judged, strict=True):
+        for name, value in ours.items():
+            if name not in ("time", "kind"):
+                np.testing.assert_allclose(theirs[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_two_processes_train_as_one(world, tmp_path):
+    """The shortest of these: stage 1, ten steps of seven rows, nothing to judge it on."""
+    world.train(
+        tmp_path / "one",
+        "tiny_train_only",
+        10,
+        method="pemt_source",
+        batch_size=7,
+        library=str(tmp_path / "one_library"),
+    )
+    job = Job(
+        world,
+        2,
+        "-m",
+        "pemt_jax.train",
+        *world.train_flags(
+            tmp_path / "two", MIXTURE_OR_TASK_NAME="tiny_train_only", TRAIN_STEPS=10, BATCH_SIZE=7
+        ),
+    )
+    code, stderr = job.finish()
+    assert code == 0, stderr
+    assert job.stdout.count("pemt_source on tiny_train_only, step") == 1  # the first process's
+    assert_equal_to_one_process(tmp_path / "one", tmp_path / "two", steps=10, evaluations=0)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run(world, tmp_path):
+    job = Job(world, 2, *train_flags(world, tmp_path / "two"))
+    code, stderr = job.finish()
+    assert code == 0, stderr
+    assert job.stdout.count("pemt_target on tiny_mood, step") == 1  # the first process's
+    assert_equal_to_one_process(world.target, tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_four_processes_that_share_experts_and_matrices_are_one_run(world, tmp_path):
+    """Rows do not divide, and trained parameters lie in parts on several processes."""
+    world.train(
+        tmp_path / "one",
+        method="pemt_target",
+        experts=EXPERTS,
+        batch_size=7,
+        library=str(world.library),
+    )
+    job = Job(
+        world,
+        4,
+        *train_flags(
+            world,
+            tmp_path / "four",
+            BATCH_SIZE=7,
+            MODEL_PARALLEL=2,
+            EXPERT_PARALLEL=2,
+            FULLY_SHARDED=True,
+        ),
+    )
+    code, stderr = job.finish()
+    assert code == 0, stderr
+    assert_equal_to_one_process(tmp_path / "one", tmp_path / "four")
+
+
+MANY = {
+    "MIXTURE_OR_TASK_NAME": "('tiny_mood','tiny_topic')",
+    "TRAIN_STEPS": "(20,10)",
+    "BATCH_SIZE": 7,
+    "train.save_every": 5,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "number, devices, tasks, more",
+    [
+        (2, 1, 2, {}),  # a task on each process
+        (2, 2, 3, {"MODEL_PARALLEL": 2, "FULLY_SHARDED": True}),  # all on both, one after the other
+        (4, 1, 2, {"MODEL_PARALLEL": 2}),  # a task on each two processes
+    ],
+)
+def test_processes_train_many_tasks_as_one(world, tmp_path, number, devices, tasks, more):
+    tasks = ("tiny_mood", "tiny_topic", "tiny_train_only")[:tasks]
+    steps = (20, 10, 20)[: len(tasks)]
+    world.train(
+        tmp_path / "one",
+        tasks,
+        steps,
+        method="pemt_source",
+        batch_size=7,
+        library=str(tmp_path / "one_library"),
+    )
+    job = Job(
+        world,
+        number,
+        "-m",
+        "pemt_jax.train",
+        *world.train_flags(
+            tmp_path / "several",
+            **MANY | {"MIXTURE_OR_TASK_NAME": tasks, "TRAIN_STEPS": steps},
+            **more,
+        ),
+        devices=devices,
+    )
+    code, stderr = job.finish()
+    assert code == 0, stderr
+    assert job.stdout.count("pemt_source on tiny_") == len(tasks)
+    for task, made, evaluations in zip(tasks, steps, (2, 1, 0), strict=False):
+        assert_equal_to_one_process(
+            tmp_path / "one" / task, tmp_path / "several" / task, made, evaluations
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, code", [(signal.SIGKILL, (1, 137)), (signal.SIGTERM, (143,))])
+def test_processes_that_trained_many_tasks_resume_to_the_same_bits(world, tmp_path, number, code):
+    flags = lambda out: train_flags(world, tmp_path / out, **MANY)  # noqa: E731
+    found, stderr = Job(world, 2, *flags("straight")).finish()
+    assert found == 0, stderr
+    job, deadline = Job(world, 2, *flags("stopped")), time.monotonic() + 400
+    first = tmp_path / "stopped" / "tiny_mood"
+    while len(losses(first)) < 7 and job.process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(job.pid(1), number)
+    found, stderr = job.finish()
+    assert found in code, stderr
+    assert not (first / "artefact").exists()
+    found, stderr = Job(world, 2, *flags("stopped")).finish()
+    assert found == 0, stderr
+    for task, steps in ("tiny_mood", 20), ("tiny_topic", 10):
+        straight, stopped = (tmp_path / out / task for out in ("straight", "stopped"))
+        assert leaves(straight, steps) == leaves(stopped, steps)
+        assert losses(straight) == losses(stopped)
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_and_predict_as_one(world, tmp_path):
+    (tmp_path / "tasks.gin").write_text(
+        "from __gin__ import dynamic_registration\nimport tiny_system\n"
+    )
+    flags = [
+        "-m",
+        "pemt_jax.evaluate",
+        f"--gin_file={tmp_path}/tasks.gin",
+        f"--gin.MODEL_DIR={world.target}/artefact",
+        "--gin.BATCH_SIZE=3",
+    ]
+    one, job = world.python(*flags), Job(world, 2, *flags)
+    code, stderr = job.finish()
+    assert code == 0, stderr
+    one, two = json.loads(one.stdout), json.loads(job.stdout)
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, rtol=1e-5, err_msg=name)
+    rows = world.by_hand(world.target)
+    (tmp_path / "in.txt").write_text("".join(f"{row['input']}\n" for row in rows))
+    job = Job(
+        world,
+        2,
+        "-m",
+        "pemt_jax.predict",
+        f"--gin.MODEL_DIR={world.target}",
+        f"--gin.INPUT_FILE={tmp_path}/in.txt",
+        "--gin.BATCH_SIZE=3",
+    )
+    code, stderr = job.finish()
+    assert code == 0, stderr
+    assert job.stdout.splitlines() == [row["prediction"] for row in rows]
+
+
+# Nothing to judge it on: one step to compile.
+QUICK = {"MIXTURE_OR_TASK_NAME": "tiny_train_only", "train.save_every": 2}
+
+
+def disturb(world, out: Path, index: int, number: int) -> tuple[int, str, float]:
+    """Send a signal to one of two processes in mid-run; the seconds until the launcher ended."""
+    job = Job(world, 2, *train_flags(world, out, **QUICK))
+    deadline = time.monotonic() + 400
+    while len(losses(out)) < 5 and job.process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    victim, other, start = job.pid(index), job.pid(1 - index), time.monotonic()
+    os.kill(victim, number)
+    if number == signal.SIGSTOP:
+        while Path(f"/proc/{other}").exists() and time.monotonic() - start < 60:
+            time.sleep(0.1)
+        assert time.monotonic() - start < 60
+        time.sleep(1)  # the launcher looks five times a second who has ended
+        os.kill(victim, signal.SIGKILL)  # the launcher waits for it too
+    code, stderr = job.finish()
+    return code, stderr, time.monotonic() - start
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+def test_after_a_kill_the_others_stop_and_all_resume_to_the_same_bits(world, tmp_path, index):
+    code, stderr = Job(world, 2, *train_flags(world, tmp_path / "straight", **QUICK)).finish()
+    assert code == 0, stderr
+    code, stderr, seconds = disturb(world, tmp_path / "killed", index, signal.SIGKILL)
+    assert code in (137, 1) and seconds < 60, stderr  # of the killed one, or of the other
+    (sentence,) = sentences(stderr)
+    assert f"Process {index} of 2 has" in sentence and "its command resumes it" in sentence
+    assert not (tmp_path / "killed" / "artefact").exists()
+    code, stderr = Job(world, 2, *train_flags(world, tmp_path / "killed", **QUICK)).finish()
+    assert code == 0, stderr
+    assert leaves(tmp_path / "straight", 20) == leaves(tmp_path / "killed", 20)
+    assert losses(tmp_path / "straight") == losses(tmp_path / "killed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_others_do_not_wait_for_a_process_that_hangs(world, tmp_path, index):
+    code, stderr, _ = disturb(world, tmp_path / "run", index, signal.SIGSTOP)
+    (sentence,) = sentences(stderr)
+    assert code == 1 and f"Process {index} of 2 has" in sentence, stderr
+
+
+HANGS = """
+import os, sys, threading
+from pemt_jax import train
+from pemt_jax.cli import command as cli
+from pemt_jax.data import batching
+
+def batch(self, step, local_rows, batch=batching.BatchSource.batch):
+    if step == 7 and os.environ["JAX_PROCESS_ID"] == "1":
+        threading.Event().wait()  # as a read from a disk that is gone
+    return batch(self, step, local_rows)
+
+batching.BatchSource.batch = batch
+sys.exit(cli.run(train.train, sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "macros",
+    [QUICK, {"MIXTURE_OR_TASK_NAME": "('tiny_mood','tiny_topic')"}],
+    ids=["one task", "two tasks"],
+)
+def test_a_main_thread_that_hangs_ends_all_processes(world, tmp_path, macros):
+    start = time.monotonic()
+    job = Job(
+        world,
+        2,
+        "-c",
+        HANGS,
+        *train_flags(world, tmp_path / "run", **macros)[2:],
+        PEMT_JAX_SILENCE_SECONDS="10",
+    )
+    code, stderr = job.finish()
+    assert code == 1 and time.monotonic() - start < 300
+    assert set(sentences(stderr)) == {
+        "error: Process 1 of 2 has stood at step 8 for 10 seconds while others went on, expected "
+        "it to go on: this run ends, and its command resumes it."
+    }, stderr
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_after_the_same_step(world, tmp_path):
+    code, stderr, _ = disturb(world, tmp_path / "run", 1, signal.SIGTERM)
+    assert code == 143, stderr
+    found = {line.split("after step ")[1].split()[0] for line in sentences(stderr)}
+    assert len(sentences(stderr)) == 2 and len(found) == 1, stderr
+    code, stderr = Job(world, 2, *train_flags(world, tmp_path / "run", **QUICK)).finish()
+    assert code == 0, stderr
+    assert len(losses(tmp_path / "run")) == 20
+
+
+def test_processes_that_were_given_different_things_say_which(world, tmp_path):
+    script = (
+        "import os, sys; from pemt_jax import train; from pemt_jax.cli import command as cli; "
+        "extra = ['--gin.LEARNING_RATE=0.5'] * (os.environ['JAX_PROCESS_ID'] == '1'); "
+        "sys.exit(cli.run(train.train, sys.argv[1:] + extra))"
+    )
+    flags = ["-m", "pemt_jax.train", *world.train_flags(tmp_path / "run")]
+    code, stderr = Job(world, 2, "-c", script, *flags[2:]).finish()
+    assert code == 1
+    assert len(sentences(stderr)) == 2 and len(set(sentences(stderr))) == 1, stderr
+    assert "The processes do not agree on the configuration: " in stderr
+    assert " in 0; " in stderr and " in 1; " in stderr
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_processes_whose_folders_are_at_different_steps_say_so(world, tmp_path):
+    """As with a MODEL_DIR that is not on a disk that all share."""
+    for index in (0, 1):
+        (tmp_path / str(index)).mkdir()
+    shutil.copytree(world.source, tmp_path / "1" / "run")
+    script = (
+        "import os, sys; from pemt_jax import train; from pemt_jax.cli import command as cli; "
+        f"os.chdir(os.path.join({str(tmp_path)!r}, os.environ['JAX_PROCESS_ID'])); "
+        "sys.exit(cli.run(train.train, sys.argv[1:]))"
+    )
+    flags = world.train_flags(Path("run"), LIBRARY=tmp_path / "library")
+    code, stderr = Job(world, 2, "-c", script, *flags).finish()
+    assert code == 1
+    assert set(sentences(stderr)) == {
+        "error: The processes do not agree on the step: 0 in 0; 20 "
+        "in 1; expected the same in all of them."
+    }, stderr
+
+
+def test_a_port_that_does_not_answer_is_one_sentence(world):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from pemt_jax.parallel import processes\n"
+            f"with processes.joined({address!r}, 2, 1): pass",
+        ],
+        text=True,
+        capture_output=True,
+        env=world.environment() | {"PEMT_JAX_START_SECONDS": "1"},
+        timeout=100,
+    )
+    assert done.returncode == 1
+    (sentence,) = sentences(done.stderr)
+    assert f"Process 1 had no answer from the coordinator at {address} for 1 seconds" in sentence
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (
+            ("host:1", None, None),
+            "--coordinator_address without --process_count and --process_index",
+        ),
+        (("host", 2, 0), "coordinator address 'host', expected HOST:PORT"),
+        (("host:1", 2, 2), "process index 2 of 2, expected one from 0 to 1"),
+    ],
+)
+def test_what_does_not_fit_together_is_one_sentence(given, message):
+    with pytest.raises(UsageError, match=message), processes.joined(*given):
+        pass

@@ -1,0 +1,102 @@
+"""The span-corruption task over text files: nothing lost before the noise, splits by hash."""
+
+import lzma
+
+import gin
+import pytest
+import seqio
+
+from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.data import token_cache as data
+from pemt_jax.tasks.pretraining import corpus as pretraining
+from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
+
+LENGTHS = {"inputs": 64, "targets": 16}
+
+
+@pytest.fixture
+def corpus(tmp_path, monkeypatch):
+    """Two files of 1,000 paragraphs in all, one of them compressed."""
+    lines = [
+        f"Paragraph number {i} says something about {i * 7919 % 1000} things." for i in range(1000)
+    ]
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / "a.txt").write_text("\n".join(lines[:300]) + "\n\n   \n")
+    with lzma.open(folder / "b.txt.xz", "wt") as file:
+        file.write("\n".join(lines[300:]))
+    (folder / "notes.md").write_text("not read")
+    monkeypatch.setenv("PEMT_JAX_CORPUS", str(folder))
+    yield folder, lines
+    gin.clear_config()
+
+
+def test_paragraphs_are_joined_and_cut_without_loss(corpus, tmp_path):
+    _, lines = corpus
+    split = data.open_split("span_corruption", "train", LENGTHS, tmp_path / "tokens")
+    chunks = split.columns["targets"]
+    assert set(chunks.lengths[:-1]) == {70}
+    expected = [
+        token
+        for line in lines
+        if not pretraining.is_held_out(line)
+        for token in DEFAULT_VOCABULARY.encode(line)
+    ]
+    assert chunks.values.tolist() == expected
+    assert set(split.input_lengths[:-1]) == {64} and set(split.target_lengths[:-1]) == {14}
+    assert split.inputs(0)[-1] == split.targets(0)[-1] == DEFAULT_VOCABULARY.eos_id
+    assert split.targets(0)[0] == DEFAULT_VOCABULARY.vocab_size - 1
+
+
+def test_the_held_out_paragraphs_are_about_one_in_200(corpus, tmp_path):
+    _, lines = corpus
+    held_out = [line for line in lines if pretraining.is_held_out(line)]
+    assert 1 <= len(held_out) <= 15
+    split = data.open_split("span_corruption", "validation", LENGTHS, tmp_path / "tokens")
+    assert split.columns["targets"].values.tolist() == [
+        token for line in held_out for token in DEFAULT_VOCABULARY.encode(line)
+    ]
+
+
+def test_the_task_works_under_seqio_too(corpus):
+    dataset = seqio.TaskRegistry.get("span_corruption").get_dataset(
+        LENGTHS, "train", shuffle=False, seed=1
+    )
+    rows = list(dataset.take(3).as_numpy_iterator())
+    assert [(len(row["inputs"]), len(row["targets"])) for row in rows] == [(64, 14)] * 3
+    assert {int(row["targets"][0]) for row in rows} == {8099}
+
+
+def test_changed_text_is_tokenised_again(corpus, tmp_path):
+    folder, _ = corpus
+    first = data.open_split("span_corruption", "train", LENGTHS, tmp_path / "tokens")
+    (folder / "c.txt").write_text("One more paragraph.\n" * 3)
+    second = data.open_split("span_corruption", "train", LENGTHS, tmp_path / "tokens")
+    assert len(second.columns["targets"].values) > len(first.columns["targets"].values)
+
+
+def test_gin_names_the_folder(corpus, monkeypatch):
+    folder, _ = corpus
+    monkeypatch.delenv("PEMT_JAX_CORPUS")
+    with pytest.raises(UsageError, match="no text folder is set"):
+        pretraining.corpus()
+    gin.parse_config(
+        "from __gin__ import dynamic_registration\n"
+        "from pemt_jax.tasks.pretraining import corpus\n"
+        f"CORPUS = '{folder}'\ncorpus.corpus.path = %CORPUS\n"
+    )
+    assert pretraining.corpus() == str(folder)
+
+
+def test_a_folder_without_text_is_one_sentence(tmp_path):
+    with pytest.raises(PemtError, match="holds no .*txt"):
+        pretraining.text_files(str(tmp_path / "nowhere"))
+
+
+def test_stray_bytes_do_not_stop_a_run(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"fine\nca\xff\xfe\nfine too\n")
+    assert len(list(pretraining.paragraphs(tmp_path / "a.txt"))) == 3
+
+
+def test_the_hash_of_a_paragraph_is_the_same_everywhere():
+    assert [i for i in range(400) if pretraining.is_held_out(str(i))] == [93, 335, 364]

@@ -1,0 +1,92 @@
+"""How a run is judged: which metric chooses the best checkpoint, and what is reported."""
+
+import math
+
+import numpy as np
+import pytest
+import tiny_system  # registers the tasks
+
+from pemt_jax.data import token_cache as data
+from pemt_jax.parallel import partitioning
+from pemt_jax.training.validation import Validation
+
+
+class FakeEvaluator:
+    """Answers with fixed numbers and counts the rows that it was given."""
+
+    def __init__(self):
+        self.mesh = partitioning.make_mesh()
+
+    def mean_metrics(self, params, batches):
+        self.rows = sum(len(rows) for rows, _ in batches)
+        return {
+            "loss": 2.0,
+            "cross_entropy": 1.5,
+            "task_sparsity_loss": 5.0,
+            "gate/a": 0.25,
+            "token_accuracy": 0.5,
+            "gradient_norm": 3.0,
+        }
+
+    def task_metrics(self, params, split, batches):
+        assert sum(len(rows) for rows, _ in batches) == len(split)
+        return {"accuracy": {"tiny_mood": 0.5, "tiny_topic": 1.0}[split.task_name]}
+
+
+@pytest.fixture
+def splits(tmp_path):
+    def open_all(*names):
+        return [
+            data.open_split(name, "validation", tiny_system.LENGTHS, tmp_path) for name in names
+        ]
+
+    return open_all
+
+
+def test_one_task_reports_losses_gates_and_its_own_metrics(splits):
+    evaluator = FakeEvaluator()
+    validation = Validation(evaluator, splits("tiny_mood"), 4)
+    assert validation.best_metric == ("average", True)
+    assert validation(None) == {
+        "loss": 2.0,
+        "cross_entropy": 1.5,
+        "task_sparsity_loss": 5.0,
+        "gate/a": 0.25,
+        "accuracy": 0.5,
+        "average": 0.5,
+    }
+    assert evaluator.rows == tiny_system.SIZES["validation"]
+
+
+def test_tasks_of_a_mixture_are_reported_by_name_and_averaged(splits):
+    evaluator = FakeEvaluator()
+    metrics = Validation(evaluator, splits("tiny_mood", "tiny_topic"), 4)(None)
+    assert metrics["tiny_mood/accuracy"] == 0.5
+    assert metrics["tiny_topic/accuracy"] == 1.0
+    assert math.isclose(metrics["average"], 0.75)
+    assert evaluator.rows == 2 * tiny_system.SIZES["validation"]
+
+
+def test_without_a_metric_the_loss_decides_and_nothing_is_decoded(splits):
+    evaluator = FakeEvaluator()
+    evaluator.task_metrics = None  # would fail if it were called
+    validation = Validation(evaluator, splits("tiny_text"), 4)
+    assert validation.best_metric == ("loss", False)
+    assert "average" not in validation(None)
+
+
+def test_a_task_without_metrics_counts_in_the_loss_only(splits):
+    evaluator = FakeEvaluator()
+    metrics = Validation(evaluator, splits("tiny_mood", "tiny_text"), 4)(None)
+    assert (metrics["accuracy"], metrics["average"]) == (0.5, 0.5)
+    assert evaluator.rows == 2 * tiny_system.SIZES["validation"]
+
+
+def test_batches_have_the_lengths_asked_for(splits):
+    (split,) = splits("tiny_mood")
+    shapes = {
+        batch["encoder_input_tokens"].shape
+        for _, batch in Validation(FakeEvaluator(), [split], 4, buckets=(9, 12)).batches(split)
+    }
+    assert shapes == {(4, 9), (4, 12)}
+    assert np.max(split.input_lengths) <= 12
