@@ -1,3 +1,56 @@
-"""PEMT in JAX: experts trained on source tasks, mixed by a learned gate on a target task."""
+"""PEMT in JAX: experts trained on source tasks, mixed by a learned gate on a target task.
 
-__version__ = "0.1.0"
+The public names are those of pemt_jax.api, imported at their first use: `import pemt_jax` itself
+loads neither JAX nor TensorFlow.
+"""
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.2.0"
+
+if TYPE_CHECKING:
+    from pemt_jax.api import (
+        Dataset,
+        Library,
+        Model,
+        Optimizer,
+        PemtConfig,
+        Prediction,
+        Schedule,
+        T5Config,
+        TrainConfig,
+        adapt,
+        open_model,
+        task,
+        train_expert,
+        train_run,
+    )
+
+__all__ = [
+    "Dataset",
+    "Library",
+    "Model",
+    "Optimizer",
+    "PemtConfig",
+    "Prediction",
+    "Schedule",
+    "T5Config",
+    "TrainConfig",
+    "adapt",
+    "open_model",
+    "task",
+    "train_expert",
+    "train_run",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pemt_jax import api
+
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -82,6 +82,16 @@ class T5Config:
         return (-2,) if self.broadcast_dropout else ()
 
 
+REFERENCE_OPTIONS = {  # of PemtConfig: what the authors' code does
+    "prompt_init": "normal",
+    "lora_b_init": "uniform",
+    "tsl_counts_padding": True,
+    "decoder_attends_padding": True,
+    "prompt_attention_dropout": 0.1,
+    "loss_normalization": "tokens",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class PemtConfig:
     """What PEMT adds to the backbone; the default adds nothing.

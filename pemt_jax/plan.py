@@ -9,48 +9,44 @@ TPU, and no parameter is made. With gin files it is the run that `pemt_jax.train
 3 when it does not (with --search: when nothing does), 2 for wrong use.
 """
 
-import os
-
-os.environ["JAX_PLATFORMS"] = "cpu"  # an attached TPU stays free
-
-from pemt_jax.cli import command as cli  # isort: skip  (silences TensorFlow before it is imported)
-
 import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 
-from pemt_jax.cli import plan_flags
+import jax
+
+from pemt_jax.cli import command, plan_flags
 from pemt_jax.common.storage import replacing
 from pemt_jax.planning import report
 from pemt_jax.planning.job import Job, job_of_shape
 from pemt_jax.planning.layout import Layout
 from pemt_jax.planning.shapes import shape_named
 from pemt_jax.planning.topology import open_topology
+from pemt_jax.run_config import MeshConfig, TrainConfig
 
 DOES_NOT_FIT = 3
 
 
 def plan(argv: Sequence[str]) -> int:
     """Make, print and write the plan; return the exit code."""
+    jax.config.update("jax_platforms", "cpu")  # an attached TPU stays free
     options, rest = plan_flags.parse(argv, __doc__)
     t5 = shape_named(options.shape) if options.shape else None
-    arguments = {}
+    mesh = MeshConfig()
     if rest:
-        from pemt_jax import train  # brings TensorFlow, which a shape does not need
-        from pemt_jax.planning.from_config import job_of_training
+        from pemt_jax.planning.from_config import job_of_training  # brings TensorFlow
+        from pemt_jax.train import train
 
-        arguments = cli.arguments_of(train.train, rest)
-        arguments |= {"method": options.method} if options.method else {}
-        job = job_of_training(train.train, arguments, t5)
+        config = TrainConfig.of(**command.arguments_of(train, rest))
+        config = config.replace(method=options.method) if options.method else config
+        job, mesh = job_of_training(config, t5), config.mesh
     else:
         job = job_of_shape(t5, options.method or "pemt_target")
     fields = {field.name for field in dataclasses.fields(Job)} - {"method"}
     choices = {k: v for k, v in vars(options).items() if v is not None}
-    model, expert, fully_sharded = (
-        choices.get(name) or arguments.get(name)
-        for name in ("model_parallel", "expert_parallel", "fully_sharded")
-    )
+    given = {field.name for field in dataclasses.fields(MeshConfig)} & choices.keys()
+    mesh = dataclasses.replace(mesh, **{name: choices[name] for name in given})
     shape = {k: choices[k] for k in ("dtype", "remat_policy", "broadcast_dropout") if k in choices}
     job = dataclasses.replace(
         job,
@@ -62,7 +58,9 @@ def plan(argv: Sequence[str]) -> int:
         made = report.make_search(job, topology, options.compile, not options.no_decode)
         print(report.render_search(made))
     else:
-        layout = Layout.over(topology.devices, model or 1, expert or 1, bool(fully_sharded))
+        layout = Layout.over(
+            topology.devices, mesh.model_parallel, mesh.expert_parallel, mesh.fully_sharded
+        )
         made = report.make_plan(job, topology, layout, not options.no_decode)
         print(report.render(made))
     if options.json:
@@ -72,4 +70,4 @@ def plan(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.exit_code_of(lambda: plan(sys.argv[1:])))
+    sys.exit(command.exit_code_of(lambda: plan(sys.argv[1:])))

@@ -21,7 +21,7 @@ from pemt_jax.model import methods
 from pemt_jax.model.pemt_model import PemtModel
 from pemt_jax.optimizers import make_optimizer
 from pemt_jax.parallel import partitioning
-from pemt_jax.training.multitask.trainer import ManyTrainer
+from pemt_jax.training.multitask.trainer import MultitaskTrainer
 from pemt_jax.training.trainer import Trainer
 
 STEPS = 10
@@ -88,7 +88,7 @@ def frozen_bytes(stage: str, mesh, fully_sharded: bool, tasks: int = 1) -> dict[
     made = make_trainer(stage, mesh, fully_sharded)
     if tasks > 1:
         pemt, trainable = STAGES[stage], jax.device_get(made.state.trainable)
-        made = ManyTrainer(
+        made = MultitaskTrainer(
             PemtModel(SMALL, pemt).loss_fn,
             [trainable] * tasks,
             jax.device_get(made.frozen),

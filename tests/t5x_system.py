@@ -7,13 +7,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import tiny_system
+from built import assemble
 from t5x import partitioning, trainer
 
 from pemt_jax import optimizers
 from pemt_jax.data.batching import make_batch
 from pemt_jax.library.expert import save_expert
 from pemt_jax.model.methods import split
-from pemt_jax.runs.build_model import Assembly, assemble
+from pemt_jax.runs.build_model import Assembly
 from pemt_jax.t5x import bridge as t5x_bridge
 from pemt_jax.t5x import state as t5x_state
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY

@@ -12,7 +12,7 @@ from pemt_jax.evaluate import evaluate
 
 
 def test_metrics_are_those_of_the_model_row_by_row(world):
-    metrics = evaluate(str(world.target), split="validation", batch_size=8)
+    metrics = evaluate(model_dir=str(world.target), split="validation", batch_size=8)
     rows = world.by_hand(world.target, "validation")
     assert len(rows) == 9  # the second batch has one row
     accuracy = np.mean([row["prediction"] == row["target"] for row in rows])
@@ -28,13 +28,13 @@ def test_metrics_are_those_of_the_model_row_by_row(world):
 
 def test_rows_that_only_fill_a_batch_count_nowhere(world):
     """The sparsity loss is a product of means over a batch: here one batch, full or filled."""
-    full, filled = (evaluate(str(world.target), batch_size=size) for size in (8, 16))
+    full, filled = (evaluate(model_dir=str(world.target), batch_size=size) for size in (8, 16))
     for name, value in full.items():
         np.testing.assert_allclose(filled[name], value, rtol=1e-5)
 
 
 def test_the_loss_is_what_training_minimised(world):
-    metrics = evaluate(str(world.target), batch_size=8)
+    metrics = evaluate(model_dir=str(world.target), batch_size=8)
     np.testing.assert_allclose(
         metrics["loss"], metrics["cross_entropy"] + 0.1 * metrics["task_sparsity_loss"], rtol=1e-5
     )
@@ -42,7 +42,7 @@ def test_the_loss_is_what_training_minimised(world):
 
 def test_validation_metrics_are_those_of_the_best_checkpoint(world):
     card = json.loads((world.target / "artefact" / "card.json").read_text())
-    again = evaluate(str(world.target), split="validation", batch_size=8)
+    again = evaluate(model_dir=str(world.target), split="validation", batch_size=8)
     assert again.keys() == card["metrics"].keys()
     for name, value in again.items():
         np.testing.assert_allclose(value, card["metrics"][name], rtol=1e-5)
@@ -57,7 +57,7 @@ def run(world, tmp_path):
 
 
 def test_metrics_are_printed_and_written_beside_the_run(run, capsys):
-    metrics = evaluate(str(run), batch_size=8)
+    metrics = evaluate(model_dir=str(run), batch_size=8)
     printed = capsys.readouterr().out
     assert json.loads(printed) == metrics
     assert (run / "evaluation" / "tiny_mood-test.json").read_text() == printed
@@ -65,17 +65,17 @@ def test_metrics_are_printed_and_written_beside_the_run(run, capsys):
 
 def test_an_artefact_alone_is_left_as_it_is(run, capsys):
     before = snapshot(run)
-    assert json.loads(json.dumps(evaluate(str(run / "artefact"), batch_size=8))) == json.loads(
-        capsys.readouterr().out
-    )
+    assert json.loads(
+        json.dumps(evaluate(model_dir=str(run / "artefact"), batch_size=8))
+    ) == json.loads(capsys.readouterr().out)
     assert snapshot(run) == before
 
 
 def test_another_task_or_a_mixture_may_be_asked_for(run):
-    other = evaluate(str(run), "tiny_topic", batch_size=8)
+    other = evaluate(model_dir=str(run), mixture_or_task_name="tiny_topic", batch_size=8)
     assert 0 <= other["accuracy"] <= 1
-    both = evaluate(str(run), "tiny_both", batch_size=8)
-    mood = evaluate(str(run), batch_size=8)
+    both = evaluate(model_dir=str(run), mixture_or_task_name="tiny_both", batch_size=8)
+    mood = evaluate(model_dir=str(run), batch_size=8)
     assert both["tiny_mood/accuracy"] == mood["accuracy"]
     assert both["tiny_topic/accuracy"] == other["accuracy"]
     np.testing.assert_allclose(both["average"], (mood["accuracy"] + other["accuracy"]) / 2)
@@ -92,11 +92,16 @@ def test_another_task_or_a_mixture_may_be_asked_for(run):
     ]
 
 
-def test_a_base_is_told_its_task(world, tmp_path):
-    with pytest.raises(UsageError, match="does not name its task, expected MIXTURE_OR_TASK_NAME"):
-        evaluate(str(world.pretrained))
+def test_a_base_that_a_run_made_knows_its_task_and_another_is_told(world, tmp_path):
     shutil.copytree(world.base, tmp_path / "base")
-    metrics = evaluate(str(tmp_path), "tiny_both", task_feature_lengths=LENGTHS, batch_size=8)
+    own = evaluate(model_dir=str(tmp_path), batch_size=8)
+    facts = tmp_path / "base" / "pemt_run.json"
+    facts.unlink()
+    with pytest.raises(UsageError, match="does not name its task, expected MIXTURE_OR_TASK_NAME"):
+        evaluate(model_dir=str(tmp_path))
+    asked = dict(mixture_or_task_name="tiny_both", task_feature_lengths=LENGTHS, batch_size=8)
+    metrics = evaluate(model_dir=str(tmp_path), **asked)
+    assert metrics == own
     assert metrics.keys() == {
         "loss",
         "cross_entropy",

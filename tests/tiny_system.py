@@ -31,12 +31,12 @@ from pemt_jax.config import PemtConfig, T5Config
 from pemt_jax.data.batching import make_batch
 from pemt_jax.interop.hf import load_hf, save_hf
 from pemt_jax.library.expert import load_expert, stack_experts
+from pemt_jax.model.initialization import initial_parameters
 from pemt_jax.model.pemt_model import PemtModel
-from pemt_jax.runs import build_model as assembly
+from pemt_jax.runs import train as runs_train
 from pemt_jax.tasks import vocabulary
 from pemt_jax.tasks.descriptions import register_description
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
-from pemt_jax.training import loop as trainer
 from pemt_jax.training.trainer import Trainer
 
 T5 = T5Config(
@@ -152,7 +152,7 @@ _register()
 
 def random_base(folder: Path, t5: T5Config = T5, seed: int = 0) -> Path:
     """Write a random T5 as a Hugging Face folder."""
-    params, _ = assembly.initial_parameters(PemtModel(t5, PemtConfig()), seed)
+    params, _ = initial_parameters(PemtModel(t5, PemtConfig()), seed)
     save_hf(folder, t5, params, "float32")
     return folder
 
@@ -237,7 +237,13 @@ class World:
             log_every=1,
             library=str(self.folder / "library"),
         )
-        return train.train(str(model_dir), task, LENGTHS, steps, **(defaults | options))
+        return train.train(
+            model_dir=str(model_dir),
+            mixture_or_task_name=task,
+            task_feature_lengths=LENGTHS,
+            train_steps=steps,
+            **(defaults | options),
+        )
 
     def command(self, main: str, *flags: str) -> int:
         """Run a command in this process as from a shell and return its exit code."""
@@ -373,7 +379,7 @@ class Recorder:
                     after(self)
                 return metrics
 
-        monkeypatch.setattr(trainer, "Trainer", Watched)
+        monkeypatch.setattr(runs_train, "Trainer", Watched)
 
 
 def stop(_) -> None:

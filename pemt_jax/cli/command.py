@@ -32,6 +32,7 @@ import pemt_jax.configs
 from pemt_jax.cli.gin_config import bindings_of, load
 from pemt_jax.cli.gin_errors import as_usage_errors, original, parameters_of
 from pemt_jax.cli.startup import silence_libraries
+from pemt_jax.common.configured import text_of_configuration
 from pemt_jax.common.errors import PemtError, UsageError, nearest
 from pemt_jax.common.storage import cache_folder, replacing
 
@@ -91,7 +92,7 @@ def _run(main: Callable, argv: Sequence[str] | None, prog: str | None, doc: str 
         )
         with processes.joined(flags.coordinator_address, flags.process_count, flags.process_index):
             function = _load(main, flags, bindings)
-            with as_usage_errors():
+            with as_usage_errors(), text_of_configuration(gin.operative_config_str):
                 function()
 
     return exit_code_of(configured)

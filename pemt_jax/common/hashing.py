@@ -33,12 +33,25 @@ def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
     The same for the same weights in any order, layout in memory or file format, and for bfloat16
     weights read as bfloat16 or as float32.
     """
-    digest = hashlib.sha256()
+    digest = Fingerprint()
     for name in sorted(arrays):
-        values = np.asarray(arrays[name]).astype("<f4", order="C")
-        digest.update(f"{name}\0{','.join(map(str, values.shape))}\0".encode())
-        digest.update(values.tobytes())
+        digest.update(name, arrays[name])
     return digest.hexdigest()
+
+
+class Fingerprint:
+    """`fingerprint` of arrays that are given one by one, in the order of their names."""
+
+    def __init__(self):
+        self._digest = hashlib.sha256()
+
+    def update(self, name: str, array: np.ndarray) -> None:
+        values = np.asarray(array).astype("<f4", order="C", copy=False)
+        self._digest.update(f"{name}\0{','.join(map(str, values.shape))}\0".encode())
+        self._digest.update(values.reshape(-1).view(np.uint8))
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
 
 
 def write_checksums(folder: Path) -> None:

@@ -22,8 +22,8 @@ import numpy as np
 
 from pemt_jax.common.errors import PemtError
 from pemt_jax.data.tokenized import Pair, TokenizedSplit
+from pemt_jax.run_config import DEFAULT_BUCKETS
 
-DEFAULT_BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 DEFAULT_TARGET_BUCKETS = (4, 8, *DEFAULT_BUCKETS)
 BLOCK = 256  # windows whose multinomial draws are made in one go
 EMPTY = -1  # stands for the row number of a row that only fills a batch

@@ -3,13 +3,17 @@
 A Hugging Face folder (`hf`), or a T5X checkpoint or run, local or gs:// (`t5x`).
 """
 
+import dataclasses
 import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from etils import epath
 
 from pemt_jax.common.errors import PemtError, nearest
+from pemt_jax.common.hashing import Fingerprint
 from pemt_jax.common.lazy_array import LazyArray
 from pemt_jax.common.storage import current
 from pemt_jax.config import T5Config
@@ -44,6 +48,50 @@ def open_base(path: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray]]:
             f"There is no model folder {path}, {expected}{nearest(place.name, siblings)}."
         )
     raise PemtError(f"{path} is no model folder, {expected}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """A pretrained T5 in memory.
+
+    Attributes:
+      t5: its shape.
+      params: flat, under T5X's names, each in the dtype in which it is kept.
+      fingerprint: hashing.fingerprint of the stored values, whatever dtype they are kept in.
+      stored_embedding: the embedding as it is stored.
+    """
+
+    t5: T5Config
+    params: dict[str, np.ndarray]
+    fingerprint: str
+    stored_embedding: LazyArray
+
+    def embedding_rows(self, tokens: Sequence[int]) -> np.ndarray:
+        """Float32 embedding rows [len(tokens), D], from what is stored and not what is kept."""
+        return np.asarray(self.stored_embedding)[list(tokens)].astype(np.float32)
+
+
+def read_base(path: str | os.PathLike, kept_dtype: Callable[[str], np.dtype]) -> Base:
+    """Read a pretrained T5 array by array: at most one more than is kept is in memory.
+
+    Args:
+      kept_dtype: parameter path -> dtype in which it is kept.
+
+    Raises:
+      PemtError: as `load_base`.
+    """
+    t5, stored = open_base(path)
+    digest, params = Fingerprint(), {}
+    with ThreadPoolExecutor(1) as hashing:  # in the order of names, beside the next reading
+        before = None
+        for name in sorted(stored):
+            values = np.asarray(stored[name])
+            if before:
+                before.result()
+            before = hashing.submit(digest.update, name, values)
+            params[name] = np.asarray(values, kept_dtype(name), order="C")
+        before.result()
+    return Base(t5, params, digest.hexdigest(), stored["token_embedder/embedding"])
 
 
 def absolute(path: str | os.PathLike) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pemt_jax.common.errors import PemtError, nearest
+from pemt_jax.common.errors import PemtError, UsageError, nearest
 from pemt_jax.common.hashing import verify_checksums
 from pemt_jax.common.lazy_array import LazyArray
 from pemt_jax.common.storage import replacing
@@ -105,6 +105,16 @@ def save_hf(
         (folder / WHOLE).unlink(missing_ok=True)  # it would be read instead
     stored = str(np.dtype(tensors["shared.weight"].dtype))
     _write_json(folder / CONFIG, _describe(config, stored))
+
+
+def check_savable(config: T5Config) -> None:
+    """Raise UsageError for a shape that config.json cannot describe."""
+    if config.mlp_activations not in ACTIVATIONS.values():
+        known = ", ".join(map(str, ACTIVATIONS.values()))
+        raise UsageError(
+            f"A T5 with mlp_activations {config.mlp_activations} cannot be saved in Hugging Face's "
+            f"format, expected one of {known}."
+        )
 
 
 def is_hf(folder: str | os.PathLike) -> bool:

@@ -10,18 +10,18 @@ that is no artefact of the same kind is never touched.
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 
-import pemt_jax
-from pemt_jax.common.errors import PemtError, UsageError, nearest
+from pemt_jax.common.errors import PemtError, UsageError, nearest, warn
 from pemt_jax.common.hashing import sha256_file
 from pemt_jax.common.storage import current, replacing, replacing_folder
+from pemt_jax.common.versions import versions
 from pemt_jax.common.weights import load_weights, save_weights
 
 WEIGHTS = "weights.safetensors"
@@ -177,15 +177,15 @@ def _digest(fields: Mapping[str, object]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def versions() -> dict[str, str]:
-    """Versions of pemt_jax, jax and flax, as cards and checkpoints note them."""
-    found = {"pemt_jax": pemt_jax.__version__}
-    for package in ("jax", "flax"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # run from an archive without package metadata
-            found[package] = "unknown"
-    return found
+def finite_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that a card can hold, after a warning that names the others."""
+    finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+    if others := sorted(metrics.keys() - finite.keys()):
+        warn(
+            f"The metric {others[0]} is {metrics[others[0]]}, expected a finite number; the card "
+            f"leaves out {', '.join(others)}."
+        )
+    return finite
 
 
 def check_replaceable(folder: Path, kind: str) -> None:

@@ -9,6 +9,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
+import jax.numpy as jnp
 from flax import traverse_util
 
 from pemt_jax.common.errors import UsageError, nearest
@@ -85,11 +86,20 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
+def trains(method: Method, path: str) -> bool:
+    """Whether the method trains the parameter with this path."""
+    return re.fullmatch("|".join(f"(?:{regex})" for regex in method.trainable), path) is not None
+
+
+def kept_dtype(method: Method, path: str, frozen_dtype: str) -> jnp.dtype:
+    """The dtype in which a parameter is kept: float32 where it is trained."""
+    return jnp.dtype("float32" if trains(method, path) else frozen_dtype)
+
+
 def split(params: Mapping, method: Method) -> tuple[dict, dict]:
     """Split nested parameters into (trainable, frozen), flat dicts keyed by '/'-joined path."""
-    pattern = re.compile("|".join(f"(?:{regex})" for regex in method.trainable))
     flat = traverse_util.flatten_dict(params, sep="/")
-    trainable = {path: value for path, value in flat.items() if pattern.fullmatch(path)}
+    trainable = {path: value for path, value in flat.items() if trains(method, path)}
     return trainable, {path: value for path, value in flat.items() if path not in trainable}
 
 

@@ -1,42 +1,45 @@
 """From the names in a configuration to a model with its parameters.
 
-A run stands on a base (a folder with a pretrained T5), a method, experts of the library and the
-text of the task's prompt.  `assemble` brings them together, checks that they fit, and returns the
-identity by which a checkpoint or artefact later knows whether it is still the same run.
+A model depends on a base (a pretrained T5), a method, experts of the library and the text of the
+task's prompt. `build_model` brings them together, checks that they fit, and returns the identity by
+which a checkpoint or artefact later knows whether it is still the same run.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-import pemt_jax
 from pemt_jax.common.errors import PemtError, UsageError
-from pemt_jax.common.hashing import fingerprint, sha256_file
+from pemt_jax.common.hashing import sha256_file
 from pemt_jax.config import PemtConfig, T5Config
-from pemt_jax.interop.base import load_base
+from pemt_jax.interop.base import Base, read_base
 from pemt_jax.library import expert as expert_library
+from pemt_jax.library.expert import Expert
 from pemt_jax.model.initialization import initial_parameters
-from pemt_jax.model.methods import Method, get_method
+from pemt_jax.model.methods import Method, get_method, kept_dtype, split
 from pemt_jax.model.pemt_model import PemtModel
 from pemt_jax.parallel import partitioning
+from pemt_jax.run_config import ExpertsConfig, ModelConfig
 
 ADAPTER_REDUCTION = 16  # of the width, in the target adapter, unless options.adapter_dim is set
-MINI_T5 = str(Path(pemt_jax.__file__).parent / "assets" / "mini_t5")
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Assembly:
-    """A model, its initial parameters and what they stand on.
+class BuiltModel:
+    """A model, its initial parameters and what they depend on.
 
     Attributes:
       model: the model.
       method: how it is trained.
-      params: flat dict of host arrays by '/'-joined path.
+      params: flat dict of host arrays by '/'-joined path; frozen ones in the dtype they are kept
+        in.
       params_axes: logical axes of the parameters.
       identity: JSON-able facts that make a run this run: base, experts, method, prompt, shapes.
     """
@@ -47,16 +50,21 @@ class Assembly:
     params_axes: Mapping
     identity: dict
 
-    def nested(self, params: Mapping | None = None) -> dict:
-        """The parameters as the model takes them: this assembly's, or another flat dict."""
-        return traverse_util.unflatten_dict(dict(params or self.params), sep="/")
+    def nested(self) -> dict:
+        """The parameters as the model takes them."""
+        return traverse_util.unflatten_dict(dict(self.params), sep="/")
+
+    def split(self) -> tuple[dict, dict]:
+        """(trainable, frozen), flat; the caller may `params.clear()` then."""
+        return split(self.nested(), self.method)
 
     def placed(self, mesh: jax.sharding.Mesh, fully_sharded: bool = False) -> dict:
-        """These parameters on the devices of a mesh, as the model takes them."""
+        """The parameters on the devices of a mesh, as the model takes them."""
         shardings = partitioning.parameter_shardings(
             self.params, self.params_axes, mesh, fully_sharded
         )
-        return self.nested(partitioning.place(self.params, shardings))
+        placed = partitioning.place(self.params, shardings)
+        return traverse_util.unflatten_dict(placed, sep="/")
 
 
 def prompt_tokens(vocabulary, text: str) -> list[int]:
@@ -64,133 +72,142 @@ def prompt_tokens(vocabulary, text: str) -> list[int]:
     return [*vocabulary.encode(text), vocabulary.eos_id]
 
 
-def assemble(
-    method: str,
+def open_base(config: ModelConfig) -> Base | None:
+    """Read the base of a configuration, each parameter in the dtype in which it is kept.
+
+    Raises:
+      UsageError: neither a base nor a shape is given, or both. PemtError: see interop.base.
+    """
+    path = config.initial_checkpoint_path
+    if (path is None) == (config.t5 is None):
+        found = "neither" if path is None else "both"
+        raise UsageError(f"Found {found} of a base and a T5 configuration, expected one of them.")
+    if path is None:
+        return None
+    method = get_method(config.method)
+    base = read_base(path, lambda name: kept_dtype(method, name, config.frozen_dtype))
+    log.info("The base %s has fingerprint %s.", path, base.fingerprint[:12])
+    return base
+
+
+def build_model(
+    config: ModelConfig,
     vocabulary,
-    *,
-    base: str | None = MINI_T5,
-    t5: T5Config | None = None,
-    options: PemtConfig | None = None,
-    prompt_text: str | None = None,
-    library: str | None = None,
-    experts: Sequence[str] = (),
-    initial_expert: str | None = None,
-    dropout_rate: float | None = None,
-    broadcast_dropout: bool | None = None,
-    dtype: str | None = None,
-    remat_policy: str | None = None,
-    embedding_rows: int | None = None,
-    max_decode_length: int | None = None,
+    experts: ExpertsConfig = ExpertsConfig(),  # noqa: B008  (frozen)
     seed: int = 0,
-) -> Assembly:
+    base: Base | None = None,
+) -> BuiltModel:
     """Put a model together.
 
     Args:
-      method: name of a row of methods.METHODS.
+      config: method, base and choices; its prompt_text is the task's description.
       vocabulary: of the tasks; it must be the base's.
-      base: a pretrained T5 (see interop.base); None to start from `t5`, randomly initialised.
-      t5: the shape, where there is no base.
-      options: the user's choices; modules, names and lengths in it are filled in here.
-      prompt_text: the task's description.
-      library: folder of the expert library.
-      experts: names of frozen experts, in the order of the gate's columns.
-      initial_expert: an expert to start training from instead of a fresh one.
-      dropout_rate, broadcast_dropout, dtype, remat_policy: override the base's.
-      embedding_rows: keep only so many rows of the base's embedding (the authors cut T5's 32,128
-        to the 32,100 of its vocabulary, which changes every softmax a little).
-      max_decode_length: most tokens to generate; None for what the task's targets need.
+      experts: what is taken from the library.
       seed: of the initial values.
+      base: that of `open_base(config)`, where it has been read already.
 
     Raises:
       UsageError, PemtError: something named does not exist or does not fit.
     """
-    chosen, options = get_method(method), options or PemtConfig()
-    if (base is None) == (t5 is None):
-        found = "neither" if base is None else "both"
-        raise UsageError(f"Found {found} of a base and a T5 configuration, expected one of them.")
-    base_params, base_print = {}, None
-    if base is not None:
-        t5, base_params = load_base(base)
-        base_print = fingerprint(base_params)
-    if embedding_rows is not None and base is not None and embedding_rows != t5.vocab_size:
-        base_params |= cut_embedding(base_params, embedding_rows)
-    overrides = {
-        "dropout_rate": dropout_rate,
-        "broadcast_dropout": broadcast_dropout,
-        "dtype": dtype,
-        "remat_policy": remat_policy,
-        "vocab_size": embedding_rows,
-    }
-    t5 = dataclasses.replace(t5, **{k: v for k, v in overrides.items() if v is not None})
-    check_vocabulary(vocabulary, t5, base)
-    if chosen.experts and not experts:
-        raise UsageError(
-            f"Method {method!r} mixes experts but no expert is named, expected at "
-            f"least one of the library {library}."
-        )
-    if experts and not chosen.experts:
-        raise UsageError(
-            f"Method {method!r} mixes no experts, found {', '.join(experts)}; "
-            "expected method 'pemt_target' or no experts."
-        )
-    if initial_expert and not chosen.source_expert:
-        raise UsageError(
-            f"Method {method!r} trains no expert that could start as "
-            f"{initial_expert!r}, expected method 'lora' or 'pemt_source'."
-        )
-    if chosen.prompt and not prompt_text:
-        raise UsageError(f"Method {method!r} needs a prompt, expected PROMPT_TEXT.")
-    tokens = prompt_tokens(vocabulary, prompt_text) if chosen.prompt else []
+    method, options = get_method(config.method), config.options or PemtConfig()
+    check_names(method, config, experts)
+    base = base or open_base(config)
+    given = {} if base is None else dict(base.params)
+    t5 = config.t5 if base is None else base.t5
+    rows = config.embedding_rows
+    if rows is not None and base is not None and rows != t5.vocab_size:
+        given |= cut_embedding(given, rows)
+    t5 = config.shape(t5)
+    check_vocabulary(vocabulary, t5, config.initial_checkpoint_path)
+    tokens = prompt_tokens(vocabulary, config.prompt_text) if method.prompt else []
     adapter_dim = options.adapter_dim or max(1, t5.emb_dim // ADAPTER_REDUCTION)
     modules = {
         "prompt_length": len(tokens),
-        "source_expert": chosen.source_expert,
-        "adapter_dim": adapter_dim if chosen.adapter else 0,
+        "source_expert": method.source_expert,
+        "adapter_dim": adapter_dim if method.adapter else 0,
     }
-    bank, records = {}, []
-    if experts:
-        loaded = [expert_library.load_expert(library, name, base_print) for name in experts]
-        for expert in loaded:
-            check_widths(expert, t5)
+    base_print = base and base.fingerprint
+    loaded = [load_expert(experts, name, base_print, t5) for name in experts.experts]
+    if loaded:
         bank, lengths, names = expert_library.stack_experts(loaded)
-        records = [{"name": e.name, "sha256": e.sha256} for e in loaded]
+        given |= {
+            path: value.astype(kept_dtype(method, path, config.frozen_dtype), copy=False)
+            for path, value in bank.items()
+        }
         modules |= {
             "expert_names": names,
             "source_prompt_lengths": lengths,
-            "expert_rank": max(e.rank for e in loaded),
+            "expert_rank": max(expert.rank for expert in loaded),
         }
     options = dataclasses.replace(options, **modules)
-    model = PemtModel(t5, options, vocabulary, max_decode_length)
-    given = base_params | bank
-    if chosen.prompt and options.prompt_init == "vocab" and base is not None:
-        given["prompt/embedding"] = base_params["token_embedder/embedding"][tokens]
-    if initial_expert:
-        start = expert_library.load_expert(library, initial_expert, base_print)
-        check_widths(start, t5)
-        if start.rank != options.expert_rank:
-            raise UsageError(
-                f"Expert {initial_expert!r} has rank {start.rank}, expected "
-                f"{options.expert_rank} as PemtConfig.expert_rank says."
-            )
-        given |= starting_values(start, len(tokens))
-        records.append({"name": initial_expert, "sha256": start.sha256})
+    if method.prompt and options.prompt_init == "vocab" and base is not None:
+        given["prompt/embedding"] = base.embedding_rows(tokens)
+    if experts.initial_expert:
+        start = load_expert(experts, experts.initial_expert, base_print, t5)
+        given |= starting_values(start, options, len(tokens))
+        loaded.append(start)
+    model = PemtModel(t5, options, vocabulary, config.max_decode_length)
     params, axes = initial_parameters(model, seed, given)
     identity = {
-        "method": method,
+        "method": config.method,
         "base": base_print,
-        "experts": records,
-        "prompt_text": prompt_text if chosen.prompt else None,
+        "experts": [{"name": expert.name, "sha256": expert.sha256} for expert in loaded],
+        "prompt_text": config.prompt_text if method.prompt else None,
         "vocabulary": vocabulary.sha256,
         # A run may go on with less memory: the same numbers are computed.
         "t5": {k: v for k, v in dataclasses.asdict(t5).items() if k != "remat_policy"},
         "pemt": dataclasses.asdict(options),
         "seed": seed,
     }
-    return Assembly(model, chosen, params, axes, identity)
+    return BuiltModel(model, method, params, axes, identity)
 
 
-def starting_values(expert, prompt_length: int) -> dict[str, np.ndarray]:
-    """Values of an expert to train on from; its prompt only where the lengths agree."""
+def check_names(method: Method, config: ModelConfig, experts: ExpertsConfig) -> None:
+    """Raise UsageError for experts or a prompt that the method lacks, or has no use for."""
+    names = experts.experts
+    if method.experts and not names:
+        raise UsageError(
+            f"Method {method.name!r} mixes experts but no expert is named, expected at least one "
+            f"of the library {experts.library}."
+        )
+    if names and not method.experts:
+        raise UsageError(
+            f"Method {method.name!r} mixes no experts, found {', '.join(names)}; expected method "
+            "'pemt_target' or no experts."
+        )
+    if experts.initial_expert and not method.source_expert:
+        raise UsageError(
+            f"Method {method.name!r} trains no expert that could start as "
+            f"{experts.initial_expert!r}, expected method 'lora' or 'pemt_source'."
+        )
+    if method.prompt and not config.prompt_text:
+        raise UsageError(f"Method {method.name!r} needs a prompt, expected PROMPT_TEXT.")
+
+
+def load_expert(experts: ExpertsConfig, name: str, base_print: str | None, t5: T5Config) -> Expert:
+    """Read an expert of the library; PemtError when it was trained in a model of other widths."""
+    expert = expert_library.load_expert(experts.library, name, base_print)
+    if expert.widths != (t5.emb_dim, t5.mlp_dim):
+        raise PemtError(
+            "Expert {!r} has model and feed-forward widths {} and {}, expected {} and {} as the "
+            "base has.".format(name, *expert.widths, t5.emb_dim, t5.mlp_dim)
+        )
+    return expert
+
+
+def starting_values(
+    expert: Expert, options: PemtConfig, prompt_length: int
+) -> dict[str, np.ndarray]:
+    """Values of an expert to start training from; its prompt only where the lengths agree.
+
+    Raises:
+      UsageError: it has another rank than the options say.
+    """
+    if expert.rank != options.expert_rank:
+        raise UsageError(
+            f"Expert {expert.name!r} has rank {expert.rank}, expected {options.expert_rank} as "
+            "PemtConfig.expert_rank says."
+        )
     values = {
         f"{layer}/mlp/expert/lora_{ab}": array
         for layer, pair in expert.lora.items()
@@ -199,15 +216,6 @@ def starting_values(expert, prompt_length: int) -> dict[str, np.ndarray]:
     if len(expert.prompt) == prompt_length:
         values["prompt/embedding"] = expert.prompt
     return values
-
-
-def check_widths(expert, t5: T5Config) -> None:
-    """Raise PemtError when an expert was trained in a model of other widths."""
-    if expert.widths != (t5.emb_dim, t5.mlp_dim):
-        raise PemtError(
-            "Expert {!r} has model and feed-forward widths {} and {}, expected {} and "
-            "{} as the base has.".format(expert.name, *expert.widths, t5.emb_dim, t5.mlp_dim)
-        )
 
 
 def cut_embedding(base_params: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
@@ -226,8 +234,8 @@ def check_vocabulary(vocabulary, t5: T5Config, base: str | None) -> None:
     own = Path(base or "") / "spiece.model"
     if base and own.is_file() and sha256_file(own) != vocabulary.sha256:
         raise UsageError(
-            f"The vocabulary {vocabulary} is not the one that lies beside the base, "
-            f"expected {own}; set VOCABULARY to it."
+            f"The vocabulary {vocabulary} is not the one beside the base, expected {own}; set "
+            "VOCABULARY to it."
         )
     # Embeddings are padded to a multiple of 128 rows at most.
     if not 0 <= t5.vocab_size - vocabulary.vocab_size < 128:
@@ -235,8 +243,3 @@ def check_vocabulary(vocabulary, t5: T5Config, base: str | None) -> None:
             f"The vocabulary {vocabulary} has {vocabulary.vocab_size} entries but the checkpoint "
             f"has {t5.vocab_size} embedding rows, expected a vocabulary made for it."
         )
-
-
-def cast(params: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
-    """Return the arrays in `dtype` ("bfloat16" halves the memory of frozen parameters)."""
-    return {path: np.asarray(value).astype(jnp.dtype(dtype)) for path, value in params.items()}

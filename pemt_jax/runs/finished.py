@@ -1,87 +1,91 @@
-"""A finished run: what it leaves behind, and how that is opened again.
-
-Method `full` leaves MODEL_DIR/base, a Hugging Face folder with its vocabulary, which is a base
-for others.  Every other method leaves MODEL_DIR/artefact: only what was trained, and a card with
-the base and the experts it stands on, which `open_run` finds again and checks.  A source expert
-enters the library as well.
-"""
+"""A finished run, opened again: its model with the trained parameters, and what it was."""
 
 import dataclasses
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.storage import current
 from pemt_jax.config import PemtConfig
+from pemt_jax.finished_config import FinishedConfig
 from pemt_jax.library.artefact import Card, read_artefact
-from pemt_jax.runs.build_model import Assembly, assemble
-from pemt_jax.runs.publish import ARTEFACT, BASE
+from pemt_jax.run_config import ExpertsConfig, ModelConfig
+from pemt_jax.runs.build_model import BuiltModel, build_model
+from pemt_jax.runs.publish import ARTEFACT, BASE, RUN_FACTS
 from pemt_jax.tasks.vocabulary import Vocabulary, prefer
 
 
-def open_run(
-    model_dir: str,
-    vocabulary: Vocabulary,
-    base: str | None = None,
-    library: str | None = None,
-    vocabulary_file: str | None = None,
-) -> tuple[Assembly, Card | None]:
-    """Return the assembly with the trained parameters of a finished run, and its card.
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+    """A finished run.
+
+    Attributes:
+      folder: of the artefact or base.
+      built: the model, with the trained parameters in `params`.
+      task: the task or mixture that it was trained on; None where that is not known.
+      lengths: the longest inputs and targets of that training, likewise.
+      card: of an artefact.
+    """
+
+    folder: Path
+    built: BuiltModel
+    task: str | None = None
+    lengths: Mapping[str, int] | None = None
+    card: Card | None = None
+
+
+def open_run(config: FinishedConfig, vocabulary: Vocabulary) -> FinishedRun:
+    """Open a finished run.
 
     Args:
-      model_dir: a run's folder (or an artefact's, or a base's).
+      config: where it is, and where its base and experts are now.
       vocabulary: of the tasks.
-      base, library: where the base and the experts are now, if they were moved.
-      vocabulary_file: None for the one beside the base.
 
     Raises:
       UsageError, PemtError: no finished run, a damaged file, an exchanged expert, another base.
     """
-    folder = Path(model_dir)
+    folder = Path(config.model_dir)
     if (folder / "config.json").is_file() or current(folder / BASE).is_dir():
         folder = folder if (folder / "config.json").is_file() else current(folder / BASE)
-        prefer(vocabulary_file or folder / "spiece.model")
-        return assemble("full", vocabulary, base=str(folder)), None
+        return open_base_run(folder, vocabulary, config.vocabulary)
     if not (folder / "card.json").is_file():
         if not current(folder / ARTEFACT).is_dir():
-            state = (
-                "does not exist"
-                if not folder.exists()
-                else (
-                    "has checkpoints but its run has not ended: run its command again to finish it"
-                    if (folder / "checkpoints").is_dir()
-                    else f"has neither {ARTEFACT} nor {BASE}"
-                )
-            )
+            state = f"has neither {ARTEFACT} nor {BASE}"
+            if not folder.exists():
+                state = "does not exist"
+            elif (folder / "checkpoints").is_dir():
+                state = "has checkpoints but its run has not ended: run its command again"
             raise UsageError(f"{folder} {state}, expected the MODEL_DIR of a finished run.")
         folder = current(folder / ARTEFACT)
     arrays, card = read_artefact(folder)
-    config = card.config
+    facts = card.config
     try:
-        options = PemtConfig(**config["pemt"])
-        base, library = base or config["base"], library or config["library"]
-        dtype, rows = str(config["t5"]["dtype"]), int(config["t5"]["vocab_size"])
-        prefer(vocabulary_file or Path(base) / "spiece.model")
-        _ = Path(library), dict(config["task_feature_lengths"])
+        options = PemtConfig(**facts["pemt"])
+        base = config.initial_checkpoint_path or facts["base"]
+        library = config.library or facts["library"]
+        lengths = dict(facts["task_feature_lengths"])
+        model = ModelConfig(
+            method=card.method,
+            initial_checkpoint_path=base,
+            options=dataclasses.replace(options, expert_names=(), source_prompt_lengths=()),
+            prompt_text=card.description,
+            dtype=str(facts["t5"]["dtype"]),
+            embedding_rows=int(facts["t5"]["vocab_size"]),
+            max_decode_length=facts.get("max_decode_length"),
+        )
+        _ = Path(library)
+        prefer(config.vocabulary or Path(base) / "spiece.model")
     except (KeyError, TypeError, ValueError) as error:
         raise PemtError(f"{folder}/card.json has no usable config ({error}).") from error
-    assembly = assemble(
-        card.method,
-        vocabulary,
-        base=base,
-        options=dataclasses.replace(options, expert_names=(), source_prompt_lengths=()),
-        prompt_text=card.description,
-        library=library,
-        experts=[name for name, _ in card.experts] if card.kind == "target" else (),
-        dtype=dtype,
-        embedding_rows=rows,
-        max_decode_length=config.get("max_decode_length"),
-    )
-    if assembly.identity["base"] != card.base_fingerprint:
+    names = [name for name, _ in card.experts] if card.kind == "target" else []
+    built = build_model(model, vocabulary, ExpertsConfig(library, names))
+    if built.identity["base"] != card.base_fingerprint:
         raise PemtError(
             f"{folder} was trained on the base {card.base_name!r} with fingerprint "
-            f"{card.base_fingerprint[:12]}, found {assembly.identity['base'][:12]} at {base}."
+            f"{card.base_fingerprint[:12]}, found {built.identity['base'][:12]} at {base}."
         )
-    found = {record["name"]: record["sha256"] for record in assembly.identity["experts"]}
+    found = {record["name"]: record["sha256"] for record in built.identity["experts"]}
     for name, sha256 in card.experts if card.kind == "target" else ():
         if found[name] != sha256:
             raise PemtError(
@@ -89,11 +93,34 @@ def open_run(
                 f"found sha256 {found[name][:12]}, expected {sha256[:12]}."
             )
     for path, value in arrays.items():
-        expected = assembly.params.get(path)
+        expected = built.params.get(path)
         if expected is None or expected.shape != value.shape:
             raise PemtError(
                 f"{folder} has {path} of shape {value.shape}, expected "
                 f"{'no such parameter' if expected is None else expected.shape}."
             )
-        assembly.params[path] = value
-    return assembly, card
+        built.params[path] = value
+    return FinishedRun(folder, built, card.task, lengths, card)
+
+
+def open_base_run(folder: Path, vocabulary: Vocabulary, file: str | None) -> FinishedRun:
+    """Open a base as a model: one that a run of method full made, or any other."""
+    prefer(file or folder / "spiece.model")
+    facts = {}
+    if (folder / RUN_FACTS).is_file():
+        try:
+            facts = json.loads((folder / RUN_FACTS).read_text(encoding="utf-8"))
+            facts = {
+                "task": str(facts["task"]),
+                "lengths": {k: int(v) for k, v in facts["task_feature_lengths"].items()},
+                "longest": facts["max_decode_length"] and int(facts["max_decode_length"]),
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PemtError(
+                f"{folder / RUN_FACTS} is not readable ({error}), expected the facts of the run."
+            ) from error
+    model = ModelConfig(
+        method="full", initial_checkpoint_path=str(folder), max_decode_length=facts.get("longest")
+    )
+    built = build_model(model, vocabulary)
+    return FinishedRun(folder, built, facts.get("task"), facts.get("lengths"))

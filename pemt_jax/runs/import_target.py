@@ -19,20 +19,12 @@ from pemt_jax.interop.import_expert import Request, open_vocabulary
 from pemt_jax.interop.reference import from_reference
 from pemt_jax.interop.reference_files import check_backbone, load_reference
 from pemt_jax.library.expert import PROMPT
-from pemt_jax.model.methods import GATE, NORMS, split
-from pemt_jax.runs.build_model import assemble, prompt_tokens
+from pemt_jax.model.methods import GATE, NORMS
+from pemt_jax.run_config import TrainConfig
+from pemt_jax.runs.build_model import build_model, prompt_tokens
 from pemt_jax.runs.publish import publish
 
-# As configs/runs/reference.gin: what their code does.
-OPTIONS = PemtConfig(
-    prompt_init="normal",
-    lora_b_init="uniform",
-    tsl_counts_padding=True,
-    decoder_attends_padding=True,
-    prompt_attention_dropout=0.1,
-)
-LENGTHS = {"inputs": 256, "targets": 128}
-MAX_DECODE_LENGTH = 19
+LENGTHS = {"inputs": 256, "targets": 128}  # of the authors' runs
 IN_NO_SMALL_FILE = re.compile(f"(?:{GATE})|(?:{NORMS})")
 
 
@@ -81,20 +73,24 @@ def import_target(request: Request, model_dir: Path, experts: Sequence[str]) -> 
             f"The prompt {request.prompt!r} has {tokens} tokens, expected the "
             f"{len(params[PROMPT])} that the prompt in {source} has rows."
         )
-    assembly = assemble(
-        "pemt_target",
-        vocabulary,
-        base=request.base,
+    config = TrainConfig.of(
+        model_dir=str(model_dir),
+        mixture_or_task_name=request.task,
+        task_feature_lengths=LENGTHS,
+        batch_size=1,
+        train_steps=0,
+        method="pemt_target",
+        initial_checkpoint_path=request.base,
         prompt_text=request.prompt,
-        options=dataclasses.replace(OPTIONS, adapter_dim=widths.pop()),
+        options=PemtConfig(adapter_dim=widths.pop()),
         library=str(request.library),
         experts=experts,
-        embedding_rows=rows,
-        max_decode_length=MAX_DECODE_LENGTH,
-    )
-    trainable, frozen = split(assembly.nested(), assembly.method)
+    ).as_reference()
+    config = config.replace(embedding_rows=rows)
+    built = build_model(config.model, vocabulary, config.experts)
+    trainable, frozen = built.split()
     for path, array in params.items():
-        if path not in assembly.params or array.shape != assembly.params[path].shape:
+        if path not in built.params or array.shape != built.params[path].shape:
             raise PemtError(
                 f"{source} has {path} of shape {list(array.shape)}, which does not fit "
                 "the base and the experts given."
@@ -106,16 +102,7 @@ def import_target(request: Request, model_dir: Path, experts: Sequence[str]) -> 
     of_whole = [path for path in trainable if IN_NO_SMALL_FILE.fullmatch(path)]
     if lost := [p for p in missing if p not in of_whole or len(missing) < len(of_whole)]:
         raise PemtError(f"{source} lacks {lost[0]}, expected the whole target.")
-    publish(
-        model_dir,
-        {path: params[path] for path in trainable if path in params},
-        assembly,
-        request.task,
-        LENGTHS,
-        {},
-        base=request.base,
-        library=str(request.library),
-        expert_name=None,
-        notes={"imported": "the authors' code", "missing": list(missing)},
-    )
+    trained = {path: params[path] for path in trainable if path in params}
+    notes = {"imported": "the authors' code", "missing": list(missing)}
+    publish(config, trained, built, {}, notes)
     return missing

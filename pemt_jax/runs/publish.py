@@ -1,163 +1,200 @@
-"""A finished run: what it leaves behind, and how that is opened again.
+"""What a finished run leaves behind.
 
-Method `full` leaves MODEL_DIR/base, a Hugging Face folder with its vocabulary, which is a base
-for others.  Every other method leaves MODEL_DIR/artefact: only what was trained, and a card with
-the base and the experts it stands on, which `open_run` finds again and checks.  A source expert
-enters the library as well.
+Method `full` leaves MODEL_DIR/base, a Hugging Face folder with its vocabulary, which is a base for
+others, and a card beside it. Every other method leaves MODEL_DIR/artefact: only what was trained,
+and a card with the base and the experts it depends on. A source expert enters the library as well.
 """
 
+import json
+import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from pemt_jax.common.errors import UsageError, nearest
-from pemt_jax.common.hashing import write_checksums
-from pemt_jax.common.storage import replacing_folder
-from pemt_jax.config import DTYPES
+from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.common.hashing import SUMS, write_checksums
+from pemt_jax.common.storage import current, replacing_folder
 from pemt_jax.interop.base import absolute
-from pemt_jax.interop.hf import save_hf
+from pemt_jax.interop.hf import check_savable, save_hf
 from pemt_jax.library import expert as expert_library
-from pemt_jax.library.artefact import Card, check_name, check_replaceable, read_card, write_artefact
+from pemt_jax.library.artefact import (
+    Card,
+    check_name,
+    check_replaceable,
+    finite_metrics,
+    read_card,
+    write_artefact,
+)
 from pemt_jax.model.methods import get_method
-from pemt_jax.runs.build_model import Assembly
+from pemt_jax.run_config import TrainConfig
+from pemt_jax.runs.build_model import BuiltModel
 
 ARTEFACT, BASE = "artefact", "base"
+RUN_FACTS = "pemt_run.json"  # of a base: what its run was, for predict and evaluate
+
+log = logging.getLogger(__name__)
 
 
-def check_publishable(
-    model_dir: Path,
-    method: str,
-    base: str | None,
-    library: str,
-    expert_name: str | None,
-    dtypes: Sequence[str],
-) -> None:
+def check_publishable(config: TrainConfig) -> None:
     """Raise UsageError, before hours of training, for what `publish` could not write.
 
-    Args:
-      model_dir, base, library, expert_name: see `publish`.
-      method: name of the method.
-      dtypes: in which parameters are to be stored or kept.
+    `config` is that of one task, completed.
     """
-    place = next(path for path in (model_dir, *model_dir.absolute().parents) if path.exists())
+    folder = config.folder
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         state = "is read-only" if place.is_dir() else "is a file"
         raise UsageError(
-            f"MODEL_DIR is {model_dir} but {place} {state}, expected a folder to write to."
+            f"MODEL_DIR is {folder} but {place} {state}, expected a folder to write to."
         )
-    chosen = get_method(method)
-    if base is None and method != "full":
+    method, name = get_method(config.model.method), config.experts.expert_name
+    if config.model.initial_checkpoint_path is None and method.name != "full":
         raise UsageError(
-            f"Method {method!r} has no base to stand on, expected "
-            "INITIAL_CHECKPOINT_PATH, for only method 'full' trains one anew."
+            f"Method {method.name!r} has no base model, expected INITIAL_CHECKPOINT_PATH, for only "
+            "method 'full' trains one anew."
         )
-    if expert_name:
-        if not chosen.source_expert:
+    if method.name == "full":
+        check_base_replaceable(folder)
+    else:
+        check_replaceable(folder / ARTEFACT, "expert" if method.source_expert else "target")
+    if name:
+        if not method.source_expert:
             raise UsageError(
-                f"Method {method!r} trains no expert, found EXPERT_NAME "
-                f"{expert_name!r} and expected none."
+                f"Method {method.name!r} trains no expert, found EXPERT_NAME {name!r} and expected "
+                "none."
             )
-        check_name(expert_name)
-        check_owner(model_dir, library, expert_name)
-    for dtype in dtypes:
-        if dtype not in DTYPES:
-            raise UsageError(
-                f"There is no dtype {dtype!r} to keep parameters in, expected one of "
-                f"{', '.join(sorted(DTYPES))}{nearest(dtype, DTYPES)}."
-            )
+        check_name(name)
+        check_owner(folder, config.experts.library, name)
+
+
+def check_base_replaceable(model_dir: Path) -> None:
+    """Raise UsageError when MODEL_DIR/base holds anything but a base that a run has written."""
+    folder = current(model_dir / BASE)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    listed = set()
+    if (folder / SUMS).is_file():
+        lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+        listed = {line.partition("  ")[2] for line in lines} | {SUMS}
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    if others := sorted(found - listed):
+        raise UsageError(
+            f"{folder} holds {others[0]!r}, which no run of method 'full' wrote, expected another "
+            "MODEL_DIR."
+        )
 
 
 def check_owner(model_dir: Path, library: str, expert_name: str) -> None:
-    """Raise PemtError when the library holds an expert of this name that another run made.
+    """Raise UsageError when the library holds an expert of this name that another run made.
 
-    Targets stand on experts: one that changed under its name would break every one of them.
+    Targets depend on experts: one that changed under its name would break every one of them.
     """
-    folder = Path(library) / expert_name
+    folder = current(Path(library) / expert_name)
     check_replaceable(folder, "expert")
     if not folder.exists():
         return
     owner = read_card(folder).config.get("model_dir")
     if owner != str(model_dir.resolve()):
         raise UsageError(
-            f"The library {library} holds an expert {expert_name!r} made by {owner}, "
-            "expected another EXPERT_NAME or another LIBRARY."
+            f"The library {library} holds an expert {expert_name!r} made by {owner}, expected "
+            "another EXPERT_NAME or another LIBRARY."
         )
 
 
+def check_model(config: TrainConfig, built: BuiltModel) -> None:
+    """Raise UsageError for a model whose shape its format cannot store."""
+    if built.method.name == "full":
+        check_savable(built.model.t5)
+
+
 def publish(
-    model_dir: Path,
+    config: TrainConfig,
     trained: Mapping[str, np.ndarray],
-    assembly: Assembly,
-    task: str,
-    task_feature_lengths: Mapping[str, int],
+    built: BuiltModel,
     metrics: Mapping[str, float],
-    *,
-    base: str | None,
-    library: str,
-    expert_name: str | None,
-    base_dtype: str = "float32",
     notes: Mapping[str, object] | None = None,
 ) -> Path:
     """Write what a run has trained and return the folder.
 
     Args:
-      model_dir: the run's folder.
+      config: of one task, completed.
       trained: flat trained parameters.
-      assembly: what they were trained in.
-      task: the task or mixture.
-      task_feature_lengths: longest inputs and targets.
-      metrics: of the best checkpoint, on validation.
-      base: path of the base, None for a backbone trained from nothing.
-      library: folder of the expert library that the run used, and that a source expert enters.
-      expert_name: its name there; None to keep it out.
-      base_dtype: in which a base is stored.
+      built: what they were trained in.
+      metrics: of the best checkpoint, on validation; those that are not finite are left out.
       notes: more facts for the card.
     """
     trained = {path: np.asarray(value) for path, value in trained.items()}
-    if assembly.method.name == "full":
-        vocabulary = assembly.model.input_vocabulary
-        with replacing_folder(model_dir / BASE) as made:  # the one there is this run's
-            save_hf(made, assembly.model.t5, trained, base_dtype)
-            shutil.copyfile(vocabulary.sentencepiece_model_file, made / "spiece.model")
-            write_checksums(made)
-        return model_dir / BASE
-    identity, options = assembly.identity, assembly.model.pemt
+    metrics, task = finite_metrics(metrics), config.tasks[0]
+    if built.method.name == "full":
+        return publish_base(config, trained, built, metrics)
+    identity, options, library = built.identity, built.model.pemt, config.experts.library
+    base = config.model.initial_checkpoint_path
     about = {
         "task": task,
         "base_fingerprint": identity["base"],
         "base_name": Path(base).name,
         "metrics": metrics,
-        "method": assembly.method.name,
+        "method": built.method.name,
     }
-    config = {
-        "model_dir": str(model_dir.resolve()),
+    facts = {
+        "model_dir": str(config.folder.resolve()),
         "base": absolute(base),
         "library": str(Path(library).resolve()),
         "t5": identity["t5"],
         "pemt": identity["pemt"],
-        "task_feature_lengths": dict(task_feature_lengths),
-        "max_decode_length": assembly.model.max_decode_length,
+        "task_feature_lengths": dict(config.data.task_feature_lengths),
+        "max_decode_length": built.model.max_decode_length,
         "vocabulary": identity["vocabulary"],
         "seed": identity["seed"],
         **(notes or {}),
     }
     experts = tuple((record["name"], record["sha256"]) for record in identity["experts"])
-    kind = "expert" if options.source_expert else "target"
     card = Card(
-        kind=kind,
+        kind="expert" if options.source_expert else "target",
         description=identity["prompt_text"],
         experts=experts,
         rank=options.expert_rank if options.source_expert or experts else 0,
-        config=config,
+        config=facts,
         **about,
     )
-    # The artefact comes last: where it stands, the run has ended in every respect.
-    if expert_name:
+    # The artefact comes last: once it is there, the run has ended in every respect.
+    if config.experts.expert_name:
         expert_library.save_expert(
-            library, expert_name, trained, prompt_text=card.description, config=config, **about
+            library,
+            config.experts.expert_name,
+            trained,
+            prompt_text=card.description,
+            config=facts,
+            **about,
         )
-    write_artefact(model_dir / ARTEFACT, trained, card)
-    return model_dir / ARTEFACT
+    write_artefact(config.folder / ARTEFACT, trained, card)
+    log.info("%s is published.", config.folder / ARTEFACT)
+    return config.folder / ARTEFACT
+
+
+def publish_base(
+    config: TrainConfig, trained: Mapping, built: BuiltModel, metrics: Mapping[str, float]
+) -> Path:
+    """Write MODEL_DIR/base, which replaces only what an earlier publication wrote there."""
+    check_base_replaceable(config.folder)
+    vocabulary, folder = built.model.input_vocabulary, config.folder / BASE
+    facts = {
+        "task": config.tasks[0],
+        "task_feature_lengths": dict(config.data.task_feature_lengths),
+        "max_decode_length": built.model.max_decode_length,
+        "metrics": dict(metrics),
+    }
+    try:
+        with replacing_folder(folder) as partial:
+            save_hf(partial, built.model.t5, trained, config.model.base_dtype)
+            shutil.copyfile(vocabulary.sentencepiece_model_file, partial / "spiece.model")
+            text = json.dumps(facts, indent=1) + "\n"
+            (partial / RUN_FACTS).write_text(text, encoding="utf-8")
+            write_checksums(partial)
+    except OSError as error:
+        raise PemtError(f"Cannot write {folder}: {error.strerror}.") from error
+    log.info("%s is published.", folder)
+    return folder

@@ -1,156 +1,149 @@
-"""One task's run: what it trains, on which data, how it is judged, and what it leaves behind.
+"""One task's run: what it trains, on which data, how it is evaluated, and what it leaves behind."""
 
-`train` makes one, or one for each task of a job; the loops in trainer.py and many_train.py run it.
-"""
-
+import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import gin
 import seqio
 
-from pemt_jax import optimizers, tasks
+from pemt_jax import tasks
 from pemt_jax.checkpoints.manager import Checkpoints
-from pemt_jax.cli import command as cli
 from pemt_jax.common.errors import UsageError
+from pemt_jax.common.versions import versions
 from pemt_jax.data.batching import BatchSource
 from pemt_jax.data.buckets import buckets_for
 from pemt_jax.data.token_cache import open_mixture, open_split
-from pemt_jax.model.methods import split
+from pemt_jax.interop.base import Base
+from pemt_jax.library.expert import default_library
+from pemt_jax.model.methods import get_method
+from pemt_jax.optimizers import Optimizer
 from pemt_jax.parallel import partitioning, processes
-from pemt_jax.runs.build_model import assemble, cast
-from pemt_jax.runs.publish import check_publishable, publish
-from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
+from pemt_jax.run_config import TrainConfig
+from pemt_jax.runs.build_model import build_model, open_base
+from pemt_jax.runs.publish import check_model, check_publishable, publish
+from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY, prefer
 from pemt_jax.training.evaluator import Evaluator
-from pemt_jax.training.loop import TrainResult
+from pemt_jax.training.metrics_log import MetricsLog
+from pemt_jax.training.run import Run, Trained, TrainResult
 from pemt_jax.training.validation import Validation
+
+log = logging.getLogger(__name__)
+
+
+def complete(config: TrainConfig) -> TrainConfig:
+    """The configuration of one task with its library, expert name and prompt filled in."""
+    method, task = get_method(config.model.method), config.tasks[0]
+    name = config.experts.expert_name or (task if config.model.method == "pemt_source" else None)
+    prompt = config.model.prompt_text
+    if prompt is None and method.prompt:
+        prompt = tasks.description(task)
+    library = config.experts.library or str(default_library())
+    return config.replace(library=library, expert_name=name, prompt_text=prompt)
+
+
+def open_runs(config: TrainConfig) -> "list[TaskRun]":
+    """The runs of a job's tasks, over one base that is read once."""
+    mesh, base, evaluators, found = make_mesh(config), None, {}, []
+    for own in config.of_tasks():
+        run = TaskRun(own, mesh, base, together=config.tasks, evaluators=evaluators)
+        if found:
+            run.take_frozen()  # those of the first are those of all
+        base = base or run.base
+        found.append(run)
+    for run in found:
+        run.base = None
+    return found
+
+
+def make_mesh(config: TrainConfig):
+    """The mesh of a run's devices."""
+    return partitioning.make_mesh(
+        model=config.mesh.model_parallel, expert=config.mesh.expert_parallel
+    )
 
 
 class TaskRun:
-    """What one task's run stands on and where it is kept.
+    """What one task's run depends on and where it is kept.
 
     Args:
-      folder: where the run lives.
-      task: a SeqIO task or mixture.
-      train_steps: updates.
+      config: of one task.
+      mesh: its devices; None for those of the configuration.
+      base: where it has been read already.
       together: names of all tasks of the job, where it is one of many: batches are padded to the
         longest of theirs, which makes another run than alone.
       evaluators: compiled evaluations by model, shared by runs of equal models; added to.
-      base: the base's path.
-      chosen: what assemble takes beside base and prompt_text.
-      the others: as of train.train.
 
     Attributes:
-      made: the assembly, without its parameters.
-      trainable, frozen: flat {path: host array}; the caller gives up `frozen` once it is placed.
+      built: the model, without its parameters.
+      trainable: flat {path: host array}.
+      source: batches by step.
       validation: None where the task has no validation split.
-      best_metric, higher_is_better: what chooses the best checkpoint.
+      identity: what makes the run this run, for its checkpoints.
     """
 
     def __init__(
         self,
-        folder: Path,
-        task: str,
-        train_steps: int,
+        config: TrainConfig,
+        mesh=None,
+        base: Base | None = None,
         *,
-        task_feature_lengths: Mapping[str, int],
-        batch_size: int,
-        method: str,
-        base: str | None,
-        library: str,
-        expert_name: str | None,
-        prompt_text: str | None,
-        base_dtype: str,
-        frozen_dtype: str,
-        buckets: Sequence[int] | int,
-        prng: str,
-        seed: int,
-        eval_batch_size: int,
-        mesh,
         together: Sequence[str] = (),
         evaluators: dict | None = None,
-        **chosen,
     ):
-        self.folder, self.task, self.train_steps = folder, task, train_steps
-        self._together = tuple(together)
-        self.lengths = dict(task_feature_lengths)
-        if method == "pemt_source":
-            expert_name = expert_name or task
-        self._published = {
-            "library": library,
-            "base": base,
-            "expert_name": expert_name,
-            "base_dtype": base_dtype,
-        }
-        check_publishable(folder, method, base, library, expert_name, (base_dtype, frozen_dtype))
-        if prompt_text is None and method != "full":
-            prompt_text = tasks.description(task)
-        made = assemble(
-            method,
-            DEFAULT_VOCABULARY,
-            base=base,
-            prompt_text=prompt_text,
-            library=library,
-            seed=seed,
-            **chosen,
+        self.config = config = complete(config)
+        self.folder, self.task = config.folder, config.tasks[0]
+        self.mesh, self._together = mesh or make_mesh(config), tuple(together)
+        if not isinstance(config.loop.train_steps, int):
+            raise UsageError(
+                f"Found TRAIN_STEPS {config.loop.train_steps} for one task, expected one number."
+            )
+        check_publishable(config)
+        path = config.model.initial_checkpoint_path
+        prefer(path and Path(path) / "spiece.model")
+        self.base = base or open_base(config.model)
+        self.built = build_model(
+            config.model, DEFAULT_VOCABULARY, config.experts, config.loop.seed, self.base
         )
-        with processes.first_alone():  # it tokenises what is not cached yet
-            parts = open_mixture(task, "train", self.lengths)
-            # A mixture may have parts without validation; it is judged on those that have one.
-            held_out = [
-                open_split(part.task_name, "validation", self.lengths)
-                for _, part in parts
-                if "validation" in seqio.TaskRegistry.get(part.task_name).splits
-            ]
-        buckets = buckets_for(buckets, [part for _, part in parts])
-        bindings = cli.bindings_of(optimizers)
-        if together and "make_schedule.train_steps" in bindings:
-            bindings["make_schedule.train_steps"] = str(train_steps)  # of several, its own
-        self.identity = made.identity | {
-            "task": task,
-            "data": {part.task_name: [rate, part.sha256] for rate, part in parts},
-            "task_feature_lengths": self.lengths,
-            "batch_size": batch_size,
-            "buckets": list(buckets),
-            "prng": prng,
-            "optimizer": optimizers.same_run(bindings),
-        }
-        if together:
-            self.identity["together"] = list(together)
+        check_model(config, self.built)
+        parts, held_out = self._open_data()
+        buckets = buckets_for(config.data.buckets, [part for _, part in parts])
+        self.identity = self._identity(parts, buckets)
         processes.agree(
             base=self.identity["base"],
             experts=self.identity["experts"],
             data=self.identity["data"],
-            configuration=gin.config_str(),
+            configuration=dataclasses.asdict(config.replace(optimizer=None)),
             run=self.identity,
         )
-        local_rows = partitioning.local_rows(batch_size, mesh)
-        self.source = BatchSource(parts, batch_size, seed, buckets=buckets, local_rows=local_rows)
-        model, evaluators = made.model, {} if evaluators is None else evaluators
-        key = (model.t5, model.pemt, model.max_decode_length)
-        if key not in evaluators:
-            evaluators[key] = Evaluator(
-                model.predict_batch, model.eval_fn, DEFAULT_VOCABULARY, mesh, made.params_axes
-            )
-        validation = Validation(evaluators[key], held_out, eval_batch_size, buckets)
-        self.validation = validation if held_out else None
-        self.best_metric, self.higher_is_better = (
-            validation.best_metric if held_out else (None, True)
+        size = config.data.batch_size
+        rows = partitioning.local_rows(size, self.mesh)
+        self.source = BatchSource(parts, size, config.loop.seed, buckets=buckets, local_rows=rows)
+        self.validation, self.best_metric, self.higher_is_better = None, None, True
+        if held_out:
+            evaluator = self._evaluator({} if evaluators is None else evaluators)
+            self.validation = Validation(evaluator, held_out, config.data.eval_batch_size, buckets)
+            self.best_metric, self.higher_is_better = self.validation.best_metric
+        self.trainable, self._frozen = self.built.split()
+        self.built.params.clear()
+        log.info(
+            "%s trains %d parameters.", self.task, sum(x.size for x in self.trainable.values())
         )
-        self.trainable, frozen = split(made.nested(), made.method)
-        self.frozen = cast(frozen, frozen_dtype)
-        made.params.clear()
-        self.made = made
 
     @property
     def prompt_length(self) -> int:
-        return self.made.model.pemt.prompt_length
+        return self.built.model.pemt.prompt_length
+
+    def take_frozen(self) -> dict:
+        """The frozen parameters, flat, on the host; given up here."""
+        frozen, self._frozen = self._frozen, {}
+        return frozen
 
     def checkpoints(self) -> Checkpoints:
         """The run's checkpoints, open.
 
         Raises:
-          UsageError: they are another run's, or farther than `train_steps`.
+          UsageError: they are another run's, or farther than its TRAIN_STEPS.
         """
         kept = Checkpoints(
             self.folder / "checkpoints",
@@ -159,45 +152,101 @@ class TaskRun:
             self.higher_is_better,
             alone=not self._together,
         )
-        start_step = kept.latest_step() or 0
+        start_step, steps = kept.latest_step() or 0, self.config.loop.train_steps
         position = kept.manifest(start_step)["data_step"] if start_step else 0
         processes.agree(step=start_step, data_position=position)
-        if start_step > self.train_steps:  # known before the files of the run that is there change
+        if start_step > steps:  # known before the files of the run that is there change
             kept.close()
             raise UsageError(
-                f"{self.folder} is at step {start_step}, expected TRAIN_STEPS of at "
-                f"least that but found {self.train_steps}."
+                f"{self.folder} is at step {start_step}, expected TRAIN_STEPS of at least that but "
+                f"found {steps}."
             )
         return kept
 
-    def publish(self, kept: Checkpoints, result: TrainResult, target: Mapping) -> dict[str, float]:
-        """Publish the best checkpoint, or the last where none was judged; return its metrics.
+    def in_loop(
+        self, trainer: Trained, kept: Checkpoints, log: MetricsLog, metrics: dict, name: str = ""
+    ) -> Run:
+        """The run as the loop has it; `metrics` gets its best ones when it is published."""
 
-        `target` is like the trained parameters and lies where they are to be restored to.
+        def published(result: TrainResult) -> None:
+            metrics[self.task] = self.publish(kept, result, trainer.trainable_like)
+
+        return Run(
+            trainer,
+            self.config.loop.train_steps,
+            kept,
+            log,
+            name=name,
+            publish=published,
+            **self.loop_options(),
+        )
+
+    def loop_options(self) -> dict:
+        """The arguments of training.run.Run that follow from the configuration."""
+        optimizer = self.config.optimizer
+        known = isinstance(optimizer, Optimizer)
+        return {
+            "evaluate": self.validation,
+            "best_metric": self.best_metric,
+            "higher_is_better": self.higher_is_better,
+            "patience": self.config.loop.patience,
+            "learning_rate": optimizer.learning_rate if known else None,
+            "versions": versions(),
+        }
+
+    def publish(self, kept: Checkpoints, result: TrainResult, target: Mapping) -> dict[str, float]:
+        """Publish the best checkpoint, or the last where none was evaluated; return its metrics.
+
+        `target` has the shapes and shardings of the trained parameters.
         """
         best = kept.best_step()
         step = result.step if best is None else best
         values = processes.to_host(kept.restore_trainable(step, target))
         metrics = kept.manifest(step)["metrics"] or {}
         if processes.is_first():
-            made_at = publish(
-                self.folder, values, self.made, self.task, self.lengths, metrics, **self._published
-            )
-            print(f"{made_at}: {self.made.method.name} on {self.task}, step {step}, {metrics}")
+            folder = publish(self.config, values, self.built, metrics)
+            print(f"{folder}: {self.built.method.name} on {self.task}, step {step}, {metrics}")
         processes.barrier()  # what was published is there for whatever comes next
         return metrics
 
+    def _open_data(self) -> tuple[list, list]:
+        """(rate, split) of the training parts, and the validation splits."""
+        lengths = dict(self.config.data.task_feature_lengths)
+        with processes.first_alone():  # it tokenises what is not cached yet
+            parts = open_mixture(self.task, "train", lengths)
+            # A mixture may have parts without validation; it is evaluated on those that have one.
+            held_out = [
+                open_split(part.task_name, "validation", lengths)
+                for _, part in parts
+                if "validation" in seqio.TaskRegistry.get(part.task_name).splits
+            ]
+        for _, part in parts:
+            log.info("%s has %d training examples.", part.task_name, len(part))
+        return parts, held_out
 
-def per_task(name: str, value, count: int) -> list:
-    """One value for each of `count` tasks: as many are given, or one for all.
+    def _identity(self, parts: Sequence, buckets: Sequence[int]) -> dict:
+        config, optimizer = self.config, self.config.optimizer
+        known = isinstance(optimizer, Optimizer)
+        identity = self.built.identity | {
+            "task": self.task,
+            "data": {part.task_name: [rate, part.sha256] for rate, part in parts},
+            "task_feature_lengths": dict(config.data.task_feature_lengths),
+            "batch_size": config.data.batch_size,
+            "buckets": list(buckets),
+            "prng": config.loop.prng,
+            "optimizer": optimizer.identity() if known else {},
+        }
+        return identity | ({"together": list(self._together)} if self._together else {})
 
-    Raises:
-      UsageError: another number, by the `name` of the value.
-    """
-    if isinstance(value, str | int | None):
-        return [value] * count
-    if len(value) != count:
-        raise UsageError(
-            f"Found {len(value)} {name} for {count} tasks, expected one for all or one a task."
-        )
-    return list(value)
+    def _evaluator(self, evaluators: dict) -> Evaluator:
+        model = self.built.model
+        key = (model.t5, model.pemt, model.max_decode_length)
+        if key not in evaluators:
+            evaluators[key] = Evaluator(
+                model.predict_batch,
+                model.eval_fn,
+                DEFAULT_VOCABULARY,
+                self.mesh,
+                self.built.params_axes,
+            )
+        return evaluators[key]

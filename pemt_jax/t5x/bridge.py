@@ -3,18 +3,14 @@
 T5X is not on PyPI: this module and its two companions are the only ones that import it, and no
 other module of the package imports them. The gin files in configs/t5x bind what they hold.
 
-    t5x_bridge    the model and its partial training
-    t5x_runs      new_model, put together as pemt_jax.train does it, and trained_model
-    t5x_state     initial values, artefacts beside T5X's checkpoints, small checkpoints
+    bridge    the model and its partial training
+    model     new_model, built as pemt_jax.train does it, and trained_model
+    state     initial values, artefacts beside T5X's checkpoints, small checkpoints
 
 T5X differentiates all parameters. Frozen ones are cut off by stop_gradient, so that XLA computes no
 gradient of them, and optax's multi_transform gives them neither state nor update; T5X's own
 MultiOptimizer would do that too but cannot be resumed with orbax 0.12.
 """
-
-import dataclasses
-from collections.abc import Mapping
-from pathlib import Path
 
 import flax.linen.partitioning as flax_partitioning
 import jax
@@ -25,7 +21,8 @@ from flax import core as flax_core
 from pemt_jax.common.errors import UsageError
 from pemt_jax.model.methods import merge, split
 from pemt_jax.parallel.partitioning import LOGICAL_AXIS_RULES
-from pemt_jax.runs.build_model import Assembly
+from pemt_jax.run_config import TrainConfig
+from pemt_jax.runs.build_model import BuiltModel
 
 try:
     from t5x import models, optimizers, partitioning
@@ -38,52 +35,38 @@ except ImportError as error:
 Optimizer = optax.GradientTransformation | optimizers.OptimizerDef
 
 
-@dataclasses.dataclass(frozen=True)
-class Publication:
-    """Where what a run trains is published, and under which names; see runs.publish."""
-
-    folder: Path
-    task: str
-    task_feature_lengths: Mapping[str, int]
-    train_steps: int
-    base: str | None
-    library: str
-    expert_name: str | None
-    base_dtype: str
-
-
 class PemtT5X(models.BaseTransformerModel):
     """An assembled PemtModel that speaks T5X's protocol.
 
     Attributes:
-      assembly: the model and its initial values.
-      publication: of a run that trains; None of one that does not.
+      built: the model and its initial values.
+      config: of a run that trains; None of one that does not.
       num_decodes, alpha: beams and their length penalty in predictions; 1 for greedy search.
     """
 
     def __init__(
         self,
-        assembly: Assembly,
+        built: BuiltModel,
         optimizer: Optimizer | None = None,
-        publication: Publication | None = None,
+        config: TrainConfig | None = None,
         num_decodes: int = 1,
         alpha: float = 0.6,
     ):
-        self.assembly, self.publication = assembly, publication
+        self.built, self.config = built, config
         self.num_decodes, self.alpha = num_decodes, alpha
-        self._model = assembly.model
+        self._model = built.model
         self.FEATURE_CONVERTER_CLS = self._model.FEATURE_CONVERTER_CLS
         super().__init__(
             module=self._model.module,
             input_vocabulary=self._model.input_vocabulary,
             output_vocabulary=self._model.output_vocabulary,
-            optimizer_def=None if optimizer is None else partial_optimizer(optimizer, assembly),
+            optimizer_def=None if optimizer is None else partial_optimizer(optimizer, built),
         )
 
     def get_initial_variables(self, rng, input_shapes, input_types=None) -> dict:
         """Return the assembly's values, {"params", "params_axes"}; the arguments change nothing.
 
-        Compiled, they are constants of the program: t5x_state.StateInitializer places a large
+        Compiled, they are constants of the program: state.StateInitializer places a large
         model's values on the devices instead.
         """
         if any(name.endswith("_segment_ids") for name in input_shapes):
@@ -91,11 +74,11 @@ class PemtT5X(models.BaseTransformerModel):
                 "Found a packed data set, expected pack=False: the rows of a packed "
                 "batch would share one prompt and one gate."
             )
-        return {"params": self.assembly.nested(), "params_axes": self.assembly.params_axes}
+        return {"params": self.built.nested(), "params_axes": self.built.params_axes}
 
     def loss_fn(self, params, batch, dropout_rng):
         """PemtModel.loss_fn, constant in the frozen parameters."""
-        trainable, frozen = split(params, self.assembly.method)
+        trainable, frozen = split(params, self.built.method)
         params = merge(trainable, jax.lax.stop_gradient(frozen))
         return self._model.loss_fn(params, batch, dropout_rng)
 
@@ -128,17 +111,17 @@ class PemtT5X(models.BaseTransformerModel):
         return self._model.apply(params, batch, dropout_rng)[0]
 
 
-def partial_optimizer(optimizer: Optimizer, assembly: Assembly) -> optimizers.OptimizerDef:
+def partial_optimizer(optimizer: Optimizer, built: BuiltModel) -> optimizers.OptimizerDef:
     """Return `optimizer` for T5X, with neither state nor update for frozen parameters.
 
     Raises:
       UsageError: T5X cannot place its state, or it is T5X's own and the method freezes something.
     """
-    trainable, frozen = split(assembly.nested(), assembly.method)
+    trainable, frozen = split(built.nested(), built.method)
     if isinstance(optimizer, optimizers.OptimizerDef):
         if frozen:
             raise UsageError(
-                f"Method {assembly.method.name!r} freezes parameters, which "
+                f"Method {built.method.name!r} freezes parameters, which "
                 f"{type(optimizer).__name__} of T5X would train; expected an optax "
                 "optimizer, as optimizers.make_optimizer makes."
             )
@@ -151,10 +134,10 @@ def partial_optimizer(optimizer: Optimizer, assembly: Assembly) -> optimizers.Op
         )
 
     whole = optax.multi_transform({"train": optimizer, "freeze": optax.set_to_zero()}, labels)
-    state = jax.eval_shape(whole.init, flax_core.freeze(assembly.nested()))
+    state = jax.eval_shape(whole.init, flax_core.freeze(built.nested()))
     try:
         optimizers.OptaxStatePartitionRules.derive_optax_logical_axes(
-            state, flax_partitioning.get_axis_names(flax_core.freeze(assembly.params_axes))
+            state, flax_partitioning.get_axis_names(flax_core.freeze(built.params_axes))
         )
     except ValueError as error:
         raise UsageError(

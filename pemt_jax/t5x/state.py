@@ -29,17 +29,17 @@ from t5x import train_state, utils  # isort: skip
 
 
 class StateInitializer(utils.TrainStateInitializer):
-    """T5X's initializer, with the values of the model's assembly."""
+    """T5X's initializer, with the values of the built model."""
 
     def __init__(self, optimizer_def, init_fn, input_shapes, partitioner, input_types=None):
         super().__init__(optimizer_def, init_fn, input_shapes, partitioner, input_types)
-        self._assembly = init_fn.__self__.assembly
+        self._built = init_fn.__self__.built
         self._optimizer = optimizer_def
         self._mesh_partitioner = partitioner
 
     def from_scratch(self, init_rng):
         """Return the first state on the mesh; `init_rng` changes nothing."""
-        axes, made = self.train_state_axes, self._assembly
+        axes, made = self.train_state_axes, self._built
 
         def place(value, spec):
             sharding = NamedSharding(self._mesh_partitioner.mesh, spec)
@@ -62,7 +62,7 @@ class Publish:
     """Writes what is trained whenever T5X saves a checkpoint.
 
     Args:
-      model: the model of the run, with its `publication`.
+      model: the model of the run, with its `config`.
       save_frozen: whether T5X's checkpoint has the frozen parameters too. Without them it is as
         small as the artefact and its optimizer state, and can only be restored with `FillFrozen`.
     """
@@ -72,13 +72,13 @@ class Publish:
 
     def __call__(self, state_dict: Mapping, parameter_infos: Mapping) -> tuple[Mapping, Mapping]:
         """Publish `state_dict` and return what T5X saves of both."""
-        trainable, frozen = split(state_dict["target"], self.model.assembly.method)
+        trainable, frozen = split(state_dict["target"], self.model.built.method)
         step = int(utils.get_local_data(state_dict["state"]["step"]))
         if step > 0:
             self.publish(step, trainable)
         if self.save_frozen or not frozen:
             return state_dict, parameter_infos
-        infos, _ = split(parameter_infos["target"], self.model.assembly.method)
+        infos, _ = split(parameter_infos["target"], self.model.built.method)
         nested = lambda flat: traverse_util.unflatten_dict(flat, sep="/")  # noqa: E731
         return (
             {**state_dict, "target": nested(trainable)},
@@ -87,27 +87,17 @@ class Publish:
 
     def publish(self, step: int, trainable: Mapping) -> None:
         """Write artefact_STEP and artefact; after the last step an expert to the library."""
-        to, made = self.model.publication, self.model.assembly
-        last = step >= to.train_steps
-        if made.method.name == "full" and not last:
+        config, built = self.model.config, self.model.built
+        last = step >= config.loop.train_steps
+        if built.method.name == "full" and not last:
             return
         if jax.process_count() > 1:
             trainable = multihost_utils.process_allgather(trainable, tiled=True)
         if jax.process_index() != 0:
             return
         values = {path: np.asarray(value, np.float32) for path, value in trainable.items()}
-        folder = publish(
-            to.folder,
-            values,
-            made,
-            to.task,
-            to.task_feature_lengths,
-            {"step": step},
-            base=to.base,
-            library=to.library,
-            expert_name=to.expert_name if last else None,
-            base_dtype=to.base_dtype,
-        )
+        config = config if last else config.replace(expert_name=None)
+        folder = publish(config, values, built, {"step": step})
         if folder.name == ARTEFACT:
             write_artefact(folder.with_name(f"{ARTEFACT}_{step}"), *read_artefact(folder))
 
@@ -123,7 +113,7 @@ class FillFrozen:
     ) -> Mapping:
         """Return `state_dict` with the frozen parameters that it lacks."""
         del target_state_dict, is_resuming
-        _, frozen = split(self.model.assembly.nested(), self.model.assembly.method)
+        _, frozen = split(self.model.built.nested(), self.model.built.method)
         saved = traverse_util.flatten_dict(state_dict["target"], sep="/")
         whole = traverse_util.unflatten_dict({**frozen, **saved}, sep="/")
         return {**state_dict, "target": whole}

@@ -1,14 +1,15 @@
 """The state of a run on its mesh, and the compiled step that changes it."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import clu.metrics
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pemt_jax.checkpoints.manager import Checkpoints
 from pemt_jax.common.errors import UsageError
 from pemt_jax.model.methods import merge
 from pemt_jax.parallel import partitioning
@@ -20,6 +21,9 @@ from pemt_jax.training.step import (
     jit_train_step,
     state_shardings,
 )
+
+if TYPE_CHECKING:  # orbax, which the step itself does not need
+    from pemt_jax.checkpoints.manager import Checkpoints
 
 
 class Trainer:
@@ -36,6 +40,8 @@ class Trainer:
         prng: "threefry2x32", the same bits on every machine and mesh; or "rbg", quicker dropout
             on accelerators, with bits that depend on both.
         fully_sharded: whether the backbone's matrices are split over data as well.
+        release: empty the dict `frozen`, so that no more than one of its arrays is in the host's
+            memory and on the devices at once.
     """
 
     def __init__(
@@ -49,6 +55,7 @@ class Trainer:
         params_axes: Mapping | None = None,
         prng: str = "threefry2x32",
         fully_sharded: bool = False,
+        release: bool = False,
     ):
         if not trainable:
             raise UsageError("The method trains no parameter, expected at least one.")
@@ -61,7 +68,10 @@ class Trainer:
             for params in (trainable, frozen)
         )
         self.state_shardings = state_shardings(trainable, optimizer, trainable_shardings, self.mesh)
-        self.frozen = partitioning.place(dict(frozen), frozen_shardings)
+        self.frozen = {}
+        for path in list(frozen):
+            value = frozen.pop(path) if release else frozen[path]
+            self.frozen[path] = partitioning.place(value, frozen_shardings[path])
         # The step donates its state, so the caller's arrays must not be the state's memory.
         init = jax.jit(
             lambda params: TrainState(
@@ -90,7 +100,20 @@ class Trainer:
         """Return the model's nested parameters as they are now, valid until the next step."""
         return merge(self.state.trainable, self.frozen)
 
-    def restore(self, checkpoints: Checkpoints, step: int) -> None:
+    @property
+    def trainable_like(self) -> Params:
+        """The trained parameters, for their shapes and shardings."""
+        return self.state.trainable
+
+    def examples(self, batch: Batch) -> int:
+        """How many examples a batch has over all processes: those with a target that counts."""
+        weights = batch.get("decoder_loss_weights")
+        if weights is None:
+            return len(next(iter(batch.values())))
+        real = int(np.any(weights > 0, axis=-1).sum())
+        return round(real / partitioning.row_share(self.mesh))
+
+    def restore(self, checkpoints: "Checkpoints", step: int) -> None:
         """Replace the state by that of a checkpoint, on this trainer's mesh."""
         self.state = checkpoints.restore(step, self.state)
 

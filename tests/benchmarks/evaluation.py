@@ -15,13 +15,13 @@ from pathlib import Path
 from unittest import mock
 
 import timing
+from built import open_run
 
 from pemt_jax import tasks  # noqa: F401  (registers the demo's tasks)
 from pemt_jax.data.batching import DEFAULT_BUCKETS, eval_batches
 from pemt_jax.data.token_cache import open_split
 from pemt_jax.model import decoding  # noqa: F401  (registers the demo's tasks)
 from pemt_jax.parallel import partitioning  # noqa: F401  (registers the demo's tasks)
-from pemt_jax.runs.finished import open_run
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 from pemt_jax.training.evaluator import Evaluator
 

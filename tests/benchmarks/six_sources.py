@@ -20,11 +20,11 @@ import timing
 
 from pemt_jax import optimizers
 from pemt_jax.config import PemtConfig
-from pemt_jax.model import methods
-from pemt_jax.runs import build_model as assembly
+from pemt_jax.run_config import ModelConfig
+from pemt_jax.runs.build_model import build_model
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
-from pemt_jax.training.multitask.batches import ManyBatchSource
-from pemt_jax.training.multitask.trainer import ManyTrainer
+from pemt_jax.training.multitask.batches import MultitaskSource
+from pemt_jax.training.multitask.trainer import MultitaskTrainer
 from pemt_jax.training.trainer import Trainer
 
 ROWS, INPUTS, TARGETS = 16, 32, 8
@@ -51,15 +51,15 @@ def random_batch(seed: int) -> dict[str, np.ndarray]:
 
 
 def measure(tasks: int, repeats: int, task_loop: str) -> dict:
-    made = assembly.assemble(
+    config = ModelConfig(
         "pemt_source",
-        DEFAULT_VOCABULARY,
         prompt_text="Say whether a text is good or bad.",
         options=PemtConfig(expert_rank=64),
         dropout_rate=0.1,
         broadcast_dropout=True,
     )
-    trainable, frozen = methods.split(made.nested(), made.method)
+    made = build_model(config, DEFAULT_VOCABULARY)
+    trainable, frozen = made.split()
     optimizer = optimizers.make_optimizer(schedule=1e-3)
     batches = [random_batch(task) for task in range(tasks)]
     loss_fn, axes = made.model.loss_fn, made.params_axes
@@ -74,11 +74,11 @@ def measure(tasks: int, repeats: int, task_loop: str) -> dict:
     single()
     started = {"single_runs": time.perf_counter() - start}
     start = time.perf_counter()
-    many = ManyTrainer(
+    many = MultitaskTrainer(
         loss_fn, [trainable] * tasks, frozen, optimizer, ROWS, params_axes=axes, task_loop=task_loop
     )
     lengths = [made.model.pemt.prompt_length] * tasks
-    joint = ManyBatchSource(
+    joint = MultitaskSource(
         [Source([b]) for b in batches], [1] * tasks, many.slots, lengths, [np.arange(ROWS)] * tasks
     )[0]
 

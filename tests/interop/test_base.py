@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from built import assemble, open_run
 from tiny_system import T5, world_fixture  # noqa: F401
 
 from pemt_jax.common.errors import PemtError
@@ -11,8 +12,6 @@ from pemt_jax.common.hashing import fingerprint
 from pemt_jax.interop import hf, t5x
 from pemt_jax.interop.base import absolute, load_base, open_base
 from pemt_jax.interop.hf_names import parameter_table
-from pemt_jax.runs.build_model import assemble
-from pemt_jax.runs.finished import open_run
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 
 

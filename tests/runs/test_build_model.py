@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from built import assemble
 from tiny_system import EXPERTS, OPTIONS, T5, random_base, world_fixture  # noqa: F401
 
 from pemt_jax.common.errors import PemtError, UsageError
@@ -14,7 +15,7 @@ from pemt_jax.common.weights import load_weights
 from pemt_jax.config import PemtConfig
 from pemt_jax.interop.hf import load_hf
 from pemt_jax.library import expert as library
-from pemt_jax.runs.build_model import assemble, cut_embedding, prompt_tokens
+from pemt_jax.runs.build_model import cut_embedding, prompt_tokens
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 
 TEXT = "Say the mood of a text."

@@ -4,21 +4,23 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+import built
 import numpy as np
 import pytest
-from tiny_system import EXPERTS, T5, random_base, snapshot, world_fixture  # noqa: F401
+from tiny_system import EXPERTS, LENGTHS, T5, random_base, snapshot, world_fixture  # noqa: F401
 
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.weights import load_weights, save_weights
 from pemt_jax.interop.hf import load_hf
 from pemt_jax.library import artefact
 from pemt_jax.library import expert as library
-from pemt_jax.runs import finished, publish
+from pemt_jax.run_config import TrainConfig
+from pemt_jax.runs import publish
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 
 
 def open_run(folder, **moved):
-    return finished.open_run(str(folder), DEFAULT_VOCABULARY, **moved)
+    return built.open_run(str(folder), DEFAULT_VOCABULARY, **moved)
 
 
 def copy_of(world, tmp_path: Path) -> Path:
@@ -203,18 +205,27 @@ UNPUBLISHABLE = {
     "below a file": (dict(model_dir="file/run"), "file is a file"),
     "a name that is a path": (dict(expert_name="a/b"), "'a/b' is no name"),
     "a name for no expert": (dict(method="adapter", expert_name="x"), "trains no expert"),
-    "no base": (dict(method="adapter", base=None), "'adapter' has no base to stand on"),
-    "a dtype": (dict(dtypes=("float32", "floaty")), "'floaty' .*nearest: 'float32'"),
+    "no base": (
+        dict(method="adapter", initial_checkpoint_path=None),
+        "'adapter' has no base model",
+    ),
+    "a dtype": (dict(frozen_dtype="floaty"), "'floaty'.*nearest: 'float32'"),
     "a method": (dict(method="loar"), "nearest: 'lora'"),
 }
 
 
-def check(tmp_path, model_dir="run", expert_name=None, **changes):
-    arguments = (
-        dict(method="lora", base="base", library=str(tmp_path / "library"), dtypes=("float32",))
-        | changes
+def check(tmp_path, model_dir="run", **changes):
+    defaults = dict(
+        model_dir=str(tmp_path / model_dir),
+        mixture_or_task_name="tiny_mood",
+        task_feature_lengths=LENGTHS,
+        batch_size=8,
+        train_steps=20,
+        method="lora",
+        initial_checkpoint_path="base",
+        library=str(tmp_path / "library"),
     )
-    publish.check_publishable(tmp_path / model_dir, expert_name=expert_name, **arguments)
+    publish.check_publishable(TrainConfig.of(**defaults | changes))
 
 
 @pytest.mark.parametrize("changes, sentence", UNPUBLISHABLE.values(), ids=UNPUBLISHABLE)
@@ -228,9 +239,9 @@ def test_what_could_not_be_published_is_refused_before(tmp_path, changes, senten
 
 def test_new_folders_at_any_depth_can_be_published_to(tmp_path, monkeypatch):
     for folder in ("run", "a/b/c"):
-        check(tmp_path, folder, expert_name="tiny", dtypes=("bfloat16", "float32"))
+        check(tmp_path, folder, expert_name="tiny", frozen_dtype="bfloat16")
     monkeypatch.chdir(tmp_path)
-    publish.check_publishable(Path("run"), "full", None, "library", None, ("bfloat16",))
+    check(Path(), method="full", initial_checkpoint_path=None, base_dtype="bfloat16")
     assert snapshot(tmp_path) == {}
 
 
@@ -239,7 +250,13 @@ def test_the_expert_of_another_run_is_not_replaced(world, tmp_path):
     experts = str(world.library)
     with pytest.raises(UsageError, match="an expert 'tiny_mood' made by .*stage1/tiny_mood"):
         check(tmp_path, library=experts, expert_name="tiny_mood")
-    publish.check_publishable(world.source, "pemt_source", "base", experts, "tiny_mood", ())
+    check(
+        world.source.parent,
+        "tiny_mood",
+        method="pemt_source",
+        library=experts,
+        expert_name="tiny_mood",
+    )
     (tmp_path / "library" / "notes").mkdir(parents=True)
     (tmp_path / "library" / "notes" / "diary.txt").write_text("precious")
     with pytest.raises(PemtError, match="notes exists and is no artefact"):

@@ -8,6 +8,7 @@ import json
 
 import numpy as np
 import pytest
+from built import assemble, open_run
 from tiny_system import EXPERTS, T5, world_fixture  # noqa: F401
 
 from pemt_jax.common.errors import PemtError, UsageError
@@ -19,8 +20,6 @@ from pemt_jax.interop.reference import to_reference
 from pemt_jax.library import expert as library
 from pemt_jax.library.artefact import read_artefact, read_card
 from pemt_jax.library.transfer import add_expert
-from pemt_jax.runs.build_model import assemble
-from pemt_jax.runs.finished import open_run
 from pemt_jax.runs.import_target import import_target
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 

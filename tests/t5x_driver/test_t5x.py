@@ -16,6 +16,7 @@ if importlib.util.find_spec("t5x") is None:
     pytest.skip("T5X is not installed (README, 'Under T5X')", allow_module_level=True)
 
 import tiny_system
+from built import assemble
 from t5x import adafactor, utils
 from t5x.examples.t5 import network
 from t5x_system import (
@@ -38,7 +39,6 @@ from pemt_jax.config import T5Config
 from pemt_jax.interop.hf import load_hf
 from pemt_jax.library.expert import load_expert
 from pemt_jax.model.methods import split
-from pemt_jax.runs.build_model import assemble
 from pemt_jax.t5x import bridge as t5x_bridge
 from pemt_jax.t5x import model as t5x_runs
 from pemt_jax.t5x import state as t5x_state
@@ -125,7 +125,7 @@ def test_rows_without_targets_are_decoded(world, folder):
     batch = batch_at(0)
     blind = batch | {name: np.zeros_like(batch[name]) for name in batch if "decoder" in name}
     predict = jax.jit(model.predict_batch)
-    params = model.assembly.nested()
+    params = model.built.nested()
     tokens = predict(params, blind)
     assert np.any(tokens, axis=1).all()
     np.testing.assert_array_equal(tokens, predict(params, batch))
@@ -187,9 +187,9 @@ def test_a_size_of_t5x_is_the_shape_of_a_backbone_or_must_be_the_bases(folder):
     }
     size = network.T5Config(**fields | {"dtype": "bfloat16"})
     assert t5x_runs.shape_of(size) == T5Config(**fields | {"dtype": "bfloat16"})
-    assert new_model(folder, t5=size).assembly.model.t5.dtype == "bfloat16"
+    assert new_model(folder, t5=size).built.model.t5.dtype == "bfloat16"
     new = new_model(folder, method="full", t5=size, initial_checkpoint_path=None)
-    assert new.assembly.model.t5 == t5x_runs.shape_of(size)
+    assert new.built.model.t5 == t5x_runs.shape_of(size)
     with pytest.raises(UsageError, match="has mlp_dim = 32, expected 64 as the T5Config says"):
         new_model(folder, t5=network.T5Config(**fields | {"mlp_dim": 64}))
 
@@ -197,7 +197,7 @@ def test_a_size_of_t5x_is_the_shape_of_a_backbone_or_must_be_the_bases(folder):
 def test_a_folder_takes_up_no_run_but_its_own(folder):
     make(folder, "pemt_source")
     publish = t5x_state.Publish(new_model(folder))
-    state = {"target": publish.model.assembly.nested(), "state": {"step": np.int32(0)}}
+    state = {"target": publish.model.built.nested(), "state": {"step": np.int32(0)}}
     assert publish(state, {}) == (state, {}) and not (folder / "run" / "artefact").exists()
     publish({**state, "state": {"step": np.int32(10)}}, {})
     assert (folder / "run" / "artefact_10" / "card.json").is_file()

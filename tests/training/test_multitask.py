@@ -13,10 +13,10 @@ from pemt_jax.common.weights import load_weights
 from pemt_jax.library import artefact
 from pemt_jax.library import expert as library
 from pemt_jax.parallel.stop_signals import Stopped
+from pemt_jax.training import run
 from pemt_jax.training.metrics_log import read_metrics
 from pemt_jax.training.multitask import job as many_job
-from pemt_jax.training.multitask import loop as many_train
-from pemt_jax.training.multitask.trainer import ManyTrainer
+from pemt_jax.training.multitask.trainer import MultitaskTrainer
 
 TASKS = ("tiny_mood", "tiny_topic")
 PROMPT = "Say what it is."  # of one length, so that shapes are those of runs alone
@@ -79,7 +79,7 @@ class StoppedAt:
         self.active = []
         watcher = self
 
-        class Watched(ManyTrainer):
+        class Watched(MultitaskTrainer):
             def step(self, batch, active):
                 metrics = super().step(batch, active)
                 watcher.active.append(tuple(active))
@@ -87,7 +87,7 @@ class StoppedAt:
                     action(self)
                 return metrics
 
-        monkeypatch.setattr(many_job, "ManyTrainer", Watched)
+        monkeypatch.setattr(many_job, "MultitaskTrainer", Watched)
 
 
 def test_a_stopped_job_resumes_to_the_same_bits_also_when_one_task_has_ended(
@@ -117,20 +117,20 @@ def test_tasks_left_at_different_steps_meet_again_with_the_same_bits(world, tmp_
     """As a kill between the savings of two tasks leaves them."""
     common = dict(method="pemt_source", save_every=5)
     world.train(tmp_path / "straight", TASKS, 20, library=str(tmp_path / "a"), **common)
-    save = many_train.Loop.save
+    save = run.Run.save
 
     class Killed(BaseException):
         pass
 
     def first_only(loop, metrics=None):
-        if loop.run.step == 10 and loop.log.path.parent.name == TASKS[1]:
+        if loop.result.step == 10 and loop.log.path.parent.name == TASKS[1]:
             raise Killed
         save(loop, metrics)
 
-    monkeypatch.setattr(many_train.Loop, "save", first_only)
+    monkeypatch.setattr(run.Run, "save", first_only)
     with pytest.raises(Killed):
         world.train(tmp_path / "killed", TASKS, 20, library=str(tmp_path / "b"), **common)
-    monkeypatch.setattr(many_train.Loop, "save", save)
+    monkeypatch.setattr(run.Run, "save", save)
     watched = StoppedAt(monkeypatch, None)
     world.train(tmp_path / "killed", TASKS, 20, library=str(tmp_path / "b"), **common)
     assert watched.active == [(False, True)] * 5 + [(True, True)] * 10
@@ -141,12 +141,13 @@ def test_tasks_left_at_different_steps_meet_again_with_the_same_bits(world, tmp_
 def test_a_task_that_gets_no_better_stops_and_the_others_go_on(world, tmp_path, monkeypatch):
     scores = iter([3.0, 1.0, 2.0, 2.0, 3.0, 4.0])  # mood, topic, mood, topic, topic, topic
 
-    def evaluate(loop, _, best_metric, sign):
+    def evaluate(loop):
         score = next(scores)
-        real(loop, lambda params: {best_metric: score}, best_metric, sign)
+        loop._evaluate = lambda params: {loop.best_metric: score}
+        real(loop)
 
-    real = many_train.Loop.evaluate
-    monkeypatch.setattr(many_train.Loop, "evaluate", evaluate)
+    real = run.Run.evaluate
+    monkeypatch.setattr(run.Run, "evaluate", evaluate)
     metrics = world.train(
         tmp_path / "job", TASKS, 20, eval_every=5, patience=1, **options(world, tmp_path)
     )
@@ -175,7 +176,7 @@ def test_a_task_that_is_not_finite_stops_alone(world, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("names", "steps", "more", "message"),
     [
-        (TASKS[:1] * 2, 20, {}, "names 'tiny_mood' twice, expected each task once"),
+        (TASKS[:1] * 2, 20, {}, "names 'tiny_mood' twice, expected each once"),
         ((), 20, {}, "names no task, expected at least one"),
         (("tiny_mood", "tiny_topik"), 20, {}, "'tiny_topik'.*nearest.*tiny_topic"),
         (
@@ -186,7 +187,7 @@ def test_a_task_that_is_not_finite_stops_alone(world, tmp_path, monkeypatch):
         ),
         ("tiny_mood", (1, 2), {}, r"TRAIN_STEPS \(1, 2\) for one task, expected one number"),
         (TASKS, 20, {"expert_name": "x"}, "EXPERT_NAME 'x' for 2 tasks, expected none"),
-        (TASKS, 20, {"task_loop": "mpa"}, r"no TASK_LOOP 'mpa', .*nearest: 'map'"),
+        (TASKS, 20, {"task_loop": "mpa"}, r"Found TASK_LOOP 'mpa', .*nearest: 'map'"),
     ],
 )
 def test_what_does_not_fit_is_said_in_one_sentence(world, tmp_path, names, steps, more, message):
@@ -253,13 +254,13 @@ from pemt_jax.training.multitask import job as many_job
 shapes = []
 
 
-class Watched(many_job.ManyTrainer):
+class Watched(many_job.MultitaskTrainer):
     def __init__(self, *arguments):
         super().__init__(*arguments)
         shapes.append((dict(self.mesh.shape), self.slots))
 
 
-many_job.ManyTrainer = Watched
+many_job.MultitaskTrainer = Watched
 world, out = tiny_system.World(Path(sys.argv[1])), Path(sys.argv[2])
 tasks, model = tuple(sys.argv[3].split(",")), int(sys.argv[4])
 world.train(out / "job", tasks, 10, method="pemt_source", prompt_text="Say what it is.",

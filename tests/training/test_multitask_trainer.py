@@ -10,12 +10,11 @@ import tiny_model
 from flax.traverse_util import flatten_dict
 
 from pemt_jax import optimizers
-from pemt_jax.common.errors import UsageError
 from pemt_jax.model import methods
 from pemt_jax.model.pemt_model import PemtModel
 from pemt_jax.parallel import partitioning
 from pemt_jax.training.multitask import batches as many_batches
-from pemt_jax.training.multitask.trainer import ManyTrainer, task_mesh
+from pemt_jax.training.multitask.trainer import MultitaskTrainer, task_mesh
 from pemt_jax.training.trainer import Trainer
 
 T5 = dataclasses.replace(tiny_model.T5, dropout_rate=0.1)
@@ -62,7 +61,7 @@ class Source(list):
 
 def stacked(batches, slots, prompt_lengths=None, local_rows=None):
     sources, tasks = [Source([batch]) for batch in batches], len(batches)
-    return many_batches.ManyBatchSource(
+    return many_batches.MultitaskSource(
         sources,
         [1] * tasks,
         slots,
@@ -89,7 +88,7 @@ def many(pemt, method, tasks, t5=T5, train_steps=10, **options):
     trainables, frozens = zip(
         *(parts(pemt, method, task, t5) for task in range(tasks)), strict=True
     )
-    return ManyTrainer(
+    return MultitaskTrainer(
         PemtModel(t5, pemt).loss_fn,
         trainables,
         frozens[0],
@@ -194,7 +193,7 @@ def test_prompts_of_unequal_lengths_and_batches_padded_agree_with_single_runs():
     (first, frozen), (second, _) = (
         parts(p, method, task, NO_DROPOUT) for task, p in enumerate((short, pemt))
     )
-    trainer = ManyTrainer(
+    trainer = MultitaskTrainer(
         PemtModel(NO_DROPOUT, pemt).loss_fn, [first, second], frozen, optimizer(), 2, seed=7
     )
     shapes = ((6, 4), (8, 5))
@@ -245,7 +244,7 @@ def test_a_state_is_restored_into_its_slot_padded_as_it_was():
     pemt, method = STAGES["stage 1"]
     short = dataclasses.replace(pemt, prompt_length=2)
     (first, frozen), (second, _) = parts(short, method, 0), parts(pemt, method, 1)
-    trainer = ManyTrainer(PemtModel(T5, pemt).loss_fn, [first, second], frozen, optimizer(), 2)
+    trainer = MultitaskTrainer(PemtModel(T5, pemt).loss_fn, [first, second], frozen, optimizer(), 2)
     changed = jax.tree.map(lambda x: x + 1, trainer.task_state(0))
     other = trainer.task_state(1)
 
@@ -296,9 +295,3 @@ def test_tasks_are_dealt_to_the_groups_with_the_least_work(
     assert found.axis_names == ("task", "data", "model")
     assert found.devices.shape == (*expected, model)
     assert sorted(found.devices.ravel()) == list(range(devices))
-
-
-def test_an_unknown_task_loop_is_named_with_the_nearest():
-    pemt, method = STAGES["stage 1"]
-    with pytest.raises(UsageError, match=r"no TASK_LOOP 'vmpa', .*map, vmap \(nearest: 'vmap'\)"):
-        many(pemt, method, 2, task_loop="vmpa")

@@ -30,7 +30,7 @@ def prompt_weights(length: int, longest: int, batch_size: int) -> np.ndarray:
     return np.repeat(real[None].astype(np.int32), batch_size, axis=0)
 
 
-class ManyBatchSource:
+class MultitaskSource:
     """Random access by step number to {feature: [slots, B, ...]}, as grain reads it.
 
     Args:

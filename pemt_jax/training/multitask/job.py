@@ -1,112 +1,86 @@
-"""Many tasks in one job: stage 1 for several sources, or stage 2 for several targets.
+"""Several tasks in one job: stage 1 for several sources, or stage 2 for several targets.
 
     python -m pemt_jax.train --gin_file=runs/stage1.gin \\
         --gin.MIXTURE_OR_TASK_NAME="('pemt_mnli','pemt_qnli')" --gin.MODEL_DIR=runs/sources ...
 
-Each task lives in MODEL_DIR/TASK as a run of its own would: checkpoints, log, artefact.
+Each task's run is kept in MODEL_DIR/TASK as a run of its own would be: checkpoints, log, artefact.
+Only the step is shared, over one frozen backbone.
 """
 
 import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import optax
 
-from pemt_jax.cli import command as cli
 from pemt_jax.common.errors import UsageError
 from pemt_jax.model.pemt_model import PemtModel
-from pemt_jax.runs.task_run import TaskRun, per_task
+from pemt_jax.optimizers import with_task
+from pemt_jax.run_config import TrainConfig
+from pemt_jax.training.loop import run_loop
 from pemt_jax.training.metrics_log import MetricsLog
-from pemt_jax.training.multitask.loop import train_many
-from pemt_jax.training.multitask.trainer import ManyTrainer
+from pemt_jax.training.multitask.stepper import MultitaskStepper, TaskView
+from pemt_jax.training.multitask.trainer import MultitaskTrainer
+from pemt_jax.training.profile import Profile
 
 
 def train_tasks(
-    open_run: Callable[..., TaskRun],
-    folder: Path,
-    names: Sequence[str],
-    train_steps: int | Sequence[int],
-    prompt_text: str | Sequence[str] | None,
-    optimizer: optax.GradientTransformation,
-    *,
-    fully_sharded: bool,
-    task_loop: str,
-    **intervals,
+    config: TrainConfig, runs: Sequence, started: Callable[[], None]
 ) -> dict[str, float]:
-    """Train each task, publish it, and return {task/metric: value} of their best checkpoints.
+    """Train each task's run, publish it, and return {task/metric: value} of their best checkpoints.
 
     Args:
-      open_run: TaskRun with everything but what follows.
-      folder: MODEL_DIR; a task lives in the folder of its name there.
-      names, train_steps, prompt_text, optimizer, fully_sharded, task_loop: as of train.train.
-      intervals: of many_train.train_many.
+      config: of the job.
+      runs: runs.task_run.TaskRun of each task, the first with the frozen parameters of all.
+      started: called once, when everything is ready to train.
 
     Raises:
-      UsageError: names, steps or prompts do not fit together.
+      Stopped, PemtError: as training.loop.run_loop.
     """
-    check_names(names, open_run.keywords["expert_name"])
-    steps = per_task("TRAIN_STEPS", train_steps, len(names))
-    prompts = per_task("PROMPT_TEXT", prompt_text, len(names))
-    runs, evaluators = [], {}
-    for name, own_steps, prompt in zip(names, steps, prompts, strict=True):
-        runs.append(
-            open_run(
-                folder / name,
-                name,
-                own_steps,
-                prompt_text=prompt,
-                together=names,
-                evaluators=evaluators,
-            )
-        )
-        if len(runs) > 1:
-            runs[-1].frozen = None  # that of the first is that of all
-    first, settings = runs[0], open_run.keywords
-    longest = max(run.prompt_length for run in runs)
+    first = runs[0]
     if len({run.prompt_length for run in runs}) > 1:
-        check_padding(optimizer, {run.task: run.trainable["prompt/embedding"] for run in runs})
-    options = dataclasses.replace(first.made.model.pemt, prompt_length=longest)
-    trainer = ManyTrainer(
-        PemtModel(first.made.model.t5, options).loss_fn,
+        check_padding(
+            config.optimizer, {run.task: run.trainable["prompt/embedding"] for run in runs}
+        )
+    longest = max(run.prompt_length for run in runs)
+    options = dataclasses.replace(first.built.model.pemt, prompt_length=longest)
+    trainer = MultitaskTrainer(
+        PemtModel(first.built.model.t5, options).loss_fn,
         [run.trainable for run in runs],
-        first.frozen,
-        optimizer,
-        settings["batch_size"],
-        settings["seed"],
-        settings["mesh"],
-        first.made.params_axes,
-        settings["prng"],
-        fully_sharded,
-        task_loop,
+        first.take_frozen(),
+        config.optimizer,
+        config.data.batch_size,
+        config.loop.seed,
+        first.mesh,
+        first.built.params_axes,
+        config.loop.prng,
+        config.mesh.fully_sharded,
+        config.loop.task_loop,
     )
-    first.frozen = None
+    stepper = MultitaskStepper(
+        trainer, [run.source for run in runs], [run.prompt_length for run in runs]
+    )
+    loop, metrics = config.loop, {}
     with contextlib.ExitStack() as stack:
         kept = [stack.enter_context(run.checkpoints()) for run in runs]
-        logs = [stack.enter_context(MetricsLog(run.folder)) for run in runs]
-        metrics = train_many(
-            trainer, runs, kept, logs, started=lambda: cli.write_config(folder), **intervals
+        in_loop = []
+        for i, (run, checkpoints) in enumerate(zip(runs, kept, strict=True)):
+            view = TaskView(trainer, i)
+            log = stack.enter_context(MetricsLog(run.folder))
+            in_loop.append(run.in_loop(view, checkpoints, log, metrics, name=run.task))
+        started()
+        run_loop(
+            stepper,
+            in_loop,
+            log_every=loop.log_every,
+            eval_every=loop.eval_every,
+            save_every=loop.save_every,
+            profile=loop.profile_steps and Profile(config.folder / "profile", loop.profile_steps),
         )
     return {
-        f"{name}/{metric}": value
-        for name, own in zip(names, metrics, strict=True)
-        for metric, value in own.items()
+        f"{run.task}/{name}": value for run in runs for name, value in metrics[run.task].items()
     }
-
-
-def check_names(names: Sequence[str], expert_name: str | None) -> None:
-    """Raise UsageError for no task, for one twice, and for one EXPERT_NAME of several experts."""
-    if not names:
-        raise UsageError("MIXTURE_OR_TASK_NAME names no task, expected at least one.")
-    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
-    if twice:
-        raise UsageError(f"MIXTURE_OR_TASK_NAME names {twice!r} twice, expected each task once.")
-    if expert_name and len(names) > 1:
-        raise UsageError(
-            f"Found EXPERT_NAME {expert_name!r} for {len(names)} tasks, expected "
-            "none, for each expert has its task's name."
-        )
 
 
 def check_padding(optimizer: optax.GradientTransformation, prompts: dict[str, np.ndarray]) -> None:
@@ -114,7 +88,7 @@ def check_padding(optimizer: optax.GradientTransformation, prompts: dict[str, np
 
     One that scales by the size of a whole parameter does: padding makes the prompt's mean smaller.
     """
-    optimizer = optax.with_extra_args_support(optimizer)
+    optimizer = with_task(optimizer)
 
     def updated(prompt, gradient):
         params = {"prompt/embedding": prompt}
@@ -123,12 +97,14 @@ def check_padding(optimizer: optax.GradientTransformation, prompts: dict[str, np
             updates, state = optimizer.update({"prompt/embedding": gradient}, state, params, task=0)
         return np.asarray(updates["prompt/embedding"])
 
+    def padded(x):
+        return np.pad(x, ((longest - len(x), 0), (0, 0)))
+
     task, prompt = min(prompts.items(), key=lambda item: len(item[1]))
     longest = max(len(other) for other in prompts.values())
     gradient = np.random.default_rng(0).normal(size=prompt.shape).astype(prompt.dtype)
-    pad = lambda x: np.pad(x, ((longest - len(x), 0), (0, 0)))  # noqa: E731
-    alone, padded = updated(prompt, gradient), updated(pad(prompt), pad(gradient))
-    if not np.allclose(padded[longest - len(prompt) :], alone, rtol=1e-3, atol=0):
+    alone, with_padding = updated(prompt, gradient), updated(padded(prompt), padded(gradient))
+    if not np.allclose(with_padding[longest - len(prompt) :], alone, rtol=1e-3, atol=0):
         raise UsageError(
             f"The prompt of {task!r} has {len(prompt)} tokens and the longest {longest}, and this "
             "optimizer scales by the size of a parameter, expected 'adamw' or 'adamw_hf', or "

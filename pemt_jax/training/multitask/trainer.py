@@ -25,14 +25,13 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pemt_jax.checkpoints.manager import Checkpoints
-from pemt_jax.common.errors import UsageError, nearest
 from pemt_jax.model.methods import merge
+from pemt_jax.optimizers import with_task
 from pemt_jax.parallel import partitioning, processes
 from pemt_jax.parallel.activation_constraints import constrained
 from pemt_jax.training.multitask.batches import PROMPT_WEIGHTS
+from pemt_jax.training.multitask.stacking import TaskTakers, like, longest, padded, written
 from pemt_jax.training.step import Batch, LossFn, Params, TrainState, make_train_step
-
-TASK_LOOPS = ("map", "vmap")
 
 
 def task_mesh(mesh: Mesh, tasks: int, batch_size: int) -> Mesh:
@@ -58,7 +57,7 @@ def task_mesh(mesh: Mesh, tasks: int, batch_size: int) -> Mesh:
     )
 
 
-class ManyTrainer:
+class MultitaskTrainer:
     """States and compiled step of many tasks; one compilation a batch shape.
 
     Args:
@@ -87,11 +86,6 @@ class ManyTrainer:
         fully_sharded: bool = False,
         task_loop: str = "map",
     ):
-        if task_loop not in TASK_LOOPS:
-            raise UsageError(
-                f"There is no TASK_LOOP {task_loop!r}, expected one of "
-                f"{', '.join(TASK_LOOPS)}{nearest(task_loop, TASK_LOOPS)}."
-            )
         self.seed = seed
         whole = mesh or partitioning.make_mesh()
         self.mesh = task_mesh(whole, len(trainables), batch_size)
@@ -110,16 +104,16 @@ class ManyTrainer:
         self.frozen = partitioning.place(
             dict(frozen), partitioning.parameter_shardings(frozen, axes, whole, fully_sharded)
         )
-        states = [self._initial(trainable, optimizer) for trainable in trainables]
-        self._alone = [jax.tree.map(_like, state) for state in states]
-        self._shapes_of_all = jax.tree.map(_longest, *states)
+        states = [self._initial(trainable, optimizer, fully_sharded) for trainable in trainables]
+        self._alone = [jax.tree.map(like, state) for state in states]
+        self._shapes_of_all = jax.tree.map(longest, *states)
         # Each leaf lies where it lies in a run alone, behind the task axis.
         self.shardings = jax.tree.map(
             lambda x: NamedSharding(self.mesh, PartitionSpec("task", *x.sharding.spec)), states[0]
         )
         self.state = partitioning.place(self._stacked(states), self.shardings)
-        self._take = _Takers()
-        self._write = jax.jit(_written, donate_argnums=0, out_shardings=self.shardings)
+        self._take = TaskTakers()
+        self._write = jax.jit(written, donate_argnums=0, out_shardings=self.shardings)
         rows = partitioning.batch_axes(self.mesh)
         self._batch_sharding = NamedSharding(self.mesh, PartitionSpec("task", rows))
         self._step = jax.jit(
@@ -191,12 +185,16 @@ class ManyTrainer:
     def restore(self, task: int, checkpoints: Checkpoints, step: int) -> None:
         """Replace the state of one task by that of its checkpoint."""
         alone = processes.to_host(checkpoints.restore(step, self._alone[task]))
-        padded = jax.tree.map(lambda x, like: _padded(x, like.shape), alone, self._shapes_of_all)
+        padded = jax.tree.map(lambda x, like: padded(x, like.shape), alone, self._shapes_of_all)
         self.state = self._write(self.state, padded, task)
 
-    def _initial(self, trainable: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    def _initial(
+        self, trainable: Params, optimizer: optax.GradientTransformation, fully_sharded: bool
+    ) -> TrainState:
         """The state of a run of its own, on the mesh without tasks."""
-        shardings = partitioning.parameter_shardings(trainable, self._axes, self._whole)
+        shardings = partitioning.parameter_shardings(
+            trainable, self._axes, self._whole, fully_sharded
+        )
         slots = partitioning.optimizer_shardings(
             jax.eval_shape(optimizer.init, trainable), shardings, self._whole
         )
@@ -214,7 +212,7 @@ class ManyTrainer:
         def stack(like, *leaves):
             stacked = np.zeros((self.slots, *like.shape), like.dtype)
             for slot, leaf in enumerate(leaves):
-                stacked[slot] = _padded(leaf, like.shape)
+                stacked[slot] = padded(leaf, like.shape)
             return stacked
 
         return jax.tree.map(stack, self._shapes_of_all, *states)
@@ -222,7 +220,7 @@ class ManyTrainer:
     def _make_step(self, loss_fn: LossFn, optimizer, task_loop: str):
         if self.mesh.shape["task"] == 1:  # else XLA places activations as their inputs lie
             loss_fn = constrained(loss_fn, self.mesh, self._axes)
-        optimizer = optax.with_extra_args_support(optimizer)
+        optimizer = with_task(optimizer)
 
         def update_one(state, frozen, batch, active, task, key):
             own = optax.GradientTransformation(
@@ -255,54 +253,3 @@ class ManyTrainer:
             in_specs=(tasks, everywhere, tasks, tasks, tasks, everywhere),
             out_specs=tasks,
         )
-
-
-def _padded(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """The array at the end of each axis of `shape`, zeros before it."""
-    padded = np.zeros(shape, array.dtype)
-    padded[tuple(slice(n - have, None) for n, have in zip(shape, array.shape, strict=True))] = array
-    return padded
-
-
-def _like(x: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-
-
-def _longest(*leaves: jax.Array) -> jax.ShapeDtypeStruct:
-    shape = np.max([leaf.shape for leaf in leaves], axis=0).astype(int)
-    return jax.ShapeDtypeStruct(tuple(shape.tolist()), leaves[0].dtype)
-
-
-def _written(tree, new, slot: int):
-    return jax.tree.map(lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, slot, 0), tree, new)
-
-
-class _Takers:
-    """Compiled functions (tree, task) -> that entry of the task axis without its padding.
-
-    Called with what the entry is like: shapes and shardings; equal ones share their function.
-    """
-
-    def __init__(self):
-        self._made = {}
-
-    def __call__(self, alone):
-        leaves, structure = jax.tree.flatten(alone)
-        key = (structure, *(leaf.shape for leaf in leaves))
-        if key not in self._made:
-            self._made[key] = jax.jit(
-                functools.partial(self._take, [leaf.shape for leaf in leaves]),
-                out_shardings=jax.tree.map(lambda x: x.sharding, alone),
-            )
-        return self._made[key]
-
-    @staticmethod
-    def _take(shapes, tree, task):
-        leaves, structure = jax.tree.flatten(tree)
-        taken = [
-            jax.lax.dynamic_index_in_dim(x, task, keepdims=False)[
-                tuple(slice(have - n, None) for have, n in zip(x.shape[1:], shape, strict=True))
-            ]
-            for x, shape in zip(leaves, shapes, strict=True)
-        ]
-        return jax.tree.unflatten(structure, taken)

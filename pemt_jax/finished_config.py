@@ -1,0 +1,73 @@
+"""What `evaluate` and `predict` are asked: which finished run, and what of it."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from pemt_jax.common.flat_config import Flat, Part, at_least
+from pemt_jax.run_config import DEFAULT_BUCKETS, MeshConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedConfig(Part):
+    """Which finished run to open.
+
+    Attributes:
+      model_dir: a run's folder, an artefact's, an expert's or a base's.
+      initial_checkpoint_path, library: the base and the experts, if they were moved.
+      vocabulary: a spiece.model; None for the one beside the base.
+    """
+
+    model_dir: str
+    initial_checkpoint_path: str | None = None
+    library: str | None = None
+    vocabulary: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Flat):
+    """An evaluation of a finished run.
+
+    Attributes:
+      mixture_or_task_name, task_feature_lengths: None for those it was trained on.
+      split: of the task, or of every task of the mixture.
+      batch_size: examples per batch.
+      buckets: input lengths to pad to, or how many to choose from the data.
+    """
+
+    run: FinishedConfig
+    mixture_or_task_name: str | None = None
+    split: str = "test"
+    task_feature_lengths: Mapping[str, int] | None = None
+    batch_size: int = 128
+    buckets: Sequence[int] | int = DEFAULT_BUCKETS
+    mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self):
+        at_least(1, BATCH_SIZE=self.batch_size)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictConfig(Flat):
+    """Predictions of a finished run.
+
+    Attributes:
+      input_file, output_file: None for standard input and output; an output_file that ends in
+        .jsonl gets scores and gates too.
+      batch_size: lines decoded together.
+      max_input_length: tokens kept of a line, the end token included; None for the run's.
+      max_decode_length: most tokens to generate; None for the run's target length.
+      num_beams: 1 for greedy search.
+    """
+
+    run: FinishedConfig
+    input_file: str | None = None
+    output_file: str | None = None
+    batch_size: int = 32
+    max_input_length: int | None = None
+    max_decode_length: int | None = None
+    num_beams: int = 1
+    mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self):
+        names = ("batch_size", "max_input_length", "max_decode_length", "num_beams")
+        at_least(1, **{name.upper(): getattr(self, name) for name in names})

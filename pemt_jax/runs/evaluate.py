@@ -1,0 +1,59 @@
+"""The metrics of a finished run on a split of its task, or of another task or mixture."""
+
+import json
+from pathlib import Path
+
+from pemt_jax.common.errors import UsageError
+from pemt_jax.common.storage import replacing
+from pemt_jax.data.buckets import buckets_for
+from pemt_jax.data.token_cache import open_mixture
+from pemt_jax.finished_config import EvaluateConfig
+from pemt_jax.parallel import partitioning, processes
+from pemt_jax.runs.finished import FinishedRun, open_run
+from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
+from pemt_jax.training.evaluator import Evaluator
+from pemt_jax.training.validation import Validation
+
+
+def evaluate(config: EvaluateConfig, run: FinishedRun | None = None) -> dict[str, float]:
+    """Return the metrics: the task's, losses, mean gate weight per expert.
+
+    The first process writes them to MODEL_DIR/evaluation/TASK-SPLIT.json, where MODEL_DIR is a
+    run's; an artefact, an expert or a base is left as it is.
+
+    Args:
+      run: where it is open already.
+
+    Raises:
+      UsageError, PemtError: no finished run, or no such task or split.
+    """
+    run = run or open_run(config.run, DEFAULT_VOCABULARY)
+    built, folder = run.built, Path(config.run.model_dir)
+    name = config.mixture_or_task_name or run.task
+    lengths = config.task_feature_lengths or run.lengths
+    if not name or not lengths:
+        raise UsageError(
+            f"{folder} does not name its task, expected MIXTURE_OR_TASK_NAME and "
+            "TASK_FEATURE_LENGTHS."
+        )
+    with processes.first_alone():  # it tokenises what is not cached yet
+        splits = [part for _, part in open_mixture(name, config.split, lengths)]
+    processes.agree(
+        base=built.identity["base"],
+        experts=built.identity["experts"],
+        data=[part.sha256 for part in splits],
+        batch_size=config.batch_size,
+    )
+    mesh = partitioning.make_mesh(
+        model=config.mesh.model_parallel, expert=config.mesh.expert_parallel
+    )
+    evaluator = Evaluator(
+        built.model.predict_batch, built.model.eval_fn, DEFAULT_VOCABULARY, mesh, built.params_axes
+    )
+    params = built.placed(mesh, config.mesh.fully_sharded)
+    buckets = buckets_for(config.buckets, splits)
+    metrics = Validation(evaluator, splits, config.batch_size, buckets)(params)
+    if processes.is_first() and (folder / "checkpoints").is_dir():
+        with replacing(folder / "evaluation" / f"{name}-{config.split}.json") as partial:
+            partial.write_text(json.dumps(metrics) + "\n", encoding="utf-8")
+    return metrics

@@ -1,0 +1,87 @@
+"""The steps of many tasks as the training loop sees them."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from pemt_jax.checkpoints.manager import Checkpoints
+from pemt_jax.data.batching import Batch, BatchSource, train_iterator
+from pemt_jax.training.multitask.batches import MultitaskSource
+from pemt_jax.training.multitask.trainer import MultitaskTrainer
+from pemt_jax.training.run import window_like
+from pemt_jax.training.step import Params, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskView:
+    """One task of a MultitaskTrainer, as a run of its own sees its trainer."""
+
+    trainer: MultitaskTrainer
+    task: int
+
+    @property
+    def seed(self) -> int:
+        return self.trainer.seed
+
+    @property
+    def state(self) -> TrainState:
+        return self.trainer.task_state(self.task)
+
+    @property
+    def frozen(self) -> Params:
+        return self.trainer.frozen
+
+    @property
+    def trainable_like(self) -> dict[str, jax.ShapeDtypeStruct]:
+        return self.trainer.trainable_like(self.task)
+
+    def params(self) -> dict:
+        return self.trainer.params(self.task)
+
+    def restore(self, checkpoints: Checkpoints, step: int) -> None:
+        self.trainer.restore(self.task, checkpoints, step)
+
+
+class MultitaskStepper:
+    """Steps that update all active tasks; see training.loop.Stepper.
+
+    Args:
+        trainer: of all tasks.
+        sources: of each task's batches.
+        prompt_lengths: rows of each task's prompt.
+    """
+
+    def __init__(
+        self,
+        trainer: MultitaskTrainer,
+        sources: Sequence[BatchSource],
+        prompt_lengths: Sequence[int],
+    ):
+        self.trainer, self.sources, self.prompt_lengths = trainer, sources, prompt_lengths
+        self.compiles, self.step = trainer.compiles, trainer.step
+
+    def batches(self, step: int, ends: Sequence[int]) -> Iterator[Batch]:
+        rows = [
+            self.trainer.local_rows(slot, source.batch_size)
+            for slot, source in enumerate(self.sources)
+        ]
+        source = MultitaskSource(self.sources, ends, self.trainer.slots, self.prompt_lengths, rows)
+        return train_iterator(source, step, max(ends) - step)
+
+    def examples(self, batch: Batch, step: int, run: int) -> int:
+        return len(self.sources[run].plan(step))
+
+    def part(self, window: dict, run: int) -> dict:
+        return jax.tree.map(lambda x: x[run], jax.device_get(window))
+
+    def with_parts(self, metrics: dict, parts: Mapping[int, dict], window: dict | None) -> dict:
+        if window is None:
+            window = jax.tree.map(np.zeros_like, jax.device_get(metrics))
+            window["first_bad_step"].step[:] = -1
+        window = jax.tree.map(np.array, jax.device_get(window))  # copies, to be written to
+        for slot, part in parts.items():
+            own = window_like(part, metrics)
+            jax.tree.map(lambda x, y, slot=slot: np.put(x, slot, y), window, own)
+        return window

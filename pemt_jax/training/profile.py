@@ -1,0 +1,33 @@
+"""A JAX profile of some training steps, for TensorBoard's profile plugin, xprof or Perfetto."""
+
+import logging
+import os
+
+import jax
+
+SKIPPED = 2  # the first steps compile
+
+log = logging.getLogger(__name__)
+
+
+class Profile:
+    """Records `steps` steps into `folder`, the first ones of the process left out."""
+
+    def __init__(self, folder: str | os.PathLike, steps: int):
+        self.folder, self.steps = os.fspath(folder), steps
+        self._made = 0
+
+    def made_step(self) -> None:
+        """Count a step; start or stop recording when it is due."""
+        self._made += 1
+        if self._made == SKIPPED:
+            jax.profiler.start_trace(self.folder)
+        elif self._made == SKIPPED + self.steps:
+            self.close()
+
+    def close(self) -> None:
+        """Stop recording, if it has started and not stopped."""
+        if SKIPPED <= self._made <= SKIPPED + self.steps:
+            jax.profiler.stop_trace()
+            log.info("A profile of %d steps is in %s.", self._made - SKIPPED, self.folder)
+        self._made = SKIPPED + self.steps + 1

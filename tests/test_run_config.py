@@ -1,0 +1,94 @@
+"""A run is one value: given by flat names or by parts, and what it refuses."""
+
+import dataclasses
+
+import gin
+import pytest
+
+from pemt_jax import configs
+from pemt_jax.common.errors import UsageError
+from pemt_jax.config import PemtConfig
+from pemt_jax.optimizers import Optimizer, Schedule
+from pemt_jax.run_config import DataConfig, LoopConfig, MeshConfig, TrainConfig
+
+GIVEN = dict(
+    model_dir="runs/x",
+    mixture_or_task_name="reviews",
+    task_feature_lengths={"inputs": 8, "targets": 2},
+    batch_size=4,
+    train_steps=10,
+)
+
+
+def test_flat_names_and_parts_give_the_same_value():
+    by_parts = TrainConfig(
+        model_dir="runs/x",
+        data=DataConfig("reviews", {"inputs": 8, "targets": 2}, 4),
+        loop=LoopConfig(10, patience=2),
+        mesh=MeshConfig(model_parallel=2),
+    )
+    assert TrainConfig.of(**GIVEN, patience=2, model_parallel=2) == by_parts
+    assert TrainConfig.of(**by_parts.flat()) == by_parts
+    assert by_parts.replace(batch_size=8).data.batch_size == 8
+
+
+def test_every_field_has_a_name_of_its_own():
+    names = [field.name for field in dataclasses.fields(TrainConfig)]
+    for part in TrainConfig.parts().values():
+        names += [field.name for field in dataclasses.fields(part)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"batch_siez": 3}, "no 'batch_siez' .nearest: 'batch_size'"),
+        ({"batch_size": 0}, "Found BATCH_SIZE 0, expected 1 or more"),
+        ({"seed": -1}, "Found SEED -1, expected 0 or more"),
+        ({"prng": "rgb"}, "Found PRNG 'rgb', expected one of .*nearest: 'rbg'"),
+        ({"task_loop": "vmpa"}, "Found TASK_LOOP 'vmpa', .*nearest: 'vmap'"),
+        ({"log_every": 0}, "Found log_every 0, expected 1 or more"),
+        ({"frozen_dtype": "floaty"}, "Found FROZEN_DTYPE 'floaty'.*nearest: 'float32'"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(change, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        TrainConfig.of(**GIVEN | change)
+
+
+def test_a_missing_field_is_named():
+    with pytest.raises(UsageError, match="TrainConfig has no value for train_steps"):
+        TrainConfig.of(**{name: value for name, value in GIVEN.items() if name != "train_steps"})
+
+
+def test_each_task_of_a_job_has_its_own_folder_steps_prompt_and_schedule():
+    optimizer = Optimizer(schedule=Schedule(train_steps=(10, 20)))
+    job = GIVEN | dict(mixture_or_task_name=("a", "b"), train_steps=(10, 20), optimizer=optimizer)
+    one, other = TrainConfig.of(**job, prompt_text=("say a", "say b")).of_tasks()
+    assert one.model_dir.endswith("a") and other.tasks == ("b",)
+    assert (one.loop.train_steps, other.loop.train_steps) == (10, 20)
+    assert other.model.prompt_text == "say b"
+    assert other.optimizer.schedule == Schedule(train_steps=20)
+
+
+def test_the_reference_preset_is_what_its_gin_file_says():
+    """--gin_file=runs/stage1.gin --gin_file=runs/reference.gin and `as_reference` are one."""
+    from pemt_jax.cli.command import arguments_of
+    from pemt_jax.train import train
+
+    macros = ["MODEL_DIR=x", "MIXTURE_OR_TASK_NAME=pemt_cb", "TRAIN_STEPS=600"]
+    macros += ["INITIAL_CHECKPOINT_PATH=base"]
+    flags = [f"--gin.{macro}" for macro in macros]
+    plain = TrainConfig.of(**arguments_of(train, ["--gin_file=runs/stage1.gin", *flags]))
+    files = ["--gin_file=runs/stage1.gin", "--gin_file=runs/reference.gin"]
+    preset = TrainConfig.of(**arguments_of(train, [*files, *flags]))
+    gin.clear_config()
+    assert configs.__file__ and plain != preset
+    assert plain.as_reference() == preset
+    assert preset.model.options == PemtConfig(
+        prompt_init="normal",
+        lora_b_init="uniform",
+        tsl_counts_padding=True,
+        decoder_attends_padding=True,
+        prompt_attention_dropout=0.1,
+    )
