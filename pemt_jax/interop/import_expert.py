@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pemt_jax.cli.startup import silence_libraries
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.hashing import fingerprint
 from pemt_jax.common.storage import check_free
@@ -191,7 +190,6 @@ def open_vocabulary(base: str | os.PathLike, file: str | None = None):
             f"There is no vocabulary {' or '.join(map(str, candidates))}, expected "
             "--vocabulary with a spiece.model or a tokenizer.json."
         )
-    silence_libraries()
     from pemt_jax.tasks.vocabulary import Vocabulary  # brings TensorFlow: seconds
 
     return Vocabulary(str(found[0]))
