@@ -20,9 +20,10 @@ import sys
 import threading
 import time
 
+from pemt_jax.parallel.environment import Limits
+
 BEAT = 1.0  # seconds between two counts
 GRACE = 10.0  # seconds in which a process may end by itself after another has failed
-SILENCE = float(os.environ.get("PEMT_JAX_SILENCE_SECONDS", 40))
 
 
 def die(sentence: str, linger: float = 0.0) -> None:
@@ -43,9 +44,9 @@ class Watchdog:
         place: how far the main thread is, PLACES a training step; None in other work.
     """
 
-    def __init__(self, client, address: str, index: int, count: int):
+    def __init__(self, client, address: str, index: int, count: int, limits: Limits):
         self._client, self._address = client, address
-        self._index, self._count = index, count
+        self._index, self._count, self._limits = index, count, limits
         self.place: int | None = None
         self._places: dict[int, int | None] = dict.fromkeys(range(count))
         self._standing = dict.fromkeys(range(count), 0.0)
@@ -74,7 +75,7 @@ class Watchdog:
 
     def await_verdict(self) -> None:
         """Give the watchdog time to find out whose fault an error of a collective is."""
-        self._over.wait(SILENCE + GRACE + 5 * BEAT)
+        self._over.wait(self._limits.silence + GRACE + 5 * BEAT)
 
     def _talk(self) -> None:
         number = 0
@@ -120,20 +121,20 @@ class Watchdog:
                     self._end(f"Process {process} of {self._count} failed: {sentence}")
             # Without process 0 nobody can be heard: it is the one to name.
             for process, seconds in sorted(self._silent.items()):
-                if process != self._index and seconds > SILENCE:
+                if process != self._index and seconds > self._limits.silence:
                     self._end(
                         f"Process {process} of {self._count} has not been heard of for "
-                        f"{SILENCE:g} seconds, expected it alive: this run ends, and its command "
+                        f"{self._limits.silence:g} seconds, expected it alive: this run ends, and its command "
                         "resumes it."
                     )
             places = {
                 process: place for process, place in self._places.items() if place is not None
             }
             for process, place in places.items():
-                if self._standing[process] > SILENCE and place < max(places.values()):
+                if self._standing[process] > self._limits.silence and place < max(places.values()):
                     self._end(
                         f"Process {process} of {self._count} has stood at step "
-                        f"{place // PLACES + 1} for {SILENCE:g} seconds while others went on, "
+                        f"{place // PLACES + 1} for {self._limits.silence:g} seconds while others went on, "
                         "expected it to go on: this run ends, and its command resumes it."
                     )
 

@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from pemt_jax.parallel import watchdog
+from pemt_jax.parallel.environment import Limits
 
 
 class Store:
@@ -56,7 +57,7 @@ def beats_at(place):
 def test_the_watchdog_ends_a_process_for_silence_or_failure_of_another(
     monkeypatch, beats, failed, expected
 ):
-    for name, value in ("BEAT", 0.05), ("GRACE", 0.1), ("SILENCE", 0.3):
+    for name, value in ("BEAT", 0.05), ("GRACE", 0.1):
         monkeypatch.setattr(watchdog, name, value)
     said, over = [], threading.Event()
 
@@ -65,7 +66,7 @@ def test_the_watchdog_ends_a_process_for_silence_or_failure_of_another(
         over.set()
 
     monkeypatch.setattr(watchdog, "die", die)
-    dog = watchdog.Watchdog(Store(beats(), failed), "127.0.0.1:1", 0, 2)
+    dog = watchdog.Watchdog(Store(beats(), failed), "127.0.0.1:1", 0, 2, Limits(silence=0.3))
     dog.place = 14  # after step 5 was given to the devices
     over.wait(1.0)
     dog.stop()
