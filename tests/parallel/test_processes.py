@@ -323,20 +323,41 @@ def test_the_others_do_not_wait_for_a_process_that_hangs(world, tmp_path, index)
     assert code == 1 and f"Process {index} of 2 has" in sentence, stderr
 
 
-HANGS = """
-import os, sys, threading
+# Process 1 stops in step 8: for ever in the step, or as many seconds as it says in reading.
+STOPS = """
+import os, sys, threading, time
 from pemt_jax import train
 from pemt_jax.cli import command as cli
 from pemt_jax.data import batching
+from pemt_jax.parallel import processes
 
 def batch(self, step, local_rows, batch=batching.BatchSource.batch):
-    if step == 7 and os.environ["JAX_PROCESS_ID"] == "1":
-        threading.Event().wait()  # as a read from a disk that is gone
+    if step == 7:
+        time.sleep(READING)
     return batch(self, step, local_rows)
 
-batching.BatchSource.batch = batch
+def report(step, place=0, report=processes.report):
+    report(step, place)
+    if (step, place) == (7, 1):
+        threading.Event().wait()
+
+if os.environ["JAX_PROCESS_ID"] == "1":
+    READING = float(os.environ.get("READING", 0))
+    if READING:
+        batching.BatchSource.batch = batch
+    else:
+        processes.report = report
 sys.exit(cli.run(train.train, sys.argv[1:]))
 """
+
+
+def stop_process_1(world, out: Path, macros: dict, **environment) -> tuple[int, set[str], float]:
+    """Return the exit code, the distinct sentences and the seconds of such a run."""
+    start = time.monotonic()
+    flags = train_flags(world, out, **macros)[2:]
+    job = Job(world, 2, "-c", STOPS, *flags, PEMT_JAX_SILENCE_SECONDS="10", **environment)
+    code, stderr = job.finish()
+    return code, set(sentences(stderr)), time.monotonic() - start
 
 
 @pytest.mark.slow
@@ -345,22 +366,27 @@ sys.exit(cli.run(train.train, sys.argv[1:]))
     [QUICK, {"MIXTURE_OR_TASK_NAME": "('tiny_mood','tiny_topic')"}],
     ids=["one task", "two tasks"],
 )
-def test_a_main_thread_that_hangs_ends_all_processes(world, tmp_path, macros):
-    start = time.monotonic()
-    job = Job(
-        world,
-        2,
-        "-c",
-        HANGS,
-        *train_flags(world, tmp_path / "run", **macros)[2:],
-        PEMT_JAX_SILENCE_SECONDS="10",
-    )
-    code, stderr = job.finish()
-    assert code == 1 and time.monotonic() - start < 300
-    assert set(sentences(stderr)) == {
-        "error: Process 1 of 2 has stood at step 8 for 10 seconds while others went on, expected "
-        "it to go on: this run ends, and its command resumes it."
-    }, stderr
+@pytest.mark.parametrize(
+    "environment, doing",
+    [({}, "been"), ({"READING": "9999", "PEMT_JAX_READ_SECONDS": "12"}, "been reading its batch")],
+    ids=["step", "read"],
+)
+def test_a_main_thread_that_hangs_ends_all_processes(world, tmp_path, macros, environment, doing):
+    code, found, seconds = stop_process_1(world, tmp_path / "run", macros, **environment)
+    limit = environment.get("PEMT_JAX_READ_SECONDS", "10")
+    assert code == 1 and seconds < 300
+    assert found == {
+        f"error: Process 1 of 2 has {doing} at step 8 for {limit} seconds while others wait for "
+        "it, expected it to go on: this run ends, and its command resumes it."
+    }
+
+
+@pytest.mark.slow
+def test_a_slow_read_in_one_process_does_not_end_a_healthy_run(world, tmp_path):
+    """Twice as long as a process may be silent; 40 seconds are the default of that."""
+    code, found, seconds = stop_process_1(world, tmp_path / "run", QUICK, READING="20")
+    assert (code, found) == (0, set()) and seconds > 20
+    assert len(losses(tmp_path / "run")) == 20
 
 
 @pytest.mark.slow
