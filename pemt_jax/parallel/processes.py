@@ -107,7 +107,7 @@ def _join(member: Member, limits: Limits) -> None:
         sys.excepthook = _end_alone
         _watchdog = Watchdog(
             global_state.client,
-            global_state.coordinator_address,
+            global_state.coordinator_address.rpartition(":")[0].strip("[]"),
             global_state.process_id,
             global_state.num_processes,
             limits,

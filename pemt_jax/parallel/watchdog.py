@@ -13,11 +13,16 @@ place can hold up the others: after `Limits.silence` seconds there they end the 
 a batch after `Limits.read` seconds, because storage may be slow. During work that takes any time
 (compiling, evaluating, saving) nothing is published, and a main thread that hangs there is not
 noticed.
+
+When process 0 dies, JAX's client aborts each of the others within about 0.1 seconds, with a stack
+trace and exit code 134; no option of jax.distributed prevents it. Each process therefore holds a
+TCP connection to process 0, whose end it notices before that. The abort still wins where the main
+thread keeps Python's global lock for those 0.1 seconds, or where a firewall prevents the
+connection; then JAX's message is the last one.
 """
 
-import ctypes
+import contextlib
 import os
-import signal
 import socket
 import sys
 import threading
@@ -26,6 +31,7 @@ import time
 from pemt_jax.parallel.environment import Limits
 
 BEAT = 1.0  # seconds between two counts
+LIFELINE = "pemt_jax/lifeline"  # key of the port to which the others connect
 GRACE = 10.0  # seconds in which a process may end by itself after another has failed
 PLACES = 3  # per step: reading its batch, giving it to the devices, everything after that
 
@@ -43,15 +49,14 @@ class Watchdog:
 
     Args:
         client: JAX's client of the coordinator's key-value store.
-        address: host and port of the coordinator.
+        host: where process 0 runs.
 
     Attributes:
         place: how far the main thread is, PLACES per training step; None during other work.
     """
 
-    def __init__(self, client, address: str, index: int, count: int, limits: Limits):
-        self._client, self._address = client, address
-        self._index, self._count = index, count
+    def __init__(self, client, host: str, index: int, count: int, limits: Limits):
+        self._client, self._host, self._index, self._count = client, host, index, count
         self._limits = limits
         self.place: int | None = None
         self._places: dict[int, int | None] = dict.fromkeys(range(count))
@@ -60,10 +65,9 @@ class Watchdog:
         self._last: dict[int, str] = {}
         self._silent = dict.fromkeys(range(count), 0.0)
         self._failed: dict[int, tuple[float, str]] = {}
-        for work in (self._talk, self._judge):
+        lifeline = self._hold_lifeline if index else self._offer_lifeline
+        for work in (self._talk, self._judge, lifeline):
             threading.Thread(target=work, name=work.__name__, daemon=True).start()
-        if index:
-            self._catch_aborts()
 
     def stop(self) -> None:
         """Stop observing: the run has ended everywhere."""
@@ -160,24 +164,41 @@ class Watchdog:
         # Others still listen to the store of process 0; it goes last.
         die(sentence, linger=0.0 if self._index else 5 * BEAT)
 
-    def _catch_aborts(self) -> None:
-        """Say in one sentence why JAX aborts when process 0, its coordinator, is gone."""
+    def _offer_lifeline(self) -> None:
+        """Let the others connect; the operating system ends the connections when we die."""
+        both = socket.has_dualstack_ipv6()
+        with contextlib.suppress(OSError):
+            self._lifeline = socket.create_server(
+                ("", 0),
+                family=socket.AF_INET6 if both else socket.AF_INET,
+                dualstack_ipv6=both,
+                backlog=self._count,  # nothing is exchanged, so none is accepted
+            )
+            self._client.key_value_set(LIFELINE, str(self._lifeline.getsockname()[1]))
 
-        def aborted(number: int) -> None:
-            host, _, port = self._address.rpartition(":")
-            try:
-                socket.create_connection((host.strip("[]"), int(port)), 2).close()
+    def _hold_lifeline(self) -> None:
+        """End this process when process 0 has died; leave it to JAX where no connection works."""
+        try:
+            address = self._host, int(self._client.blocking_key_value_get(LIFELINE, 600_000))
+            line = socket.create_connection(address, timeout=60)
+        except Exception:
+            return
+        while not self._over.is_set():
+            line.settimeout(None)
+            with contextlib.suppress(OSError), line:
+                line.recv(1)
+            try:  # a router may have dropped a connection that nobody used
+                line = socket.create_connection(address, timeout=2)
+            except ConnectionRefusedError:
+                break
             except OSError:
-                die(
-                    f"Process 0 of {self._count} has died, which all others need: this run ends, "
-                    "and its command resumes it."
-                )
-            signal.signal(number, signal.SIG_DFL)  # an abort for another reason stays one
-            os.kill(os.getpid(), number)
-
-        # Python's own handlers run in the main thread, which an abort never reaches.
-        self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)
-        libc = ctypes.CDLL(None)
-        libc.signal.argtypes = [ctypes.c_int, type(self._handler)]
-        libc.signal.restype = ctypes.c_void_p
-        libc.signal(signal.SIGABRT, self._handler)
+                return
+            self._over.wait(BEAT)
+        if not self._over.is_set():
+            _, sentence = self._failed.get(0, (0.0, ""))
+            if sentence:
+                die(f"Process 0 of {self._count} failed: {sentence}")
+            die(
+                f"Process 0 of {self._count} has died, which all others need: this run ends, and "
+                "its command resumes it."
+            )

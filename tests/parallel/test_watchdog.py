@@ -1,6 +1,7 @@
 """The watchdog alone, over a store in which the other processes do as a test says."""
 
 import itertools
+import socket
 import threading
 
 import pytest
@@ -14,8 +15,8 @@ pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExce
 class Store:
     """The coordinator's key-value store; `beats` are an iterator for each process after 0."""
 
-    def __init__(self, beats=(), failed=()):
-        self.beats, self.failed = beats, list(failed)
+    def __init__(self, beats=(), failed=(), lifeline=None):
+        self.beats, self.failed, self.lifeline = beats, list(failed), lifeline
 
     def key_value_set(self, key, value, allow_overwrite=False):
         pass
@@ -24,6 +25,10 @@ class Store:
         if folder.endswith("failed"):
             return self.failed
         return [(f"pemt_jax/beat/{1 + n}", next(beats)) for n, beats in enumerate(self.beats)]
+
+    def blocking_key_value_get(self, key, timeout_in_ms):
+        assert key == watchdog.LIFELINE
+        return str(self.lifeline)
 
 
 def beats_at(*places):
@@ -46,7 +51,7 @@ def watch(monkeypatch):
             over.set()
 
         monkeypatch.setattr(watchdog, "die", die)
-        dog = watchdog.Watchdog(store, "127.0.0.1:1", index, count, Limits(silence=0.3, read=read))
+        dog = watchdog.Watchdog(store, "127.0.0.1", index, count, Limits(silence=0.3, read=read))
         dog.place = place
         over.wait(seconds)
         dog.stop()
@@ -94,3 +99,21 @@ def test_those_that_wait_for_a_slow_read_are_not_blamed(watch):
 
 def test_nobody_is_blamed_while_another_does_work_that_takes_any_time(watch):
     assert not watch(Store([beats_at(13), beats_at("")]), count=3)
+
+
+@pytest.mark.parametrize("failed, expected", [("", "has died"), ("Disk full.", "Disk full.")])
+def test_a_process_ends_at_once_when_process_0_is_gone(watch, failed, expected):
+    server = socket.create_server(("127.0.0.1", 0))
+    store = Store([beats_at(14)], lifeline=server.getsockname()[1])
+    store.failed = [("pemt_jax/failed/0", failed)] if failed else []
+    threading.Timer(0.2, server.close).start()
+    (sentence, *_) = watch(store, index=1)
+    assert sentence.startswith("Process 0 of 2") and expected in sentence
+
+
+def test_a_network_without_or_with_a_broken_connection_does_no_harm(watch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        threading.Timer(0.1, lambda: server.accept()[0].close()).start()  # as a router may do
+        assert not watch(Store([beats_at(14)], lifeline=port), index=1, seconds=0.25)
+    assert not watch(Store([beats_at(14)], lifeline=port), index=1, seconds=0.25)  # no such port
