@@ -1,17 +1,18 @@
 """Several processes that are one run: joining, agreeing, writing once, ending.
 
-Who belongs together is told by --coordinator_address, --process_count and --process_index (T5X's
-names), by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or by what JAX finds of
-itself: the tasks of a SLURM step and the hosts of a TPU pod. One process joins nobody.
+Which processes belong together, and how long they wait for each other, is told by flags and
+environment (`environment`). A single process joins nothing.
+
+What multihost_utils does is left to it: gathering arrays, broadcasting, agreeing on the step to
+stop at (`stop_signals`). What it lacks is here and in `watchdog`; each docstring says what.
 """
 
 import atexit
 import contextlib
-import glob
 import hashlib
-import importlib.util
 import itertools
 import json
+import math
 import os
 import sys
 import threading
@@ -20,14 +21,14 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
-from jax._src.distributed import global_state  # the coordinator's store and barriers
+from jax._src.distributed import global_state  # the coordinator's store has no public name
 from jax.experimental import multihost_utils
 
-from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.common.errors import PemtError
+from pemt_jax.parallel.environment import Limits, Member, find_member
 from pemt_jax.parallel.stop_signals import Stopped
 from pemt_jax.parallel.watchdog import PLACES, Watchdog, die
 
-START_SECONDS = int(os.environ.get("PEMT_JAX_START_SECONDS", 300))
 WAIT_SECONDS = 24 * 3600  # at a barrier; the watchdog ends the wait for a process that is gone
 FACT_BYTES = 64
 
@@ -44,16 +45,19 @@ def joined(
 
     Args:
         address: host and port of process 0.
-        count, index: how many processes there are, and which this one is.
+        count, index: number of processes, and the index of this one.
 
     Raises:
-        UsageError: only some of the three are known, or they do not fit together.
+        UsageError: only some of the three are known, they do not fit together, or a variable of
+            the environment has no valid value.
         PemtError: the port is taken. Where it does not answer, the process ends.
     """
     global _failure
     _failure = None
-    if _watchdog is None:  # else a command before has joined
-        _join(address, count, index)
+    if _watchdog is None:  # else an earlier command has joined
+        member = find_member(address, count, index)
+        if member is not None:
+            _join(member, Limits.from_environment())
     try:
         yield
     except BaseException as error:
@@ -64,72 +68,49 @@ def joined(
         raise
 
 
-def _join(address: str | None, count: int | None, index: int | None) -> None:
+def _join(member: Member, limits: Limits) -> None:
     global _watchdog
-    given = {
-        "--coordinator_address": address or os.environ.get("JAX_COORDINATOR_ADDRESS"),
-        "--process_count": _number(count, "JAX_NUM_PROCESSES"),
-        "--process_index": _number(index, "JAX_PROCESS_ID"),
-    }
-    missing = [name for name, value in given.items() if value is None]
-    if len(missing) == 3 and not _in_cluster():
-        return
-    if missing and len(missing) < 3:
-        known = [name for name in given if name not in missing]
-        raise UsageError(
-            f"Found {' and '.join(known)} without {' and '.join(missing)}, expected "
-            "all three or none."
-        )
-    address, count, index = given.values()
-    if not missing:
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 65536:
-            raise UsageError(f"Found the coordinator address {address!r}, expected HOST:PORT.")
-        if not 0 <= index < count:
-            raise UsageError(
-                f"Found process index {index} of {count}, expected one from 0 to {count - 1}."
-            )
-        if count == 1:
-            return
+    address, count, index = member
     where = f"the coordinator at {address}" if address else "the coordinator of this cluster"
-    late = (
-        (
-            f"Process {index} had no answer from {where} for {START_SECONDS} seconds, expected "
-            "process 0 to listen there."
-        )
-        if index != 0
-        else (
-            f"Not all {count} processes reached {where} within {START_SECONDS} seconds, expected "
+    if index == 0:
+        late = (
+            f"Not all {count} processes reached {where} within {limits.start:g} seconds, expected "
             "each to be started with this address."
         )
-    )
+    else:
+        name = "This process" if index is None else f"Process {index}"
+        late = (
+            f"{name} had no answer from {where} for {limits.start:g} seconds, expected process 0 "
+            "to listen there."
+        )
     # JAX would abort; this ends the process a little earlier and says why.
-    late = threading.Timer(START_SECONDS, die, [late])
-    late.daemon = True
-    late.start()
+    timer = threading.Timer(limits.start, die, [late])
+    timer.daemon = True
+    timer.start()
     try:
         jax.distributed.initialize(
             address,
             count,
             index,
-            initialization_timeout=START_SECONDS + 60,
-            # Ours is quicker and does not abort.
+            initialization_timeout=math.ceil(limits.start) + 60,
+            # The watchdog is quicker and does not abort.
             heartbeat_timeout_seconds=600,
         )
     except (RuntimeError, ValueError) as error:  # JaxRuntimeError is one
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise PemtError(f"The processes could not be joined by {where} ({reason}).") from error
     finally:
-        late.cancel()
+        timer.cancel()
     if global_state.num_processes > 1:
         _keep_standard_output()
         atexit.register(_end_together)
         sys.excepthook = _end_alone
         _watchdog = Watchdog(
             global_state.client,
-            global_state.coordinator_address,
+            global_state.coordinator_address.rpartition(":")[0].strip("[]"),
             global_state.process_id,
             global_state.num_processes,
+            limits,
         )
 
 
@@ -147,8 +128,8 @@ def _keep_standard_output() -> None:
 def leave(code: int) -> None:
     """Tell the others that this process's command failed, and end it with this exit code.
 
-    It does nothing after a command that succeeded, or was stopped: all stop at the same step. One
-    whose output nobody reads any more has failed in the eyes of the others, whatever its code.
+    It does nothing after a command that succeeded, or was stopped: all stop at the same step. To
+    the others, a command whose output is no longer read has failed, whatever its code.
     """
     if _watchdog is None or (code == 0 and _failure is None) or isinstance(_failure, Stopped):
         return
@@ -166,7 +147,7 @@ def _end_together() -> None:
 
 
 def _end_alone(kind, error, where) -> None:
-    """What Python does with an exception that nobody caught, where others wait."""
+    """Report an uncaught exception as Python does, and do not leave the others waiting."""
     global _failure
     traceback.print_exception(kind, error, where)
     _failure = error
@@ -174,28 +155,34 @@ def _end_alone(kind, error, where) -> None:
 
 
 def report(step: int | None, place: int = 0) -> None:
-    """Tell the others which training step this process makes, and which of its places it is at.
+    """Tell the others how far the main thread is: the watchdog ends a run that waits for it.
 
-    One that stays where others do not is taken for hung. None: in work that takes any time.
+    Args:
+        step: the current training step; None during work that takes any time.
+        place: 0 while its batch is read, 1 while it is given to the devices, 2 afterwards.
     """
     if _watchdog is not None:
         _watchdog.place = None if step is None else PLACES * step + place
 
 
 def is_first() -> bool:
-    """Return whether this process writes what is written once."""
+    """Return whether this process writes what only one may write."""
     return jax.process_index() == 0
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until every process is here.
+
+    Not by multihost_utils.sync_global_devices, whose collective on the devices would wait for the
+    training steps queued before it and would need the same order of both in all processes.
+    """
     if _watchdog is not None:
         global_state.client.wait_at_barrier(f"pemt_jax/{next(_numbers)}", WAIT_SECONDS * 1000)
 
 
 @contextlib.contextmanager
 def first_alone() -> Iterator[None]:
-    """Context that the first process goes through before the others enter it."""
+    """Context that the first process completes before the others enter it."""
     if not is_first():
         barrier()
     yield
@@ -206,7 +193,8 @@ def first_alone() -> Iterator[None]:
 def agree(**facts: object) -> None:
     """Raise PemtError, in every process, when a fact is not the same in all of them.
 
-    Long ones are compared by their sha256.
+    Facts are strings or JSON values; long ones are compared by their sha256. The sentence names
+    the fact and the processes, which multihost_utils.assert_equal does not.
     """
     if jax.process_count() == 1:
         return
@@ -236,7 +224,10 @@ def agree(**facts: object) -> None:
 
 
 def from_first(value):
-    """Return the first process's JSON value in every process."""
+    """Return the first process's JSON value in every process.
+
+    multihost_utils broadcasts arrays of known shape, so the length goes first.
+    """
     if jax.process_count() == 1:
         return value
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -248,29 +239,14 @@ def from_first(value):
 
 
 def to_host(arrays):
-    """Return a tree of whole arrays on the host, those of which others hold parts too."""
+    """Return a tree of arrays as complete NumPy arrays, parts on other processes included.
 
-    def whole(value) -> np.ndarray:
+    process_allgather would stack those arrays that each process holds completely.
+    """
+
+    def complete(value) -> np.ndarray:
         if not isinstance(value, jax.Array) or value.is_fully_addressable:
             return np.asarray(value)
         return np.asarray(multihost_utils.process_allgather(value, tiled=True))
 
-    return jax.tree.map(whole, arrays)
-
-
-def _number(given: int | None, variable: str) -> int | None:
-    text = os.environ.get(variable)
-    if given is not None or not text:
-        return given
-    if not text.isdigit():
-        raise UsageError(f"Found {variable}={text!r}, expected a whole number.")
-    return int(text)
-
-
-def _in_cluster() -> bool:
-    """Whether jax.distributed.initialize() finds by itself who belongs together."""
-    if "SLURM_STEP_NODELIST" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1:
-        return True
-    wanted = os.environ.get("JAX_PLATFORMS", "") in ("", "tpu", "tpu,cpu")
-    chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
-    return wanted and bool(chips) and importlib.util.find_spec("libtpu") is not None
+    return jax.tree.map(complete, arrays)

@@ -1,8 +1,8 @@
 """How a run is asked to stop: SIGTERM or SIGINT, obeyed at the end of a step.
 
-A TPU's preemption notice, a scheduler's time limit and `kill` all arrive as SIGTERM. Of several
-processes any one may get it, and all must save the same step: JAX's preemption service takes the
-signal there, tells the others, and names a step that none has passed.
+A TPU's preemption notice, a scheduler's time limit and `kill` all arrive as SIGTERM. Any of several
+processes may receive it, and all must save the same step: JAX's preemption service handles the
+signal, informs the others and chooses a step that none has passed.
 """
 
 import contextlib
@@ -32,11 +32,11 @@ class StopRequest(Exception):
 
 
 class StopSignals:
-    """Context in which SIGTERM and SIGINT are noted in `received`, to be looked at after a step.
+    """Context in which SIGTERM and SIGINT are noted in `received`, to be checked after a step.
 
-    A second signal finds the handlers of before: it ends the process at once. Among several
+    A second signal meets the previous handlers: it ends the process at once. Among several
     processes `received` is set when all of them have `reached` the step to stop at; an evaluation
-    is then finished first, and SIGTERM is JAX's, from `jax.distributed.initialize` on.
+    is completed first, and JAX handles SIGTERM, from `jax.distributed.initialize` on.
     """
 
     def __init__(self):
@@ -59,7 +59,7 @@ class StopSignals:
         self._previous = {}
 
     def reached(self, step: int) -> bool:
-        """Whether the run must stop now that `step` is made; every process asks after each step."""
+        """Whether the run must stop after `step`; every process must call it after each step."""
         if self._together and multihost_utils.reached_preemption_sync_point(step):
             self.received = self._asked or signal.SIGTERM
         return bool(self.received)
@@ -68,7 +68,7 @@ class StopSignals:
         self.__exit__()
         if self._together:
             self._asked = number
-            os.kill(os.getpid(), signal.SIGTERM)  # to JAX, which asks the others too
+            os.kill(os.getpid(), signal.SIGTERM)  # to JAX, which informs the others too
             return
         self.received = number
         if self._interruptible:
@@ -76,7 +76,7 @@ class StopSignals:
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Context that a signal leaves at once, for work that a resumed run makes again."""
+        """Context that a signal leaves at once, for work that a resumed run repeats."""
         if self.received:
             raise StopRequest
         self._interruptible = True

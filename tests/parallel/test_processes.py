@@ -99,19 +99,19 @@ def assert_equal_to_one_process(
     weights = [load_weights(run / "artefact" / "weights.safetensors") for run in (one, several)]
     for path, value in weights[0].items():
         np.testing.assert_allclose(weights[1][path], value, rtol=0, atol=1e-4, err_msg=path)
-    judged = [
+    validations = [
         [row for row in read_metrics(run / "metrics.jsonl") if row["kind"] == "validation"]
         for run in (one, several)
     ]
-    assert len(judged[0]) == len(judged[1]) == evaluations
-    for ours, theirs in zip(*judged, strict=True):
+    assert len(validations[0]) == len(validations[1]) == evaluations
+    for ours, theirs in zip(*validations, strict=True):
         for name, value in ours.items():
             if name not in ("time", "kind"):
                 np.testing.assert_allclose(theirs[name], value, rtol=1e-5, err_msg=name)
 
 
 def test_two_processes_train_as_one(world, tmp_path):
-    """The shortest of these: stage 1, ten steps of seven rows, nothing to judge it on."""
+    """The shortest of these: stage 1, ten steps of seven examples, no evaluation."""
     world.train(
         tmp_path / "one",
         "tiny_train_only",
@@ -146,7 +146,7 @@ def test_two_processes_are_one_run(world, tmp_path):
 
 @pytest.mark.slow
 def test_four_processes_that_share_experts_and_matrices_are_one_run(world, tmp_path):
-    """Rows do not divide, and trained parameters lie in parts on several processes."""
+    """Examples do not divide evenly, and trained parameters are sharded over processes."""
     world.train(
         tmp_path / "one",
         method="pemt_target",
@@ -183,9 +183,9 @@ MANY = {
 @pytest.mark.parametrize(
     "number, devices, tasks, more",
     [
-        (2, 1, 2, {}),  # a task on each process
-        (2, 2, 3, {"MODEL_PARALLEL": 2, "FULLY_SHARDED": True}),  # all on both, one after the other
-        (4, 1, 2, {"MODEL_PARALLEL": 2}),  # a task on each two processes
+        (2, 1, 2, {}),  # one task per process
+        (2, 2, 3, {"MODEL_PARALLEL": 2, "FULLY_SHARDED": True}),  # all on both, sequentially
+        (4, 1, 2, {"MODEL_PARALLEL": 2}),  # one task per two processes
     ],
 )
 def test_processes_train_many_tasks_as_one(world, tmp_path, number, devices, tasks, more):
@@ -277,7 +277,7 @@ def test_two_processes_evaluate_and_predict_as_one(world, tmp_path):
     assert job.stdout.splitlines() == [row["prediction"] for row in rows]
 
 
-# Nothing to judge it on: one step to compile.
+# No evaluation: one step to compile.
 QUICK = {"MIXTURE_OR_TASK_NAME": "tiny_train_only", "train.save_every": 2}
 
 
@@ -323,20 +323,41 @@ def test_the_others_do_not_wait_for_a_process_that_hangs(world, tmp_path, index)
     assert code == 1 and f"Process {index} of 2 has" in sentence, stderr
 
 
-HANGS = """
-import os, sys, threading
+# Process 1 stops in step 8: for ever in the step, or as many seconds as it says in reading.
+STOPS = """
+import os, sys, threading, time
 from pemt_jax import train
 from pemt_jax.cli import command as cli
 from pemt_jax.data import batching
+from pemt_jax.parallel import processes
 
 def batch(self, step, local_rows, batch=batching.BatchSource.batch):
-    if step == 7 and os.environ["JAX_PROCESS_ID"] == "1":
-        threading.Event().wait()  # as a read from a disk that is gone
+    if step == 7:
+        time.sleep(READING)
     return batch(self, step, local_rows)
 
-batching.BatchSource.batch = batch
+def report(step, place=0, report=processes.report):
+    report(step, place)
+    if (step, place) == (7, 1):
+        threading.Event().wait()
+
+if os.environ["JAX_PROCESS_ID"] == "1":
+    READING = float(os.environ.get("READING", 0))
+    if READING:
+        batching.BatchSource.batch = batch
+    else:
+        processes.report = report
 sys.exit(cli.run(train.train, sys.argv[1:]))
 """
+
+
+def stop_process_1(world, out: Path, macros: dict, **environment) -> tuple[int, set[str], float]:
+    """Return the exit code, the distinct sentences and the seconds of such a run."""
+    start = time.monotonic()
+    flags = train_flags(world, out, **macros)[2:]
+    job = Job(world, 2, "-c", STOPS, *flags, PEMT_JAX_SILENCE_SECONDS="10", **environment)
+    code, stderr = job.finish()
+    return code, set(sentences(stderr)), time.monotonic() - start
 
 
 @pytest.mark.slow
@@ -345,22 +366,27 @@ sys.exit(cli.run(train.train, sys.argv[1:]))
     [QUICK, {"MIXTURE_OR_TASK_NAME": "('tiny_mood','tiny_topic')"}],
     ids=["one task", "two tasks"],
 )
-def test_a_main_thread_that_hangs_ends_all_processes(world, tmp_path, macros):
-    start = time.monotonic()
-    job = Job(
-        world,
-        2,
-        "-c",
-        HANGS,
-        *train_flags(world, tmp_path / "run", **macros)[2:],
-        PEMT_JAX_SILENCE_SECONDS="10",
-    )
-    code, stderr = job.finish()
-    assert code == 1 and time.monotonic() - start < 300
-    assert set(sentences(stderr)) == {
-        "error: Process 1 of 2 has stood at step 8 for 10 seconds while others went on, expected "
-        "it to go on: this run ends, and its command resumes it."
-    }, stderr
+@pytest.mark.parametrize(
+    "environment, doing",
+    [({}, "been"), ({"READING": "9999", "PEMT_JAX_READ_SECONDS": "12"}, "been reading its batch")],
+    ids=["step", "read"],
+)
+def test_a_main_thread_that_hangs_ends_all_processes(world, tmp_path, macros, environment, doing):
+    code, found, seconds = stop_process_1(world, tmp_path / "run", macros, **environment)
+    limit = environment.get("PEMT_JAX_READ_SECONDS", "10")
+    assert code == 1 and seconds < 300
+    assert found == {
+        f"error: Process 1 of 2 has {doing} at step 8 for {limit} seconds while others wait for "
+        "it, expected it to go on: this run ends, and its command resumes it."
+    }
+
+
+@pytest.mark.slow
+def test_a_slow_read_in_one_process_does_not_end_a_healthy_run(world, tmp_path):
+    """Twice as long as a process may be silent; 40 seconds are the default of that."""
+    code, found, seconds = stop_process_1(world, tmp_path / "run", QUICK, READING="20")
+    assert (code, found) == (0, set()) and seconds > 20
+    assert len(losses(tmp_path / "run")) == 20
 
 
 @pytest.mark.slow
@@ -391,7 +417,7 @@ def test_processes_that_were_given_different_things_say_which(world, tmp_path):
 
 @pytest.mark.slow
 def test_processes_whose_folders_are_at_different_steps_say_so(world, tmp_path):
-    """As with a MODEL_DIR that is not on a disk that all share."""
+    """As with a MODEL_DIR that is not on shared storage."""
     for index in (0, 1):
         (tmp_path / str(index)).mkdir()
     shutil.copytree(world.source, tmp_path / "1" / "run")
@@ -409,22 +435,23 @@ def test_processes_whose_folders_are_at_different_steps_say_so(world, tmp_path):
     }, stderr
 
 
-def test_a_port_that_does_not_answer_is_one_sentence(world):
+def joining(*given, **environment) -> subprocess.CompletedProcess:
+    """A Python process that joins others, given address, count and index."""
+    script = f"from pemt_jax.parallel import processes\nwith processes.joined(*{given}): pass"
+    return subprocess.run(
+        [sys.executable, "-P", "-c", script],
+        text=True,
+        capture_output=True,
+        env=os.environ | environment,
+        timeout=100,
+    )
+
+
+def test_a_port_that_does_not_answer_is_one_sentence():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from pemt_jax.parallel import processes\n"
-            f"with processes.joined({address!r}, 2, 1): pass",
-        ],
-        text=True,
-        capture_output=True,
-        env=world.environment() | {"PEMT_JAX_START_SECONDS": "1"},
-        timeout=100,
-    )
+    done = joining(address, 2, 1, PEMT_JAX_START_SECONDS="1")
     assert done.returncode == 1
     (sentence,) = sentences(done.stderr)
     assert f"Process 1 had no answer from the coordinator at {address} for 1 seconds" in sentence
@@ -444,3 +471,32 @@ def test_a_port_that_does_not_answer_is_one_sentence(world):
 def test_what_does_not_fit_together_is_one_sentence(given, message):
     with pytest.raises(UsageError, match=message), processes.joined(*given):
         pass
+
+
+@pytest.mark.parametrize(
+    "variable, value, expected",
+    [
+        ("PEMT_JAX_SILENCE_SECONDS", "2m", "seconds as a positive number"),
+        ("PEMT_JAX_START_SECONDS", "soon", "seconds as a positive number"),
+        ("PEMT_JAX_READ_SECONDS", "-1", "seconds as a positive number"),
+        ("PEMT_JAX_READ_SECONDS", "inf", "seconds as a positive number"),
+        ("JAX_NUM_PROCESSES", "both", "a whole number"),
+        ("SLURM_NTASKS", "many", "a whole number"),
+    ],
+)
+def test_a_wrong_value_in_the_environment_is_one_sentence(monkeypatch, variable, value, expected):
+    monkeypatch.setenv(variable, value)
+    if variable == "SLURM_NTASKS":
+        monkeypatch.setenv("SLURM_STEP_NODELIST", "n[1-2]")
+        given = ()
+    else:
+        given = "localhost:1", None if variable == "JAX_NUM_PROCESSES" else 2, 1
+    with pytest.raises(UsageError) as error, processes.joined(*given):
+        pass
+    assert str(error.value) == f"Found {variable}={value!r}, expected {expected}."
+
+
+def test_importing_and_running_alone_read_no_limits_from_the_environment():
+    wrong = dict.fromkeys(("PEMT_JAX_SILENCE_SECONDS", "PEMT_JAX_START_SECONDS"), "2m")
+    done = joining(None, None, None, JAX_PLATFORMS="cpu", **wrong)
+    assert (done.returncode, done.stderr) == (0, "")
