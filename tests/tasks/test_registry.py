@@ -221,7 +221,7 @@ def test_unlabelled_rows_of_texts_and_numbers_are_left_out(add, tmp_path):
             "a number "
             "(`clean` can join it).",
         ),
-        ([], {}, "Split 'train' of task 'reviews' is empty, expected a row at least."),
+        ([], {}, "Split 'train' of task 'reviews' is empty, expected at least one row."),
     ],
 )
 def test_rows_that_do_not_fit_are_one_sentence(add, tmp_path, rows, changes, message):
