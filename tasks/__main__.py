@@ -4,6 +4,8 @@
     python -m pemt_jax.tasks list 'pemt_*'          those whose names match
     python -m pemt_jax.tasks show pemt_cb           rendered examples and the prompt
     python -m pemt_jax.tasks prepare pemt_glue      download and cache, ready to work offline
+    python -m pemt_jax.tasks cache                  what $PEMT_JAX_CACHE holds
+    python -m pemt_jax.tasks cache --prune          remove what was unused for --older_than days
 
 A name is that of a task or a mixture. TFDS data are stored in --data_dir, else $TFDS_DATA_DIR, else
 ~/tensorflow_datasets. `--import MODULE` first registers tasks of your own.
@@ -17,10 +19,15 @@ from typing import NoReturn
 import seqio
 
 from pemt_jax.common.errors import PemtError, UsageError, nearest
-from pemt_jax.tasks.commands import listing, preparing
+from pemt_jax.tasks.commands import caches, listing, preparing
 from pemt_jax.tasks.sources import cached
 
-COMMANDS = ("list", "show", "prepare")
+COMMANDS = {
+    "list": lambda given: listing.print_table(given.names),
+    "show": lambda given: listing.print_examples(given.names, given.split, given.rows),
+    "prepare": lambda given: preparing.prepare_all(given.names, given.cache_dir),
+    "cache": lambda given: caches.print_or_prune(given.names, given.prune, given.older_than),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,10 +55,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--split", default="train", help="of show (default: %(default)s)")
     add("--rows", type=int, default=3, help="examples that show prints (default: %(default)s)")
     add("--data_dir", help="the folder of TFDS")
-    folder = cached.default_folder()
-    add("--cache_dir", default=folder, help="the folder of cached tasks (default: %(default)s)")
-    text = "a module that registers tasks, repeatable"
-    add("--import", dest="modules", action="append", default=[], metavar="MODULE", help=text)
+    add("--cache_dir", default=cached.default_folder(), help="cached tasks (default: %(default)s)")
+    add("--prune", action="store_true", help="of cache: remove unused tokens and compiled steps")
+    add("--older_than", type=float, metavar="DAYS", help=f"default: {caches.PRUNE_DAYS:g}")
+    add("--import", dest="modules", metavar="MODULE", action="append", default=[])
     return parser
 
 
@@ -60,24 +67,18 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message[:1].upper()}{message[1:]}.")
 
 
-def _run(arguments: argparse.Namespace) -> None:
-    command, names = arguments.command, arguments.names
-    for module in arguments.modules:
+def _run(given: argparse.Namespace) -> None:
+    for module in given.modules:
         preparing.import_tasks(module)
-    if arguments.data_dir:
-        seqio.set_tfds_data_dir_override(arguments.data_dir)
-    seqio.add_global_cache_dirs([arguments.cache_dir])
-    if command == "list":
-        listing.print_table(names)
-    elif command == "show":
-        listing.print_examples(names, arguments.split, arguments.rows)
-    elif command == "prepare":
-        preparing.prepare_all(names, arguments.cache_dir)
-    else:
+    if given.data_dir:
+        seqio.set_tfds_data_dir_override(given.data_dir)
+    seqio.add_global_cache_dirs([given.cache_dir])
+    if given.command not in COMMANDS:
         raise UsageError(
-            f"There is no command {command!r}, expected one of {', '.join(COMMANDS)}"
-            f"{nearest(command, COMMANDS)}."
+            f"There is no command {given.command!r}, expected one of {', '.join(COMMANDS)}"
+            f"{nearest(given.command, COMMANDS)}."
         )
+    COMMANDS[given.command](given)
 
 
 if __name__ == "__main__":

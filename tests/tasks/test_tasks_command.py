@@ -160,7 +160,8 @@ def test_show_prints_the_prompt_and_examples(tiny_data, capsys):
         (
             ["shwo"],
             2,
-            "There is no command 'shwo', expected one of list, show, prepare (nearest: 'show').\n",
+            "There is no command 'shwo', expected one of list, show, prepare, cache "
+            "(nearest: 'show').\n",
         ),
         (
             ["show", "pemt_cc"],
