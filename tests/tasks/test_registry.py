@@ -241,3 +241,20 @@ def test_a_template_without_fields_is_refused(add, files, template):
 def test_a_name_that_is_taken_is_refused(add, files):
     with pytest.raises(UsageError, match="There is a task 'pemt_cb' already"):
         add(reviews(files, name="pemt_cb"))
+
+
+def test_registering_a_data_set_again_replaces_it_and_its_variants(add, files):
+    for inputs in ("old: {text}", "new: {text}"):
+        add(reviews(files, inputs=inputs, description=f"Read {inputs}."))
+    for name in ("reviews", "reviews_4", "reviews_few"):
+        assert texts(name, "train")[0] == ("new: train 0", "bad")
+        assert description(name) == "Read new: {text}."
+
+
+def test_a_task_that_seqio_registered_since_is_not_replaced(add, files):
+    add(reviews(files))
+    task = seqio.TaskRegistry.get("reviews")
+    seqio.TaskRegistry.remove("reviews")
+    seqio.TaskRegistry.add_provider("reviews", task.replace(source=task.source))
+    with pytest.raises(UsageError, match="There is a task 'reviews' already"):
+        add(reviews(files))
