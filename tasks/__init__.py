@@ -22,12 +22,14 @@ from pemt_jax.tasks.demo import sentiment as demo  # noqa: E402
 from pemt_jax.tasks.descriptions import description, register_description  # noqa: E402
 from pemt_jax.tasks.pretraining import corpus as pretraining  # noqa: E402
 from pemt_jax.tasks.registry import Dataset, register  # noqa: E402
+from pemt_jax.tasks.rows import from_rows  # noqa: E402
 
 __all__ = [
     "Dataset",
     "datasets",
     "demo",
     "description",
+    "from_rows",
     "pretraining",
     "register",
     "register_description",
