@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 import bag_of_words
-from experiment import SOURCES, TARGET, Experiment, Stopwatch, gates
+from experiment import SOURCES, TARGET, Experiment, Stopwatch, accuracy, gates
 
 from pemt_jax.common.storage import replacing
 from pemt_jax.parallel import processes
@@ -36,8 +36,8 @@ def main() -> None:
         return
     words = bag_of_words.scores(SHOTS, SEED)
     summary = {
-        "pemt": {"test_accuracy": found["pemt"]["accuracy"]},
-        "adapter": {"test_accuracy": found["adapter"]["accuracy"]},
+        "pemt": {"test_accuracy": accuracy(found["pemt"])},
+        "adapter": {"test_accuracy": accuracy(found["adapter"])},
         "bag_of_words": words,
         "gates": gates(found["pemt"]),
         "shots": SHOTS,
@@ -61,8 +61,8 @@ def report(summary: dict, path: Path) -> None:
         ("bag of words, all sources and the few", words["sources_and_few"]),
     ]
     print(f"\nTest accuracy on {TARGET}, {summary['shots']} examples a label, one draw of them:")
-    for name, accuracy in rows:
-        print(f"  {name:40s} {accuracy:.3f}  {'#' * round(50 * accuracy)}")
+    for name, share in rows:
+        print(f"  {name:40s} {share:.3f}  {'#' * round(50 * share)}")
     print("\nMean gate weight of each expert:")
     for name, weight in summary["gates"].items():
         print(f"  {name:40s} {weight:.3f}  {'#' * round(50 * weight)}")

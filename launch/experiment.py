@@ -77,7 +77,7 @@ class Experiment:
 
     def validation(self, name: str) -> float:
         """Accuracy of a finished run's best checkpoint on validation."""
-        return artefact.read_card(self.folder / name / "artefact").metrics["accuracy"]
+        return accuracy(artefact.read_card(self.folder / name / "artefact").metrics)
 
     def source(self, task: str) -> None:
         """Stage 1 on one source task."""
@@ -102,6 +102,11 @@ class Experiment:
             **macros,
         )
         return name
+
+
+def accuracy(metrics: dict[str, float]) -> float:
+    """Accuracy from 0 to 1, as in the demo's and the study's files; a task's own is in percent."""
+    return metrics["accuracy"] / 100
 
 
 def gates(metrics: dict[str, float]) -> dict[str, float]:

@@ -13,7 +13,7 @@ import statistics
 from pathlib import Path
 
 import bag_of_words
-from experiment import POOLED, SOURCES, TARGET, Experiment, Stopwatch, gates
+from experiment import POOLED, SOURCES, TARGET, Experiment, Stopwatch, accuracy, gates
 
 from pemt_jax import tasks
 from pemt_jax.common.storage import replacing
@@ -59,7 +59,7 @@ def main() -> None:
         scores = {}
         for method, names in trained.items():
             metrics = [study.test(name) for name in names]
-            scores[method] = [found["accuracy"] for found in metrics]
+            scores[method] = [accuracy(found) for found in metrics]
             if method == "pemt":
                 results["gates"][shots] = [gates(found) for found in metrics]
         words = [bag_of_words.scores(shots, seed) for seed in SEEDS]

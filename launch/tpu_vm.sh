@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train on a Cloud TPU: rent a slice, install this checkout on every worker, run, look, clean up.
 #     launch/tpu_vm.sh create  --name NAME --zone ZONE --type v5litepod-16 [--spot] [--runtime VERSION]
-#     launch/tpu_vm.sh install --name NAME --zone ZONE
+#     launch/tpu_vm.sh install --name NAME --zone ZONE        (the commit checked out, no edits)
 #     launch/tpu_vm.sh run     --name NAME --zone ZONE --model_dir gs://BUCKET/runs/x -- ARGUMENTS
 #     launch/tpu_vm.sh tail    --name NAME --zone ZONE [--worker N]
 #     launch/tpu_vm.sh fetch   --name NAME --zone ZONE --model_dir gs://BUCKET/runs/x --to FOLDER
@@ -9,8 +9,9 @@
 #
 # ARGUMENTS are those of `python -m pemt_jax.train`. A TPU VM that exists already needs no `create`.
 # The same `run` again resumes the run in MODEL_DIR, after a preemption on a slice created anew.
-# MODEL_DIR and data lie on gs:// (or a disk that all workers share). --project PROJECT for another
-# than gcloud's own; --dry-run prints the commands instead of running them. gcloud's login is used.
+# MODEL_DIR and data are on gs:// (or a disk that all workers share). --project PROJECT selects a
+# project other than gcloud's own; --dry-run prints the commands instead of running them. gcloud's
+# login is used.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -31,6 +32,7 @@ case "$action" in
     *) fail "Found the command '$action', expected one of $commands." ;;
 esac
 
+archive=pemt_jax.tar.gz
 name="" zone="" type="" model_dir="" to="" worker=0 spot="" dry_run=""
 runtime="" project=()
 arguments=()
@@ -72,6 +74,15 @@ on_workers() {  # WORKER COMMAND
     run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker="$1" --command="$2"
 }
 
+warn_of_edits() {  # one line that names the files that differ from the commit, which is installed
+    local files
+    files="$({ git diff --name-only HEAD && git ls-files -o --exclude-standard -x "/$archive"; } |
+        sort | awk 'NR <= 10 { printf "%s%s", separator, $0; separator = ", " }
+                    END { if (NR > 10) printf " and %d more", NR - 10 }')"
+    [[ -z "$files" ]] ||
+        echo "warning: The commit $(git rev-parse --short HEAD) is installed, without your edits of $files." >&2
+}
+
 # What TPU VM images of each generation are called; --runtime names another.
 if [[ -z "$runtime" ]]; then
     case "$type" in
@@ -91,7 +102,7 @@ case "$action" in
         run gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)'
         ;;
     install)
-        archive=pemt_jax.tar.gz
+        [[ -n "$dry_run" ]] || warn_of_edits
         run git archive --format=tar.gz --prefix=pemt_jax/ --output="$archive" HEAD
         run gcloud compute tpus tpu-vm scp "$archive" "$name:" "${where[@]}" --worker=all
         on_workers all "rm -rf pemt_jax && tar xzf $archive && (test -x venv/bin/pip || python3.11 -m venv venv || (sudo apt-get update -q && sudo apt-get install -yq python3.11-venv && python3.11 -m venv venv)) && venv/bin/pip install -q './pemt_jax[tpu]'"
@@ -104,8 +115,8 @@ case "$action" in
         for argument in "${arguments[@]}" "--gin.MODEL_DIR=$model_dir"; do
             train+=" $(printf '%q' "$argument")"
         done
-        # One process a host; it outlives this terminal. Two at once would write one MODEL_DIR.
-        on_workers all "if pgrep -u \$USER -f '^venv/bin/python -m pemt_jax.train' >/dev/null; then echo 'error: A run goes on here, expected none.' >&2; exit 1; fi; nohup venv/bin/python -m pemt_jax.train$train >train.log 2>&1 </dev/null &"
+        # One process per host; it outlives this terminal. Two at once would write one MODEL_DIR.
+        on_workers all "if pgrep -u \$USER -f '^venv/bin/python -m pemt_jax.train' >/dev/null; then echo 'error: A run is active here, expected none.' >&2; exit 1; fi; nohup venv/bin/python -m pemt_jax.train$train >train.log 2>&1 </dev/null &"
         ;;
     tail)
         on_workers "$worker" "tail -n 40 -f train.log"

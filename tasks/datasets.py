@@ -14,7 +14,7 @@ import functools
 import seqio
 
 from pemt_jax.tasks import metrics
-from pemt_jax.tasks.registry import Dataset, register
+from pemt_jax.tasks.registry import Dataset, register_packaged
 from pemt_jax.tasks.rendering import marked_spans, padded_question, record_passage, without_markup
 from pemt_jax.tasks.splits import Halves, HeldOut, Own
 from pemt_jax.tasks.targets import Answers, Label, Number, Option
@@ -262,7 +262,7 @@ EXTRAS = (
 )
 
 for _row in (*SOURCES, *GLUE, *SUPER_GLUE, *MRQA, *OTHERS, *EXTRAS):
-    register(_row)
+    register_packaged(_row)
 
 
 def number_of_rows(task: seqio.Task) -> float:

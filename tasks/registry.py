@@ -1,4 +1,4 @@
-"""One row describes a data set; `register` makes SeqIO tasks of it.
+"""A `Dataset` describes a data set; `register` makes SeqIO tasks of it.
 
     register(Dataset(
         name="reviews", data={"train": "train.jsonl", "validation": "dev.jsonl"},
@@ -6,7 +6,7 @@
         splits=Halves(), description="Say whether a review is good or bad."))
 
 registers `reviews` and its few-shot variants `reviews_4`, `_8`, `_16`, `_32` and `reviews_few`,
-whose number of rows gin sets (`FewShot.shots`). All share validation and test rows.
+whose number of examples gin sets (`FewShot.shots`). All share validation and test examples.
 """
 
 import functools
@@ -30,7 +30,7 @@ SHOTS = (4, 8, 16, 32)
 
 @dataclass(frozen=True)
 class Dataset:
-    """A row of the table of data sets.
+    """One data set.
 
     Attributes:
       name: of the task.
@@ -39,7 +39,7 @@ class Dataset:
       target: what makes the targets, see pemt_jax.tasks.targets.
       metric: (targets, predictions) -> scores with their `average`, see pemt_jax.tasks.metrics.
       description: what the task asks, in one sentence; its tokens make the prompt.
-      splits: what becomes training, validation and test rows, see pemt_jax.tasks.splits.
+      splits: what becomes training, validation and test examples, see pemt_jax.tasks.splits.
       clean: changes a row before the template is filled, see pemt_jax.tasks.rendering.
       clean_fields: fields that `clean` reads besides those of the template.
       order: fields that number the rows in their original order.
@@ -67,17 +67,32 @@ class Dataset:
         return sorted({*named, *self.target.fields, *self.clean_fields, *self.group})
 
 
+_registered: dict[str, seqio.Task] = {}  # by users, who may register them again
+
+
 def register(dataset: Dataset) -> None:
     """Register a data set's task, its few-shot variants and its prompt text; reads no data.
 
+    A data set of the same name that was registered here before is replaced, as when the cell of a
+    notebook runs again. Mixtures keep the tasks that they were made of.
+
     Raises:
-      UsageError: the name is taken, or the template has no fields.
+      UsageError: the name is that of another task, or the template has no fields.
     """
+    _registered.update(register_packaged(dataset))
+
+
+def register_packaged(dataset: Dataset) -> dict[str, seqio.Task]:
+    """As `register`, for the package's own data sets, which are not replaced; returns the tasks."""
     _check_template(dataset)
-    _register(dataset, dataset.name, None)
-    for shots in SHOTS:
-        _register(dataset, f"{dataset.name}_{shots}", {"shots": shots})
-    _register(dataset, f"{dataset.name}_few", {})
+    variants = {dataset.name: None, **{f"{dataset.name}_{n}": {"shots": n} for n in SHOTS}}
+    variants[f"{dataset.name}_few"] = {}
+    for name in variants:
+        _check_name(name, dataset)
+    for name in variants:
+        seqio.TaskRegistry.remove(name)
+        register_description(name, dataset.description)
+    return {name: _add(dataset, name, few_shot) for name, few_shot in variants.items()}
 
 
 def _check_template(row: Dataset) -> None:
@@ -94,9 +109,16 @@ def _check_template(row: Dataset) -> None:
         )
 
 
-def _register(row: Dataset, name: str, few_shot: Mapping[str, int] | None) -> None:
-    if name in seqio.TaskRegistry.names():
-        raise UsageError(f"There is a task {name!r} already, expected a name that is free.")
+def _check_name(name: str, dataset: Dataset) -> None:
+    """Refuse names that are taken, except by what `register` made of a data set of this name."""
+    task = seqio.TaskRegistry.get(name) if name in seqio.TaskRegistry.names() else None
+    again = task and task is _registered.get(name) and task.source.base == dataset.name
+    kind = "task" if task else "mixture" if name in seqio.MixtureRegistry.names() else None
+    if kind and not again:
+        raise UsageError(f"There is a {kind} {name!r} already, expected a name that is free.")
+
+
+def _add(row: Dataset, name: str, few_shot: Mapping[str, int] | None) -> seqio.Task:
     source = SplitSource(
         name,
         row.data,
@@ -109,7 +131,7 @@ def _register(row: Dataset, name: str, few_shot: Mapping[str, int] | None) -> No
         base=row.name,
         few_shot=few_shot,
     )
-    seqio.TaskRegistry.add(
+    return seqio.TaskRegistry.add(
         name,
         source=source,
         preprocessors=[
@@ -125,4 +147,3 @@ def _register(row: Dataset, name: str, few_shot: Mapping[str, int] | None) -> No
         metric_fns=[row.metric],
         output_features=FEATURES,
     )
-    register_description(name, row.description)

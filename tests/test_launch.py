@@ -115,6 +115,68 @@ def test_scripts_pass_shellcheck():
     assert not done.returncode, done.stdout
 
 
+@pytest.fixture
+def checkout(tmp_path):
+    """A git repository with the script, and a gcloud that writes its arguments to a file."""
+    for name in ("launch", "bin"):
+        (tmp_path / name).mkdir()
+    shutil.copy(ROOT / "launch" / "tpu_vm.sh", tmp_path / "launch")
+    (tmp_path / "model.py").write_text("first\n")
+    (tmp_path / "two words.py").write_text("first\n")
+    (tmp_path / ".gitignore").write_text("bin/\ncalls\n")
+    (tmp_path / "bin" / "gcloud").write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/calls\n')
+    (tmp_path / "bin" / "gcloud").chmod(0o755)
+    for arguments in (
+        ["init", "-q"],
+        ["add", "."],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first"],
+    ):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def install(checkout, *arguments):
+    return subprocess.run(
+        ["bash", "launch/tpu_vm.sh", "install", "--name", "pemt", "--zone", "z", *arguments],
+        text=True,
+        capture_output=True,
+        env=os.environ | {"PATH": f"{checkout}/bin:{os.environ['PATH']}"},
+        cwd=checkout,
+        timeout=60,
+    )
+
+
+def test_tpu_vm_install_names_the_edits_that_it_leaves_behind(checkout):
+    (checkout / "model.py").write_text("second\n")
+    (checkout / "two words.py").unlink()
+    (checkout / "new.py").write_text("first\n")
+    (checkout / "pemt_jax.tar.gz").write_text("of an installation that failed")
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=checkout, capture_output=True, text=True
+    ).stdout.strip()
+    done = install(checkout)
+    assert (done.returncode, done.stderr) == (
+        0,
+        f"warning: The commit {commit} is installed, without your edits of model.py, new.py, "
+        "two words.py.\n",
+    )
+    scp, ssh = (checkout / "calls").read_text().splitlines()
+    assert "scp pemt_jax.tar.gz pemt:" in scp and "tar xzf pemt_jax.tar.gz" in ssh
+
+
+def test_tpu_vm_install_names_ten_of_many_edits(checkout):
+    for number in range(13):
+        (checkout / f"new_{number:02}.py").write_text("")
+    done = install(checkout)
+    assert done.returncode == 0 and done.stderr.endswith("new_08.py, new_09.py and 3 more.\n")
+
+
+def test_tpu_vm_install_of_a_clean_checkout_says_nothing(checkout):
+    done = install(checkout)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len((checkout / "calls").read_text().splitlines()) == 2
+
+
 def test_slurm_job_that_is_stopped_lets_its_processes_save_and_is_queued_again(tmp_path):
     """With an srun and an scontrol of our own: the first saves when it is told to stop."""
     for name, body in {

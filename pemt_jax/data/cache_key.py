@@ -89,6 +89,10 @@ def _identity(value: object, seen: dict[int, object]) -> object:
         return [(inside(key), inside(part)) for key, part in value.items()]
     if isinstance(value, list | tuple):
         return [inside(part) for part in value]
+    if isinstance(value, set | frozenset):
+        # Their order depends on PYTHONHASHSEED. Each member is looked at with what was met before
+        # the set only, or the numbers of "seen" would depend on that order too.
+        return "set", sorted(repr(_identity(part, dict(seen))) for part in value)
     if isinstance(value, np.ndarray):
         return value.dtype.str, value.tolist()
     if isinstance(value, seqio.Vocabulary):

@@ -14,6 +14,7 @@ Departures from SeqIO: inputs that are too long keep their </s>; a target that i
 error, not a silently shortened label.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -110,6 +111,8 @@ def _unknown(name: str) -> UsageError:
 def _load(folder: Path, task: seqio.Task, split: str, lengths: Mapping[str, int]) -> TokenizedSplit:
     """Open a folder of the cache; ValueError when its bytes are not those that were written."""
     meta = json.loads((folder / "meta.json").read_text())
+    with contextlib.suppress(OSError):  # a cache that is shared may be read-only
+        os.utime(folder / "meta.json")  # the last use, for `python -m pemt_jax.tasks cache`
     if meta.pop("meta_sha256") != _digest_json(meta):
         raise ValueError("meta.json is damaged")
     parts = {

@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 import seqio
 import tensorflow as tf
 
+from pemt_jax.tasks import metrics
 from pemt_jax.tasks.demo import vader
 from pemt_jax.tasks.descriptions import description, register_description
 from pemt_jax.tasks.pretraining.corpus import SPAN_CORRUPTION, tokenize_join_and_cut
@@ -99,12 +100,6 @@ def domain(split: str) -> list[Example]:
     ]
 
 
-def accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Share of predictions, from 0 to 1, that equal their targets as stripped strings."""
-    pairs = list(zip(targets, predictions, strict=True))
-    return {"accuracy": sum(t.strip() == p.strip() for t, p in pairs) / max(len(pairs), 1)}
-
-
 def add_task(
     name: str,
     examples: Callable[[str], list[Example]],
@@ -128,7 +123,8 @@ def add_task(
         source=TrackedSource(dataset, lambda split: (prefix, examples(split)), splits=splits),
         preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim],
         output_features=FEATURES,
-        metric_fns=[accuracy],
+        postprocess_fn=metrics.postprocess,
+        metric_fns=[metrics.accuracy],
     )
 
 

@@ -96,7 +96,7 @@ def fetch() -> Path:
 
 def _download(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".unfinished-") as folder:
         requirements = Path(folder, "requirements.txt")
         requirements.write_text(REQUIREMENT)
         command = [

@@ -129,7 +129,7 @@ class SplitSource(seqio.DataSource):
         rows = self.rows(split)
         if not len(rows):
             raise PemtError(
-                f"Split {split!r} of task {self.task!r} is empty, expected a row at least."
+                f"Split {split!r} of task {self.task!r} is empty, expected at least one row."
             )
         keep = np.zeros(self.data.size(part), bool)
         keep[rows] = True

@@ -4,6 +4,8 @@ import collections
 import hashlib
 import io
 import tarfile
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -300,9 +302,34 @@ def test_other_data_make_another_cache(small_archive, tmp_path):
     assert first.sha256 != second.sha256
 
 
-def test_accuracy_compares_stripped_strings():
-    found = demo.accuracy(["positive", "negative", "negative"], [" positive", "", "negative "])
-    assert found == {"accuracy": 2 / 3}
+def test_accuracy_is_in_percent_and_compares_stripped_texts():
+    for name in (*DEMO_TASKS, "vader_amazon_8_seed3"):
+        task = seqio.TaskRegistry.get(name)
+        (metric,) = task.metric_fns
+        targets = [
+            task.postprocess_fn(text, example={}, is_target=True)
+            for text in ("positive", "negative", "negative")
+        ]
+        predictions = [
+            task.postprocess_fn(text, example={}, is_target=False)
+            for text in (" positive", "", "negative ")
+        ]
+        score = pytest.approx(200 / 3)
+        assert metric(targets, predictions) == {"accuracy": score, "average": score}, name
+
+
+def test_the_demos_summary_has_accuracies_from_0_to_1(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "launch"))
+    import experiment
+
+    monkeypatch.setattr(
+        experiment.artefact, "read_card", lambda folder: SimpleNamespace(metrics=percent)
+    )
+    percent = {"accuracy": 62.5, "average": 62.5, "gate/movies": 0.25}
+    run = experiment.Experiment.__new__(experiment.Experiment)
+    run.folder = tmp_path
+    assert run.validation("pemt") == experiment.accuracy(percent) == 0.625
+    assert experiment.gates(percent) == {"movies": 0.25}
 
 
 def test_every_prompt_has_8_to_20_tokens():

@@ -221,7 +221,7 @@ def test_unlabelled_rows_of_texts_and_numbers_are_left_out(add, tmp_path):
             "a number "
             "(`clean` can join it).",
         ),
-        ([], {}, "Split 'train' of task 'reviews' is empty, expected a row at least."),
+        ([], {}, "Split 'train' of task 'reviews' is empty, expected at least one row."),
     ],
 )
 def test_rows_that_do_not_fit_are_one_sentence(add, tmp_path, rows, changes, message):
@@ -241,3 +241,20 @@ def test_a_template_without_fields_is_refused(add, files, template):
 def test_a_name_that_is_taken_is_refused(add, files):
     with pytest.raises(UsageError, match="There is a task 'pemt_cb' already"):
         add(reviews(files, name="pemt_cb"))
+
+
+def test_registering_a_data_set_again_replaces_it_and_its_variants(add, files):
+    for inputs in ("old: {text}", "new: {text}"):
+        add(reviews(files, inputs=inputs, description=f"Read {inputs}."))
+    for name in ("reviews", "reviews_4", "reviews_few"):
+        assert texts(name, "train")[0] == ("new: train 0", "bad")
+        assert description(name) == "Read new: {text}."
+
+
+def test_a_task_that_seqio_registered_since_is_not_replaced(add, files):
+    add(reviews(files))
+    task = seqio.TaskRegistry.get("reviews")
+    seqio.TaskRegistry.remove("reviews")
+    seqio.TaskRegistry.add_provider("reviews", task.replace(source=task.source))
+    with pytest.raises(UsageError, match="There is a task 'reviews' already"):
+        add(reviews(files))

@@ -15,7 +15,7 @@ import tensorflow as tf
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.data import token_cache as data
 from pemt_jax.tasks import __main__ as command
-from pemt_jax.tasks import listing, preparing
+from pemt_jax.tasks.commands import listing, preparing
 from pemt_jax.tasks.sources import cached, tfds_rows
 
 
@@ -83,7 +83,7 @@ def cache_folders():
     for name in ("pemt_record", "pemt_cb"):
         seqio.TaskRegistry.get(name)._cache_dir = None
     seqio.set_tfds_data_dir_override(None)
-    seqio.set_global_cache_dirs([cached.default_folder()])
+    seqio.set_global_cache_dirs([])
 
 
 def test_prepare_caches_what_works_without_the_data_then(run, tmp_path, monkeypatch, cache_folders):
@@ -160,7 +160,8 @@ def test_show_prints_the_prompt_and_examples(tiny_data, capsys):
         (
             ["shwo"],
             2,
-            "There is no command 'shwo', expected one of list, show, prepare (nearest: 'show').\n",
+            "There is no command 'shwo', expected one of list, show, prepare, cache "
+            "(nearest: 'show').\n",
         ),
         (
             ["show", "pemt_cc"],
@@ -173,6 +174,7 @@ def test_show_prints_the_prompt_and_examples(tiny_data, capsys):
             2,
             "Task 'pemt_cb' has no split 'dev', expected one of train, validation, test.\n",
         ),
+        (["list", "--rows", "x"], 2, "Argument --rows: invalid int value: 'x'.\n"),
         (["prepare"], 2, "No task was named, expected `python -m pemt_jax.tasks prepare NAME`.\n"),
         (
             ["prepare", "vader_movies"],
@@ -254,6 +256,6 @@ def test_without_network_a_download_gives_up_soon_and_says_so_once(run, tmp_path
 
 
 def test_a_mixture_stands_for_its_tasks():
-    assert len(preparing.tasks_named("pemt_targets")) == 17
+    assert len(preparing.tasks_named(["pemt_targets"], "show")) == 17
     with pytest.raises(UsageError, match="nearest: 'pemt_targets'"):
-        preparing.tasks_named("pemt_target")
+        preparing.tasks_named(["pemt_target"], "show")

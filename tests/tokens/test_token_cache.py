@@ -2,6 +2,9 @@
 
 import functools
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -74,9 +77,9 @@ def test_rows_hold_what_seqio_makes_of_them(add_task, tmp_path):
 def test_a_second_opening_tokenises_nothing(add_task, tmp_path):
     add_task("two_rows", TWO_ROWS)
     first = data.open_split("two_rows", "train", LENGTHS, tmp_path)
-    before = [(path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")]
+    before = [(path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*.npy")]
     second = data.open_split("two_rows", "train", LENGTHS, tmp_path)
-    assert [(path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")] == before
+    assert [(path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*.npy")] == before
     assert first.sha256 == second.sha256
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -172,6 +175,67 @@ def test_a_value_that_a_preprocessor_has_captured_counts(add_task, tmp_path, ste
         add_task("captured", TWO_ROWS, steps=[step(suffix), *STEPS])
         assert inputs_of("captured", tmp_path) == [f"the good film{suffix}", f"a bad story{suffix}"]
     assert len(list(tmp_path.iterdir())) == 2
+
+
+SETS = """
+import functools
+
+import seqio
+
+from pemt_jax.data.cache_key import cache_key
+from pemt_jax.tasks.sources.tracked import TrackedSource
+from pemt_jax.tasks.vocabulary import FEATURES
+
+
+class Drop:
+    def __init__(self, words):
+        self.words = words
+
+    def __call__(self, dataset):
+        return dataset
+
+
+def keep(dataset, words, pairs=frozenset({("a", "b"), ("c", "d"), ("e", "f")})):
+    return dataset
+
+
+def closure(words):
+    return lambda dataset: dataset if words else None
+
+
+def key(words):
+    pairs = [tuple(word) for word in words]
+    task = seqio.Task(
+        "sets",
+        source=TrackedSource(lambda split: None, lambda split: "rows", ["train"]),
+        preprocessors=[
+            functools.partial(keep, words=set(words)),
+            Drop({"nested": frozenset(words), "pairs": {*pairs}, "first": pairs[0]}),
+            closure({frozenset(word) for word in words} | {None, 1, 2.5, b"bytes"}),
+        ],
+        output_features=FEATURES,
+    )
+    return cache_key(task, "train", {"inputs": 8, "targets": 8})
+
+
+words = "the good film a bad story of nine words".split()
+print(key(words), key([*words, "more"]))
+"""
+
+
+def test_the_key_of_captured_sets_does_not_depend_on_the_hash_seed(tmp_path):
+    (tmp_path / "sets.py").write_text(SETS)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, tmp_path / "sets.py"],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in ("1", "2")
+    ]
+    first, second = (process.communicate()[0].split() for process in processes)
+    assert first == second and len(set(first)) == 2
 
 
 def test_long_inputs_are_cut_and_keep_their_end(add_task, tmp_path):

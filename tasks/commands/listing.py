@@ -1,21 +1,39 @@
-"""What tasks there are, and what their examples look like."""
+"""The commands `list` and `show`: which tasks there are, and what their examples look like."""
 
+import fnmatch
 import functools
 from collections.abc import Sequence
 
 import seqio
 
 from pemt_jax.common.errors import UsageError, nearest
+from pemt_jax.tasks.commands.preparing import tasks_named
 from pemt_jax.tasks.descriptions import description
+from pemt_jax.tasks.sources import cached
 from pemt_jax.tasks.sources.split_source import SplitSource
 from pemt_jax.tasks.splits import SPLITS
 
 HEADINGS = ("TASK", *(split.upper() for split in SPLITS), "DATA", "METRIC", "SOURCE")
 
 
+def print_table(patterns: Sequence[str]) -> None:
+    """Print the tasks whose names match one of the shell patterns, or all without patterns."""
+    names = sorted(seqio.TaskRegistry.names())
+    if patterns:
+        matching = [fnmatch.filter(names, pattern) for pattern in patterns]
+        names = [name for name in names if any(name in found for found in matching)]
+    print(table(names))
+
+
+def print_examples(names: Sequence[str], split: str, count: int) -> None:
+    """Print the first examples of a split of each named task or mixture."""
+    for task in tasks_named(names, "show"):
+        print(examples(task, split, count), end="\n\n")
+
+
 def table(names: Sequence[str]) -> str:
-    """A line a task: rows of its splits where they are known, whether the data are on disk,
-    metric and source. No data set is opened.
+    """One line per task: the sizes of its splits where they are known, whether the data are on
+    disk, metric and source. No data set is opened.
     """
     lines = [HEADINGS, *(_line(seqio.TaskRegistry.get(name)) for name in names)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -29,15 +47,14 @@ def table(names: Sequence[str]) -> str:
 
 
 def _line(task: seqio.Task) -> tuple[str, ...]:
-    source, sizes, place, name = task.source, {}, "-", type(task.source).__name__
+    source, sizes, data, name = task.source, {}, "-", type(task.source).__name__
     if isinstance(source, SplitSource):
         sizes, name = source.known_sizes(), str(source.data)
         if source.few_shot:
-            each = " a label" if source.target.counted else ""
+            each = " per label" if source.target.counted else ""
             sizes["train"] = f"{source.few_shot.shots}{each}"
-        place = (
-            "on disk" if source.data.sizes() is not None else ("cached" if task.cache_dir else "no")
-        )
+        on_disk = source.data.sizes() is not None
+        data = "on disk" if on_disk else ("cached" if cached.folder(task) else "no")
     counts = [
         ("?" if sizes.get(split) is None else f"{sizes[split]}") if split in task.splits else "-"
         for split in SPLITS
@@ -46,7 +63,7 @@ def _line(task: seqio.Task) -> tuple[str, ...]:
         getattr(metric.func if isinstance(metric, functools.partial) else metric, "__name__", "?")
         for metric in task.metric_fns
     ]
-    return (task.name, *counts, place, ", ".join(metrics) or "-", name)
+    return (task.name, *counts, data, ", ".join(metrics) or "-", name)
 
 
 def examples(task: seqio.Task, split: str, count: int) -> str:

@@ -1,8 +1,9 @@
-"""Downloading data sets and caching tasks, so that they work without network afterwards."""
+"""The command `prepare`: downloads data sets and caches tasks, which then work without network."""
 
 import importlib
 import logging
 import sys
+from collections.abc import Sequence
 
 import seqio
 
@@ -13,7 +14,7 @@ from pemt_jax.tasks.sources.tfds_rows import TfdsRows
 
 
 def import_tasks(module: str) -> None:
-    """Import a module that registers tasks, looked for from here too."""
+    """Import a module that registers tasks; it may be in the working directory."""
     sys.path.insert(0, "")
     try:
         importlib.import_module(module)
@@ -23,26 +24,38 @@ def import_tasks(module: str) -> None:
         ) from error
 
 
-def tasks_named(name: str) -> list[seqio.Task]:
-    """The task of a name, or the tasks of a mixture.
+def tasks_named(names: Sequence[str], command: str) -> list[seqio.Task]:
+    """The tasks of these names, and for each name of a mixture its tasks.
 
     Raises:
-      UsageError: neither a task nor a mixture is called so.
+      UsageError: no name is given, or one is neither a task's nor a mixture's.
     """
+    if not names:
+        raise UsageError(f"No task was named, expected `python -m pemt_jax.tasks {command} NAME`.")
     known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
-    if name not in known:
-        raise UsageError(
-            f"There is no task or mixture {name!r}, expected one that `python -m "
-            f"pemt_jax.tasks` lists{nearest(name, known)}."
-        )
-    return list(seqio.get_subtasks(seqio.get_mixture_or_task(name)))
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f"There is no task or mixture {name!r}, expected one that `python -m "
+                f"pemt_jax.tasks` lists{nearest(name, known)}."
+            )
+    return [task for name in names for task in seqio.get_subtasks(seqio.get_mixture_or_task(name))]
+
+
+def prepare_all(names: Sequence[str], folder: str) -> None:
+    """Prepare the named tasks and mixtures one after the other, printing which."""
+    tasks = tasks_named(names, "prepare")
+    for number, task in enumerate(tasks, 1):
+        source = f": {task.source.data}" if isinstance(task.source, SplitSource) else ""
+        print(f"{number}/{len(tasks)} {task.name}{source}", flush=True)
+        prepare(task, folder)
 
 
 def prepare(task: seqio.Task, folder: str) -> None:
-    """Download the data of a task, if they are missing, and cache its texts below `folder`.
+    """Download the data of a task if they are missing, and cache its texts below `folder`.
 
-    TFDS keeps every file that was downloaded whole, and a split that was cached is whole or absent,
-    so after an interruption the same call goes on from there.
+    TFDS keeps every file that was downloaded completely, and a cached split is complete or absent,
+    so after an interruption the same call continues where it stopped.
 
     Raises:
       PemtError: the data cannot be downloaded or read.
@@ -62,8 +75,8 @@ def _download(data: TfdsRows) -> None:
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import downloader
 
-    downloader.MAX_RETRIES = 5  # without network that is six seconds; its own ten are 200
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # which warns of every retry
+    downloader.MAX_RETRIES = 5  # six seconds without network; TFDS's own ten take 200
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns about every retry
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     name = data.name
@@ -72,7 +85,7 @@ def _download(data: TfdsRows) -> None:
         root = root.parent
     try:
         tfds.builder(name, data_dir=str(root)).download_and_prepare()
-    except Exception as error:  # whatever a download and 20 data sets' code may raise
+    except Exception as error:  # whatever a download and the code of 20 data sets may raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise PemtError(
             f"The data of task {data.task!r} ({name}) could not be downloaded to "

@@ -1,0 +1,1 @@
+"""The commands of `python -m pemt_jax.tasks`."""
