@@ -58,7 +58,7 @@ class T5Config:
     mlp_activations: tuple[str, ...] = ("relu",)
     logits_via_embedding: bool = True
     dropout_rate: float = 0.1
-    broadcast_dropout: bool = False
+    broadcast_dropout: bool = True
     dtype: str = "float32"
     remat_policy: str = "none"
     relpos_buckets: int = 32

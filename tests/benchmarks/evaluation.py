@@ -8,8 +8,6 @@ model, for a random one never ends a sequence: without the run the value is null
 both sides are compared.
 """
 
-from pemt_jax.cli import command as cli  # noqa: F401  isort: skip  (silences TensorFlow)
-
 import argparse
 from pathlib import Path
 from unittest import mock

@@ -7,8 +7,6 @@ T5, batch 8, inputs to 64, which is the quickest step there is. On the demo's ta
 random rows of GLUE-like lengths. The value is the smaller of the two.
 """
 
-from pemt_jax.cli import command as cli  # noqa: F401  isort: skip  (silences TensorFlow)
-
 import argparse
 import time
 

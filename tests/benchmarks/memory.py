@@ -17,11 +17,6 @@ import importlib.util
 import systems
 import timing
 
-from pemt_jax.planning import compiling
-from pemt_jax.planning.job import job_of_shape
-from pemt_jax.planning.layout import Layout
-from pemt_jax.planning.topology import open_topology
-
 ROWS, SOURCE = 8, 256
 
 
@@ -42,6 +37,12 @@ def here(size: str, policy: str) -> dict[str, dict]:
 
 def on_tpu(size: str, policy: str) -> dict[str, dict]:
     """Bytes by kind on one chip."""
+    # The planner depends on TensorFlow, which a machine that only measures itself may lack.
+    from pemt_jax.planning import compiling
+    from pemt_jax.planning.job import job_of_shape
+    from pemt_jax.planning.layout import Layout
+    from pemt_jax.planning.topology import open_topology
+
     topology, found = open_topology("v5e:1x1"), {}
     for name, method in (("full", "full"), ("stage 2", "pemt_target")):
         t5 = dataclasses.replace(systems.SIZES[size], remat_policy=policy, dtype="bfloat16")

@@ -42,7 +42,7 @@ def cells() -> dict[tuple[str, str, str], list]:
     found = {}
     for shape in SHAPES:
         for method, rows in METHODS.items():
-            t5 = dataclasses.replace(shape_named(shape), dtype="bfloat16", broadcast_dropout=True)
+            t5 = dataclasses.replace(shape_named(shape), dtype="bfloat16")
             job = job_of_shape(t5, method, batch_size=rows, frozen_dtype="bfloat16", prng="rbg")
             sizing = Sizing(job)
             for chip in ("v4", "v5e", "v5p"):
@@ -132,7 +132,6 @@ def compile_one(cell, way, path: Path) -> None:
             "rbg",
             "--remat_policy",
             way.job.t5.remat_policy,
-            "--broadcast_dropout",
             "--json",
             str(path),
         ],

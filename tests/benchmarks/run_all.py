@@ -39,6 +39,8 @@ SCRIPTS = {
     "tricks.py": ("tricks",),
     "growth.py": ("growth_with_experts",),
 }
+# Benchmarks of the data and of whole runs import TensorFlow: no notes of it, no GPU memory for it.
+TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pemt_jax")
 
 
@@ -46,7 +48,11 @@ def run(script: str) -> dict:
     """The rows that one script prints."""
     command = [sys.executable, str(HERE / script), "--json"]
     done = subprocess.run(
-        command, stdout=subprocess.PIPE, text=True, check=False, env=os.environ | timing.HUGE_PAGES
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        env=os.environ | TENSORFLOW | timing.HUGE_PAGES,
     )
     if done.returncode:
         raise SystemExit(f"{script} ended with exit code {done.returncode}.")

@@ -16,8 +16,8 @@ from pemt_jax.model.pemt_model import PemtModel
 from pemt_jax.optimizers import make_optimizer
 from pemt_jax.training.step import TrainState, make_train_step
 
-# T5X's dropout, one mask for all positions of a row, on every side of every comparison; tricks.py
-# has the price of a mask for each position.
+# Dropout draws one mask per example, the default, on every side of every comparison; tricks.py
+# measures the cost of one mask per position.
 SIZES = {
     "mini": T5Config(
         vocab_size=8100,
@@ -27,17 +27,11 @@ SIZES = {
         mlp_dim=768,
         num_encoder_layers=4,
         num_decoder_layers=4,
-        broadcast_dropout=True,
     ),
     "small": T5Config(
-        emb_dim=512,
-        num_heads=8,
-        mlp_dim=2048,
-        num_encoder_layers=6,
-        num_decoder_layers=6,
-        broadcast_dropout=True,
+        emb_dim=512, num_heads=8, mlp_dim=2048, num_encoder_layers=6, num_decoder_layers=6
     ),
-    "base": T5Config(broadcast_dropout=True),
+    "base": T5Config(),
 }
 PROMPT, TARGET, EXPERTS, RANK = 31, 8, 6, 64
 

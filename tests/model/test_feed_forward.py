@@ -70,9 +70,13 @@ def test_encoder_gate_reads_its_activation_at_the_prompt_only():
     assert np.abs(layer(prompt) - layer(x)).min() > 1e-5
 
 
-@pytest.mark.parametrize("broadcast", [False, True])
-def test_broadcast_dropout_draws_one_mask_for_all_positions(broadcast):
-    t5 = dataclasses.replace(T5, dropout_rate=0.5, broadcast_dropout=broadcast)
+@pytest.mark.parametrize(
+    ("options", "one_mask"),
+    [({}, True), ({"broadcast_dropout": True}, True), ({"broadcast_dropout": False}, False)],
+    ids=["default", "broadcast", "per position"],
+)
+def test_dropout_draws_one_mask_per_example_unless_told_otherwise(options, one_mask):
+    t5 = dataclasses.replace(T5, dropout_rate=0.5, **options)
     p = random_params(T5, PemtConfig())["encoder"]["layers_0"]["mlp"]
     layer = jit(
         lambda x, key: FeedForward(t5, PemtConfig(), in_encoder=True).apply(
@@ -82,5 +86,5 @@ def test_broadcast_dropout_draws_one_mask_for_all_positions(broadcast):
     row = np.random.default_rng(0).normal(size=(2, 1, T5.emb_dim)).astype(np.float32)
     z = layer(np.repeat(row, 7, axis=1), jax.random.key(0))
     same = np.abs(z - z[:, :1]).max() < 1e-6
-    assert same == broadcast
+    assert same == one_mask
     assert np.abs(z[0] - layer(row, jax.random.key(1))[0]).max() > 1e-3
