@@ -30,7 +30,8 @@ import gin
 
 import pemt_jax.configs
 from pemt_jax.cli.gin_config import bindings_of, load
-from pemt_jax.cli.gin_errors import as_usage_errors, original, parameters_of
+from pemt_jax.cli.gin_errors import as_usage_errors, parameters_of
+from pemt_jax.cli.gin_internals import original
 from pemt_jax.cli.startup import silence_libraries
 from pemt_jax.common.errors import PemtError, UsageError, nearest
 from pemt_jax.common.storage import cache_folder, replacing

@@ -270,6 +270,16 @@ def test_a_macro_whose_reader_a_file_replaced_is_no_fault_in_a_file_but_one_on_t
     assert code == 2 and "The macro RATE" in error
 
 
+def test_a_required_macro_that_nothing_reads_any_more_is_not_asked_for(command, tmp_path):
+    (tmp_path / "fixed.gin").write_text(
+        "from __gin__ import dynamic_registration\nfrom demo import optimizers\n"
+        "include 'base.gin'\nRATE = %gin.REQUIRED\noptimizers.Adam.lr = 0.125\n"
+    )
+    code, output, error = command("--gin_file=fixed.gin", *GOOD[1:])
+    assert (code, error) == (0, "")
+    assert "Adam(0.125" in output
+
+
 @pytest.mark.parametrize(
     "fail, code, sentence",
     [
