@@ -1,4 +1,4 @@
-"""Conversion: the same bits under another name, whole or not at all, in little memory."""
+"""Conversion: the same bits under another name, complete or not at all, in little memory."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ GATED, PLAIN = ("gelu", "linear"), ("relu",)
 
 
 def random_model(tied=True, activations=PLAIN, seed=0):
-    """A T5 of any kind, its numbers in bfloat16's range so that no form of it rounds."""
+    """A T5 of any kind, its numbers exact in bfloat16 so that no format rounds them."""
     config = T5Config(
         vocab_size=40,
         emb_dim=12,
@@ -45,7 +45,7 @@ def random_model(tied=True, activations=PLAIN, seed=0):
 
 @pytest.fixture
 def run(capsys):
-    """Run the command; return its exit code and what it said of the fault, one sentence."""
+    """Run the command; return its exit code and its error message, one sentence."""
 
     def run(*flags):
         code = convert.main([str(flag) for flag in flags])
@@ -147,8 +147,8 @@ def test_nothing_is_overwritten_that_was_not_written_here(tmp_path, run, base):
         (mine, "hf", "'README.md'"),
         (tmp_path / "file", "hf", "is a file or a link"),
         (tmp_path / "link", "hf", "is a file or a link"),
-        (base, "hf", "is or holds what is read"),
-        (tmp_path, "t5x", "is or holds what is read"),
+        (base, "hf", "is or contains the source"),
+        (tmp_path, "t5x", "is or contains the source"),
         ("gs://bucket/model", "t5x", "expected a local folder"),
     ]:
         code, said = run("--from", base, "--to", target, "--format", form)
@@ -203,6 +203,7 @@ def test_help_is_printed_by_the_command():
 MEASURE = """
 import re, sys
 from pemt_jax import convert
+import pemt_jax.interop.convert  # what it imports is not measured
 peak = lambda: 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
 before = peak()
 code = convert.main(sys.argv[1:])

@@ -5,55 +5,35 @@
 A main is a function with annotated arguments; its module ends with
 
     if __name__ == "__main__":
-        sys.exit(cli.run(train))
+        sys.exit(command.run(train))
 
-The flags are t5x's. Departures from t5x:
-- A value that is no gin literal is a string: `--gin.MODEL_DIR=runs/x` needs no inner quotes.
+The flags are t5x's, and those of every command (see parser.py). Departures from t5x:
+- A value that is not a gin literal is a string: `--gin.MODEL_DIR=runs/x` needs no inner quotes.
 - A macro that nothing reads is an error (t5x trains the default for `--gin.TRIAN_STEPS=5`), and
   a macro that no file uses fills the main's argument of that name: MODEL_DIR, `model_dir`.
 - The module run as __main__ keeps its name, so a gin file says `from pemt_jax import train` and
   works under `python -m pemt_jax.train` and in a test alike (t5x needs `import __main__`).
 
-Importing this module silences the libraries, so a main imports it before all that needs them.
+What a main's module may import at its top is told in startup.py.
 """
 
 import argparse
-import inspect
-import os
 import sys
 import types
-import typing
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import gin
 
-import pemt_jax.configs
-from pemt_jax.cli.gin_config import bindings_of, load
-from pemt_jax.cli.gin_errors import as_usage_errors, original, parameters_of
-from pemt_jax.cli.startup import silence_libraries
+from pemt_jax.cli.exit_codes import exit_code_of
+from pemt_jax.cli.gin_config import load
+from pemt_jax.cli.gin_errors import as_usage_errors, parameters_of
+from pemt_jax.cli.help import CONFIGS, epilog
+from pemt_jax.cli.parser import Parser
 from pemt_jax.common.configured import text_of_configuration
-from pemt_jax.common.errors import PemtError, UsageError, nearest
-from pemt_jax.common.storage import cache_folder, replacing
+from pemt_jax.common.errors import UsageError
+from pemt_jax.parallel import processes
 
-silence_libraries()
-# Compiling takes longer than many small runs; what one run compiled, the next reads. JAX looks at
-# the variable when it is imported.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
-
-from pemt_jax.parallel import processes  # noqa: E402  isort: skip  (JAX, after the variable)
-
-CONFIGS = Path(pemt_jax.configs.__file__).parent
-__all__ = ["bindings_of", "run", "write_config"]
-FLAGS = (
-    "--gin_file",
-    "--gin_search_paths",
-    "--gin.NAME",
-    "--coordinator_address",
-    "--process_count",
-    "--process_index",
-    "--help",
-)
+__all__ = ["arguments_of", "exit_code_of", "run"]
 
 
 def run(
@@ -64,7 +44,7 @@ def run(
 ) -> int:
     """Configure `main` from `argv`, call it and return the exit code.
 
-    Where several processes are one run, one that failed ends here and stops the others.
+    Where several processes are one run, a process that failed ends here and stops the others.
 
     Args:
         main: the function to configure and call; what it returns is ignored.
@@ -73,9 +53,7 @@ def run(
         doc: what the program does, for --help; the docstring of main's module when None.
 
     Returns:
-        0; or, after `error: one sentence` on stderr, 2 for a UsageError or a fault in the
-        configuration, 1 for any other PemtError or the operating system's refusal, 130 for Ctrl-C,
-        143 for a SIGTERM that a run has obeyed. Other exceptions keep their traceback.
+        0, or the code of the failure as in `exit_codes.exit_code_of`.
     """
     code = _run(main, argv, prog, doc)
     processes.leave(code)
@@ -98,32 +76,6 @@ def _run(main: Callable, argv: Sequence[str] | None, prog: str | None, doc: str 
     return exit_code_of(configured)
 
 
-def exit_code_of(action: Callable[[], int | None]) -> int:
-    """Call `action`; return what it returned, 0 for None, or the code of the error as in `run`."""
-    try:
-        return action() or 0
-    except PemtError as error:
-        error = original(error)
-        _say(str(error))
-        return error.exit_code
-    except BrokenPipeError:  # the reader of our output has seen enough
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")
-        return 0
-    except OSError as error:
-        error = original(error)
-        place = f"{error.filename}: " if error.filename else ""
-        _say(f"{place}{error.strerror or error}.")
-        return 1
-    except KeyboardInterrupt:
-        _say("Stopped by Ctrl-C.")
-        return 130
-
-
-def _say(sentence: str) -> None:
-    # In one piece, for several processes may share a terminal or a log.
-    sys.stderr.write(f"error: {sentence}\n")
-
-
 def arguments_of(main: Callable, argv: Sequence[str]) -> dict[str, object]:
     """The arguments with which `run(main, argv)` would call `main`, defaults left out."""
     flags, bindings = _parse(argv, _parser(main, main.__name__, main.__doc__))
@@ -135,22 +87,6 @@ def arguments_of(main: Callable, argv: Sequence[str]) -> dict[str, object]:
 def _load(main: Callable, flags: argparse.Namespace, bindings) -> Callable:
     paths = [path for paths in flags.gin_search_paths for path in paths.split(",") if path]
     return load(main, flags.gin_file, bindings, [str(CONFIGS), *paths])
-
-
-def write_config(model_dir: str | Path) -> Path:
-    """Write what has been read of the configuration to MODEL_DIR/config.gin and return its path.
-
-    The file holds defaults too, serves as a --gin_file and appears whole or not at all. Raises
-    PemtError when config.gin exists and is no plain file of that folder.
-    """
-    path = Path(model_dir) / "config.gin"
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise PemtError(f"{path} is a link or a folder, expected a plain file of the run.")
-    if not processes.is_first():
-        return path
-    with replacing(path) as partial:
-        partial.write_text(gin.operative_config_str(), encoding="utf-8")
-    return path
 
 
 def _adopt_running_module(main: Callable) -> str:
@@ -169,44 +105,19 @@ def _adopt_running_module(main: Callable) -> str:
     return spec.name
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, by a UsageError."""
-
-    def error(self, message: str) -> typing.NoReturn:
-        raise UsageError(f"{message[:1].upper()}{message[1:]}.")
-
-
-def _parser(main: Callable, prog: str, doc: str | None) -> argparse.ArgumentParser:
-    arguments = [
-        f"  {name}"
-        + (
-            ""
-            if parameter.default in (parameter.empty, gin.REQUIRED)
-            else f" = {parameter.default!r}"
-        )
-        for name, parameter in parameters_of(main).items()
-    ]
+def _parser(main: Callable, prog: str, doc: str | None) -> Parser:
     parser = Parser(
         prog=prog,
         usage=f"{prog} [--gin_file=FILE ...] [--gin.NAME=VALUE ...]",
         description=doc or sys.modules[main.__module__].__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="\n".join(
-            [
-                inspect.getdoc(main) or "",
-                "",
-                f"Defaults, set as --gin.{main.__name__}.NAME=VALUE:",
-                *arguments,
-            ]
-        ),
+        epilog=epilog(main, parameters_of(main)),
     )
     parser.add_argument(
         "--gin_file",
         action="append",
         default=[],
         metavar="FILE",
-        help="gin file, repeatable; looked for from here, then among the "
+        help="gin file, repeatable; searched for in the working directory, then among the "
         "installed configurations, then in the search paths",
     )
     parser.add_argument(
@@ -218,7 +129,7 @@ def _parser(main: Callable, prog: str, doc: str | None) -> argparse.ArgumentPars
     for name, kind, text in (
         ("--coordinator_address", str, "HOST:PORT of process 0, where several are one run"),
         ("--process_count", int, "how many processes there are"),
-        ("--process_index", int, "which of them this one is, from 0"),
+        ("--process_index", int, "the index of this one, from 0"),
     ):
         parser.add_argument(name, type=kind, metavar=name.rsplit("_", 1)[-1].upper(), help=text)
     parser.add_argument(
@@ -231,23 +142,14 @@ def _parser(main: Callable, prog: str, doc: str | None) -> argparse.ArgumentPars
     return parser
 
 
-def _parse(
-    argv: Sequence[str], parser: argparse.ArgumentParser
-) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
-    bindings, rest = [], []
-    for argument in argv:
-        if argument.startswith("--gin."):
-            name, _, value = argument.removeprefix("--gin.").partition("=")
-            if not (name and value):
-                raise UsageError(f"{argument!r} has no value, expected --gin.NAME=VALUE.")
-            bindings.append((name.strip(), value.strip()))
-        else:
-            rest.append(argument)
-    flags, unknown = parser.parse_known_args(rest)
-    if unknown:
-        name = unknown[0].partition("=")[0]
-        raise UsageError(
-            f"There is no argument {unknown[0]!r}, expected {', '.join(FLAGS)}"
-            f"{nearest(name, FLAGS)}."
-        )
+def _parse(argv: Sequence[str], parser: Parser) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+    for_gin = [argument for argument in argv if argument.startswith("--gin.")]
+    flags, unknown = parser.parse_known_args([part for part in argv if part not in for_gin])
+    parser.check_no_others(unknown)
+    bindings = []
+    for argument in for_gin:
+        name, _, value = argument.removeprefix("--gin.").partition("=")
+        if not (name and value):
+            raise UsageError(f"{argument!r} has no value, expected --gin.NAME=VALUE.")
+        bindings.append((name.strip(), value.strip()))
     return flags, bindings

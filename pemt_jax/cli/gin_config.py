@@ -1,4 +1,4 @@
-"""A gin configuration, loaded and held against what reads it before anything runs.
+"""A gin configuration, loaded and checked against what reads it before anything runs.
 
 gin alone accepts a misspelled macro and finds a missing one only when it is needed. Here each of
 these is a UsageError with the nearest valid name:
@@ -6,24 +6,20 @@ these is a UsageError with the nearest valid name:
 - a binding of an unknown function or argument;
 - a plain value that contradicts an annotation: 'abc' for an int, 'abc' for a list.
 
-gin has no public view of its configuration: this module and gin_errors read `gin.config._CONFIG`
-and `_REGISTRY`, and no other module does.
+What gin does not make public is read by `gin_internals`.
 """
 
-import contextlib
 import inspect
-import os
 import re
 import tokenize
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import gin
-from gin import config as gin_config
-from gin import config_parser
 
-from pemt_jax.cli.gin_errors import as_usage_errors, configurable_names, parameters_of
+from pemt_jax.cli import gin_internals
+from pemt_jax.cli.gin_errors import as_usage_errors, parameters_of
 from pemt_jax.common.errors import UsageError, nearest
 
 SIMPLE_TYPES = (int, float, str, bool, type(None))
@@ -50,12 +46,11 @@ def load(
         UsageError: for the first fault found.
     """
     gin.clear_config()
-    gin_config._LOCATION_PREFIXES[:] = ["", *folders]
-    gin_config._FILE_READERS[:] = [(open, os.path.isfile)]  # gin's other one logs every miss
-    with as_usage_errors(), _recorded_macros() as read:
+    gin_internals.look_for_files_in(folders)
+    with as_usage_errors(), gin_internals.recorded_macros() as read:
         for name in files:
             gin.parse_config_file(name)
-        if gin_config._inverse_lookup(main) is None:
+        if gin_internals.selector_of(main) is None:
             gin.register(main)
         for name, value in bindings:
             _bind(name, value)
@@ -65,39 +60,6 @@ def load(
     _check_nothing_is_missing(main)
     _check_types()
     return gin.get_configurable(main)
-
-
-def bindings_of(module: types.ModuleType) -> dict[str, str]:
-    """What has been read so far of the configuration of a module's functions, macros resolved.
-
-    Returns {"function.argument": value as text}, defaults included; empty without gin.
-    """
-    values, found = _macro_values(), {}
-    for (_, selector), arguments in sorted(gin_config._OPERATIVE_CONFIG.items()):
-        configurable = gin_config._REGISTRY[selector]
-        if configurable.wrapped.__module__ != module.__name__:
-            continue
-        for argument, value in arguments.items():
-            while (macro := _macro_of(value)) is not None:
-                value = values[macro]
-            found[f"{configurable.name}.{argument}"] = str(value)
-    return found
-
-
-@contextlib.contextmanager
-def _recorded_macros() -> Iterator[set[str]]:
-    """Collect every %NAME that gin parses, those in bindings overridden later included."""
-    read, original = set(), gin_config.ParserDelegate.macro
-
-    def macro(delegate, name):
-        read.add(name)
-        return original(delegate, name)
-
-    gin_config.ParserDelegate.macro = macro
-    try:
-        yield read
-    finally:
-        gin_config.ParserDelegate.macro = original
 
 
 def _bind(name: str, value: str) -> None:
@@ -112,16 +74,15 @@ def _bind(name: str, value: str) -> None:
     except ValueError as error:
         # gin looks a bare name up among what the files have bound so far; the modules that the
         # files import hold more.
-        imports = gin_config.ImportManager(gin_config._IMPORTS).sorted_imports
         try:
-            gin.parse_config([*(line.format() for line in imports), statement])
+            gin.parse_config([*gin_internals.import_lines(), statement])
         except AttributeError:
             raise
         except (NameError, ValueError):
             if "No configurable matching '" in str(error):
                 bindings = [
                     f"{selector}.{argument}"
-                    for selector in configurable_names()
+                    for selector in gin_internals.registered_names()
                     for argument in parameters_of(gin.get_configurable(selector))
                 ]
                 raise UsageError(
@@ -134,7 +95,7 @@ def _bind(name: str, value: str) -> None:
 def _literal(name: str, value: str) -> str:
     """`value` as gin writes it: unchanged when it is a gin literal, else quoted as a string."""
     try:
-        statements = list(config_parser.ConfigParser(f"x = {value}\n", _AnyReference()))
+        statements = gin_internals.statements_in(f"x = {value}\n")
     except (SyntaxError, tokenize.TokenError) as error:
         if value[0] in "'\"[{(@%":
             raise UsageError(
@@ -142,63 +103,30 @@ def _literal(name: str, value: str) -> str:
                 "string, number, list, dictionary, @function or %MACRO."
             ) from error
         return repr(value)
-    return value if len(statements) == 1 else repr(value)
-
-
-class _AnyReference(config_parser.ParserDelegate):
-    def configurable_reference(self, scoped_configurable_name, evaluate):
-        return scoped_configurable_name
-
-    def macro(self, macro_name):
-        return macro_name
-
-
-def _bound(main: Callable) -> dict[str, object]:
-    return gin_config._CONFIG.get(("", gin_config._inverse_lookup(main).selector), {})
+    return value if statements == 1 else repr(value)
 
 
 def _fill_arguments(main: Callable, read: set[str], given: set[str]) -> None:
-    selector = gin_config._inverse_lookup(main).selector
+    selector = gin_internals.selector_of(main)
+    bound = gin_internals.bound_arguments(main)
     explicit = {name.rpartition(".")[2] for name in given}
-    values = _macro_values()
+    values = gin_internals.macro_values()
     # In a file of another main (a run's own, given to evaluate) every macro may be meant for us.
-    foreign = not _bound(main)
+    foreign = not bound
     for argument in parameters_of(main):
         macro = argument.upper()
-        free = argument not in _bound(main) or (macro in given and argument not in explicit)
+        free = argument not in bound or (macro in given and argument not in explicit)
         meant = macro in values and (
-            macro not in read or (foreign and not _is_required(values[macro]))
+            macro not in read or (foreign and not gin_internals.is_required(values[macro]))
         )
         if meant and free:
-            gin.bind_parameter(("", selector, argument), gin_config.parse_value(f"%{macro}"))
-
-
-def _macro_values() -> dict[str, object]:
-    return {
-        scope: arguments["value"]
-        for (scope, selector), arguments in gin_config._CONFIG.items()
-        if selector == "gin.macro"
-    }
-
-
-def _macro_of(value: object) -> str | None:
-    """The name of the macro that `value` refers to, or None."""
-    is_macro = (
-        isinstance(value, gin_config.ConfigurableReference)
-        and value.configurable.wrapped is gin_config.macro
-    )
-    return "/".join(value.scopes) if is_macro else None
-
-
-def _macros_in_force() -> set[str]:
-    references = gin_config.iterate_references(gin_config._CONFIG)
-    return {name for name in map(_macro_of, references) if name}
+            gin.bind_parameter(("", selector, argument), gin_internals.reference_to(macro))
 
 
 def _check_macros_are_read(main: Callable, read: set[str], given: set[str]) -> None:
-    in_force = _macros_in_force()
+    in_force = gin_internals.macros_in_force()
     candidates = in_force | {argument.upper() for argument in parameters_of(main)}
-    for name in _macro_values():
+    for name in gin_internals.macro_values():
         # A file may set a macro whose reader another file has replaced; the same on the command
         # line is a wish that would not be fulfilled.
         if name not in (in_force if name in given else read):
@@ -210,22 +138,25 @@ def _check_macros_are_read(main: Callable, read: set[str], given: set[str]) -> N
 
 
 def _check_nothing_is_missing(main: Callable) -> None:
-    values = _macro_values()
+    values = gin_internals.macro_values()
     missing = sorted(
-        name for name in _macros_in_force() if name not in values or _is_required(values[name])
+        name
+        for name in gin_internals.macros_in_force()
+        if name not in values or gin_internals.is_required(values[name])
     )
     if not missing:
         missing = [
             f"{name}.{argument}"
-            for (_, name), arguments in gin_config._CONFIG.items()
+            for name, arguments in gin_internals.bindings()
             for argument, value in arguments.items()
-            if _is_required(value)
+            if gin_internals.is_required(value)
         ]
     if not missing:
         missing = [
             name.upper()
             for name, parameter in parameters_of(main).items()
-            if parameter.default in (parameter.empty, gin.REQUIRED) and name not in _bound(main)
+            if parameter.default in (parameter.empty, gin.REQUIRED)
+            and name not in gin_internals.bound_arguments(main)
         ]
     if missing:
         flags = " ".join(f"--gin.{name}=..." for name in missing)
@@ -235,23 +166,14 @@ def _check_nothing_is_missing(main: Callable) -> None:
         )
 
 
-def _is_required(value: object) -> bool:
-    return isinstance(value, gin_config.ConfigurableReference) and value.config_key == (
-        "gin.REQUIRED",
-        "gin.constant",
-    )
-
-
 def _check_types() -> None:
-    values = _macro_values()
-    for (_, selector), arguments in gin_config._CONFIG.items():
-        if selector == "gin.macro":
-            continue
-        configurable = gin_config._REGISTRY[selector]
-        hints = _hints(configurable.wrapped)
+    values = gin_internals.macro_values()
+    for selector, arguments in gin_internals.bindings():
+        name, function = gin_internals.registered(selector)
+        hints = _hints(function)
         for argument, value in arguments.items():
-            source = reader = f"{configurable.name}.{argument}"
-            while (macro := _macro_of(value)) is not None:
+            source = reader = f"{name}.{argument}"
+            while (macro := gin_internals.macro_of(value)) is not None:
                 source, value = f"{macro}, read by {reader},", values[macro]
             expected = _expected(value, hints.get(argument))
             if expected:

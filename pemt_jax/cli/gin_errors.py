@@ -1,8 +1,8 @@
 """What gin raises, in one sentence with the nearest valid name.
 
 gin answers a misspelled name with a ValueError, NameError, AttributeError, KeyError, SyntaxError
-or OSError under a traceback through its own parser, and appends the way to a failing call to the
-message of whatever that call raised. The functions here keep the first and undo the second.
+or OSError under a traceback through its own parser. Each of them becomes a UsageError here; what
+configured code raises is left alone.
 """
 
 import contextlib
@@ -14,8 +14,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from gin import config as gin_config
-
+from pemt_jax.cli import gin_internals
 from pemt_jax.common.errors import PemtError, UsageError, nearest
 
 PLACE = re.compile(r'In file "([^"]+)", line (\d+)')
@@ -34,13 +33,6 @@ def as_usage_errors() -> Iterator[None]:
         raise
 
 
-def original(error: BaseException) -> BaseException:
-    """The exception that was raised, where gin raised a copy with the way to the failing call."""
-    while "augment_exception_message_and_reraise" in type(error).__str__.__qualname__:
-        error = error.__context__  # a copy keeps neither attributes nor a plain message
-    return error
-
-
 def explain(error: Exception) -> str:
     """One sentence for an exception raised by gin: place, fault, nearest valid name."""
     text = str(error)
@@ -52,12 +44,13 @@ def explain(error: Exception) -> str:
     if match := re.match(r"Unable to open file: (.+?)\. Searched config paths: ", text):
         return f"{where}There is no gin file {match[1]!r}{nearest(match[1], _gin_files())}"
     if match := re.match(r"No configurable matching (?:reference )?'@?(.+?)(?:\(\))?'", text):
-        return f"{where}Nothing is called {match[1]!r}{nearest(match[1], configurable_names())}"
+        names = gin_internals.registered_names()
+        return f"{where}Nothing is called {match[1]!r}{nearest(match[1], names)}"
     if match := re.match(r"Configurable '(.+?)' doesn't have a parameter named '(.+?)'", text):
         names = _arguments(match[1])
         return f"{where}{match[1]} has no argument {match[2]!r}{nearest(match[2], names)}"
     if match := re.match(r"'(\w+)' was not provided by an import statement", text):
-        names = _imported_names(place[1]) if place else configurable_names()
+        names = _imported_names(place[1]) if place else gin_internals.registered_names()
         return f"{where}{match[1]!r} is not imported in this file{nearest(match[1], names)}"
     if match := re.match(r"Couldn't resolve .*<module '(.+?)'.* has no attribute (\w+)", text):
         names = vars(sys.modules[match[1]]) if match[1] in sys.modules else ()
@@ -68,17 +61,7 @@ def explain(error: Exception) -> str:
         return _no_value(match[1], match[2])
     if match := re.search(r"Ambiguous selector '(.+?)', matches (\[.+?\])", text):
         return f"{where}{match[1]!r} may be any of {match[2]}, expected one of these"
-    return where + " ".join(str(original(error)).split())
-
-
-def configurable_names() -> list[str]:
-    """The shortest names of everything that is configurable by now."""
-    registry = gin_config._REGISTRY
-    return [
-        registry.minimal_selector(name)
-        for name, _ in registry.items()
-        if not name.startswith("gin.")
-    ]
+    return where + " ".join(str(gin_internals.original(error)).split())
 
 
 def parameters_of(function_or_class: Callable) -> dict[str, inspect.Parameter]:
@@ -98,7 +81,7 @@ def _is_of_gin(error: Exception) -> bool:
     helpers = (tokenize.__file__, "<frozen importlib")
     files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
     files = [name for name in files if not name.startswith(helpers)]
-    return bool(files) and Path(files[-1]).parent == Path(gin_config.__file__).parent
+    return bool(files) and gin_internals.is_file_of_gin(files[-1])
 
 
 def _no_value(function: str, names: str) -> str:
@@ -106,8 +89,8 @@ def _no_value(function: str, names: str) -> str:
 
 
 def _arguments(selector: str) -> Iterable[str]:
-    matches = gin_config._REGISTRY.get_all_matches(selector)
-    return parameters_of(matches[0].wrapped) if matches else ()
+    matches = gin_internals.registered_as(selector)
+    return parameters_of(matches[0]) if matches else ()
 
 
 def _imported_names(gin_file: str) -> list[str]:
@@ -116,6 +99,6 @@ def _imported_names(gin_file: str) -> list[str]:
 
 
 def _gin_files() -> list[str]:
-    folders = [Path(prefix) for prefix in gin_config._LOCATION_PREFIXES if prefix]
+    folders = gin_internals.searched_folders()
     files = [path.relative_to(folder) for folder in folders for path in folder.glob("*/*.gin")]
     return [str(path) for path in [*files, *Path().glob("*.gin")]]

@@ -1,27 +1,28 @@
-"""Experts from the command line: look, check, bring in, take out, share.
+"""Experts from the command line: list, verify, import, export, share.
 
-    python -m pemt_jax.library list   [NAME ...]      one line an expert
-    python -m pemt_jax.library show   NAME ...        all that a card says
+    python -m pemt_jax.library list   [NAME ...]      one line per expert
+    python -m pemt_jax.library show   NAME ...        everything a card records
     python -m pemt_jax.library verify [NAME ...]      hash every file
     python -m pemt_jax.library add    FOLDER          an expert's folder, verified
     python -m pemt_jax.library remove NAME
     python -m pemt_jax.library export NAME --to DIR --format peft|folder
     python -m pemt_jax.library import PATH --format peft|reference --name NAME ...
     python -m pemt_jax.library push   NAME REPO       to the Hugging Face hub, or a folder
-    python -m pemt_jax.library pull   REPO [NAME]     verified before it enters
+    python -m pemt_jax.library pull   REPO [NAME]     verified before it is added
 
 The library is --library, else $PEMT_JAX_LIBRARY, else runs/library. `COMMAND --help` lists the
 arguments of a command. The exit code is 0, 1 when an expert is damaged or does not fit, 2 for wrong
 use.
 """
 
-import argparse
 import sys
-import typing
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from pemt_jax.common.errors import PemtError, UsageError, nearest
+from pemt_jax.cli.exit_codes import exit_code_of, report
+from pemt_jax.cli.parser import Parser, check_command
+from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.library.expert import default_library, expert_folder, expert_names, load_expert
 from pemt_jax.library.listing import facts, table
 from pemt_jax.library.transfer import add_expert, check_expert_folder, copy_expert, remove_expert
@@ -29,52 +30,33 @@ from pemt_jax.library.transfer import add_expert, check_expert_folder, copy_expe
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    try:
-        if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
-            raise UsageError(
-                f"There is no command {argv[0]!r}, expected one of "
-                f"{', '.join(COMMANDS)}{nearest(argv[0], COMMANDS)}."
-            )
-        arguments = _parser().parse_args(argv)
-        if arguments.command not in ENTERING and not arguments.library.is_dir():
-            raise UsageError(
-                f"There is no library {arguments.library}, expected a folder that "
-                "stage 1 has saved experts in or another --library."
-            )
-        return COMMANDS[arguments.command](arguments) or 0
-    except PemtError as error:
-        return _report([error])
-    except OSError as error:
-        return _report([PemtError(f"{error.filename or 'The system'}: {error.strerror}.")])
-    except KeyboardInterrupt:
-        print("error: Stopped by Ctrl-C.", file=sys.stderr)
-        return 130
+    return exit_code_of(lambda: _run(sys.argv[1:] if argv is None else list(argv)))
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> typing.NoReturn:
-        raise UsageError(f"{message[:1].upper()}{message[1:]}.")
+def _run(argv: Sequence[str]) -> int:
+    if argv and not argv[0].startswith("-"):
+        check_command(argv[0], COMMANDS)
+    arguments = _parser().parse_args(argv)
+    if arguments.command not in ADDING and not arguments.library.is_dir():
+        raise UsageError(
+            f"There is no library {arguments.library}, expected a folder that "
+            "stage 1 has saved experts in or another --library."
+        )
+    return COMMANDS[arguments.command](arguments) or 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    common = _Parser(add_help=False)
-    common.add_argument(
-        "--library",
-        type=Path,
-        default=default_library(),
-        metavar="DIR",
-        help="default: $PEMT_JAX_LIBRARY, else runs/library",
-    )
-    parser = _Parser(
-        prog="python -m pemt_jax.library",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> Parser:
+    parser = Parser(prog="python -m pemt_jax.library", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    made = {
-        name: commands.add_parser(name, parents=[common], allow_abbrev=False) for name in COMMANDS
-    }
+    made = {name: commands.add_parser(name) for name in COMMANDS}
+    for command in made.values():
+        command.add_argument(
+            "--library",
+            type=Path,
+            default=default_library(),
+            metavar="DIR",
+            help="default: $PEMT_JAX_LIBRARY, else runs/library",
+        )
     for name in ("list", "show", "verify"):
         made[name].add_argument("names", nargs="*", metavar="NAME", help="an expert")
     made["add"].add_argument("folder", type=Path, metavar="FOLDER")
@@ -91,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         "--format",
         choices=("peft", "folder"),
         required=True,
-        help="a PEFT adapter (without the prompt, which lies beside it), "
+        help="a PEFT adapter (without the prompt, which is stored beside it), "
         "or the expert's folder as it is",
     )
     add = made["import"].add_argument
@@ -103,12 +85,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--format", choices=("peft", "reference"), required=True)
     add("--name", help="of the expert in the library")
-    add("--base", metavar="DIR", help="the pretrained T5 that it stands on")
+    add("--base", metavar="DIR", help="the pretrained T5 that it was trained on")
     add(
         "--prompt",
         metavar="TEXT",
-        help="the task's description; of a PEFT adapter, which has "
-        "none, the prompt starts from its tokens",
+        help="the task's description; for a PEFT adapter, which has no "
+        "prompt, the prompt starts from its tokens",
     )
     add("--task", help="default: the expert's name")
     add("--vocabulary", metavar="FILE", help="default: the one beside the base")
@@ -118,11 +100,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="reference: import a target, into this new folder, instead of an expert",
     )
-    add("--experts", default="", metavar="NAME,NAME", help="reference: of the target, in order")
+    add(
+        "--experts",
+        default="",
+        metavar="NAME,NAME",
+        help="reference: those of the target, in order",
+    )
     return parser
 
 
-def _list(arguments) -> int:
+def _list(arguments: Namespace) -> int:
     library = arguments.library
     text, faults = table(library, arguments.names or expert_names(library))
     if text or not faults:
@@ -130,7 +117,7 @@ def _list(arguments) -> int:
     return _report(faults)
 
 
-def _show(arguments) -> None:
+def _show(arguments: Namespace) -> None:
     library = arguments.library
     if not arguments.names:
         raise UsageError(
@@ -141,7 +128,7 @@ def _show(arguments) -> None:
         print(facts(library, name))
 
 
-def _verify(arguments) -> int:
+def _verify(arguments: Namespace) -> int:
     faults = []
     for name in arguments.names or expert_names(arguments.library):
         try:
@@ -151,17 +138,17 @@ def _verify(arguments) -> int:
     return _report(faults)
 
 
-def _add(arguments) -> None:
+def _add(arguments: Namespace) -> None:
     expert = add_expert(arguments.library, arguments.folder, arguments.name)
     print(f"{expert.name}  added  sha256 {expert.sha256}")
 
 
-def _remove(arguments) -> None:
+def _remove(arguments: Namespace) -> None:
     remove_expert(arguments.library, arguments.name)
     print(f"{arguments.name}  removed")
 
 
-def _export(arguments) -> None:
+def _export(arguments: Namespace) -> None:
     library, name = arguments.library, arguments.name
     folder = expert_folder(library, name)
     if arguments.format == "folder":
@@ -175,7 +162,7 @@ def _export(arguments) -> None:
     print(f"{name}  exported to {arguments.to}\n{WITHOUT_PROMPT}")
 
 
-def _import(arguments) -> None:
+def _import(arguments: Namespace) -> None:
     from pemt_jax.interop.import_expert import Request, import_peft, import_reference
 
     request = Request(
@@ -203,22 +190,22 @@ def _import(arguments) -> None:
         if missing:
             print(
                 "The files have no gates and no layer norms, so the gate is uniform, the norms "
-                "are the base's, and this is not the model that was trained: its whole state "
-                "dict would be."
+                "are the base's, and this is not the model that was trained; import its complete "
+                "state dict to get that."
             )
         return
     imported = import_peft if arguments.format == "peft" else import_reference
     print(f"{arguments.name}  imported  sha256 {imported(request).sha256}")
 
 
-def _push(arguments) -> None:
+def _push(arguments: Namespace) -> None:
     from pemt_jax.library.hub import push_expert
 
     place = push_expert(arguments.library, arguments.name, arguments.repo)
     print(f"{arguments.name}  pushed to {place}")
 
 
-def _pull(arguments) -> None:
+def _pull(arguments: Namespace) -> None:
     from pemt_jax.library.hub import pull_experts
 
     for expert in pull_experts(arguments.library, arguments.repo, arguments.name):
@@ -226,9 +213,7 @@ def _pull(arguments) -> None:
 
 
 def _report(faults: Sequence[PemtError]) -> int:
-    for fault in faults:
-        print(f"error: {fault}", file=sys.stderr)
-    return max((fault.exit_code for fault in faults), default=0)
+    return max(map(report, faults), default=0)
 
 
 COMMANDS = {
@@ -242,4 +227,4 @@ COMMANDS = {
     "push": _push,
     "pull": _pull,
 }
-ENTERING = ("add", "import", "pull")  # they make the library where there is none
+ADDING = ("add", "import", "pull")  # they create the library when there is none

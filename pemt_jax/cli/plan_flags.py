@@ -1,27 +1,22 @@
-"""The flags of `python -m pemt_jax.plan`, beside those of gin."""
+"""The flags of `python -m pemt_jax.plan`, in addition to those of gin."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from pemt_jax.cli import command as cli
-from pemt_jax.common.errors import UsageError, nearest
+from pemt_jax.cli.parser import Parser
+from pemt_jax.common.errors import UsageError
+from pemt_jax.model.methods import METHODS
 from pemt_jax.planning.shapes import SHAPES
 
 
 def parse(argv: Sequence[str], doc: str):
     """Return the flags and the arguments that are left for gin; UsageError for a wrong one."""
-    parser = cli.Parser(
-        prog="python -m pemt_jax.plan",
-        description=doc,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m pemt_jax.plan", description=doc)
     add = parser.add_argument
     add("--topology", help="v4:2x2x1, v5e:4x4, v5p:2x2x2, v6e:8x8, ...")
     add("--shape", help=f"a T5 without a checkpoint: {', '.join(SHAPES)}")
-    add("--method", help="pemt_source, pemt_target, full, ...")
-    add("--batch_size", type=int, help="rows an update, over all chips")
+    add("--method", help=", ".join(METHODS))
+    add("--batch_size", type=int, help="examples per update, over all chips")
     add("--inputs", type=int, help="longest inputs in tokens")
     add("--targets", type=int, help="longest targets in tokens")
     add("--dtype", help="of activations: float32, bfloat16")
@@ -32,29 +27,24 @@ def parse(argv: Sequence[str], doc: str):
         "--broadcast_dropout",
         action="store_true",
         default=None,
-        help="one mask for all positions of a row, as T5X's",
+        help="one mask for all positions of an example, as T5X",
     )
     add("--train_steps", type=int, help="updates of the run")
-    add("--model_parallel", type=int, help="chips over which parameters are split")
-    add("--expert_parallel", type=int, help="chips over which the experts are split")
+    add("--model_parallel", type=int, help="chips over which the parameters are sharded")
+    add("--expert_parallel", type=int, help="chips over which the experts are sharded")
     add(
         "--fully_sharded",
         action="store_true",
         default=None,
-        help="split the backbone over the data's chips too",
+        help="shard the backbone over the data chips too",
     )
     add("--no_decode", action="store_true", help="do not compile the decode step")
-    add("--search", action="store_true", help="list the ways that fit, best first")
+    add("--search", action="store_true", help="list the layouts that fit, best first")
     add("--compile", type=int, default=1, metavar="N", help="of --search: compile the N best")
-    add("--json", type=Path, metavar="FILE", help="write the plan there too")
+    add("--json", type=Path, metavar="FILE", help="write the plan to this file too")
     options, rest = parser.parse_known_args(argv)
-    for argument in rest:
-        if not argument.startswith("--gin"):
-            known = [*parser._option_string_actions, "--gin_file", "--gin.NAME"]
-            raise UsageError(
-                f"There is no argument {argument!r}, expected one of --help"
-                f"{nearest(argument.partition('=')[0], known)}."
-            )
+    unknown = [argument for argument in rest if not argument.startswith("--gin")]
+    parser.check_no_others(unknown, ("--gin_file", "--gin.NAME"))
     if not options.topology:
         raise UsageError("There is no slice to plan for, expected --topology=v5e:4x4 or another.")
     if not rest and not options.shape:

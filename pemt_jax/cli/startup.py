@@ -1,14 +1,32 @@
-"""Silence at start: the messages that libraries print before a command has said a word.
+"""Process-wide state: what a program of this package sets, and an import of it must not.
 
-And one that comes later, beside a sentence of ours: see `_silence_abandoned_writes`.
+Importing a module of the package changes no environment, warning filter, hook or log level. A
+program calls `startup` instead, before it imports anything that brings TensorFlow. All commands do
+so through `command.run` or `exit_codes.exit_code_of`, and keep to one pattern:
 
-TensorFlow 2.21 logs to the file descriptor of stderr while it is imported, and no environment
-variable stops it. `silence_libraries` therefore catches stderr for the length of that import and
-passes on what is no such message. In the same breath TensorFlow is kept off the GPU, whose memory
-it would take from JAX at its first operation; its complaint where there is none is silenced too.
+    import sys
+
+    from pemt_jax.cli import command  # at the top: only what brings neither TensorFlow nor SeqIO
+
+
+    def train(...):
+        from pemt_jax.runs import ...  # here: everything else
+        ...
+
+
+    if __name__ == "__main__":
+        sys.exit(command.run(train))  # startup(), then what gin files import, then train
+
+So a main can be imported as a library, and its --help answers without TensorFlow.
+
+Why TensorFlow needs this much care: 2.21 logs to the file descriptor of stderr while it is
+imported, and no environment variable stops it. stderr is therefore caught for the length of that
+import and passed on without those messages. TensorFlow is also kept off the GPU, whose memory it
+would take from JAX at its first operation.
 """
 
 import contextlib
+import functools
 import importlib.abc
 import importlib.util
 import logging
@@ -21,23 +39,69 @@ from collections.abc import Iterator
 
 from absl import logging as absl_logging
 
+from pemt_jax.common.errors import UsageError, nearest
+from pemt_jax.common.storage import cache_folder
+
 START_UP = re.compile(
     rb"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} "
     rb"|E\d{4} .*failed call to cuInit"
 )
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
+@functools.cache
+def startup() -> None:
+    """Make this process a program of the package; does nothing when called again."""
+    silence_libraries()
+    _keep_compiled_steps()
+
+
+@functools.cache
 def silence_libraries() -> None:
-    """Keep notes and warnings of TensorFlow, JAX and orbax from the terminal, errors excepted."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    """Keep notes and warnings of TensorFlow, JAX and orbax from the terminal, except errors."""
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # JAX sets 1 when it is imported
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     absl_logging.set_verbosity(absl_logging.ERROR)
     for name in ("jax", "orbax", "tensorflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     _silence_abandoned_writes()
-    if "tensorflow" not in sys.modules and not any(map(_is_ours, sys.meta_path)):
+    if "tensorflow" not in sys.modules:
         sys.meta_path.insert(0, _QuietTensorFlow())
+
+
+def show_log(level: str) -> None:
+    """Print what the package logs at `level` or above, one line per record, to stderr.
+
+    Raises:
+        UsageError: there is no such level.
+    """
+    if level.lower() not in LOG_LEVELS:
+        raise UsageError(
+            f"There is no log level {level!r}, expected one of {', '.join(LOG_LEVELS)}"
+            f"{nearest(level, LOG_LEVELS)}."
+        )
+    logger = logging.getLogger("pemt_jax")
+    logger.setLevel(level.upper())
+    if not any(isinstance(handler, _Lines) for handler in logger.handlers):
+        logger.addHandler(_Lines())
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        # In one piece, because several processes may share a terminal or a log.
+        sys.stderr.write(f"{record.levelname.lower()}: {self.format(record)}\n")
+        sys.stderr.flush()
+
+
+def _keep_compiled_steps() -> None:
+    """Compiling takes longer than many small runs: what one run compiled, the next reads."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
+    jax = sys.modules.get("jax")  # reads the variable while it is imported, and not again
+    if jax is not None and jax.config.jax_compilation_cache_dir is None:
+        folder = os.environ["JAX_COMPILATION_CACHE_DIR"]
+        jax.config.update("jax_compilation_cache_dir", folder)
 
 
 class _QuietTensorFlow(importlib.abc.MetaPathFinder):
@@ -59,7 +123,7 @@ class _QuietTensorFlow(importlib.abc.MetaPathFinder):
 
 
 def _silence_abandoned_writes() -> None:
-    """Keep from the terminal what a failed save had under way and dies of, saying nothing new.
+    """Silence the tracebacks that follow a failed save and add nothing to its error.
 
     TensorStore's threads then call an event loop that is closed, and Python prints a traceback for
     each. Every other complaint is printed as before.
@@ -74,10 +138,6 @@ def _silence_abandoned_writes() -> None:
 
     sys.unraisablehook = only_others(sys.unraisablehook, lambda found: found.exc_value)
     sys.excepthook = only_others(sys.excepthook, lambda kind, error, where: error)
-
-
-def _is_ours(finder: object) -> bool:
-    return isinstance(finder, _QuietTensorFlow)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What the library's command prints about experts."""
+"""What `python -m pemt_jax.library` prints about experts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from pemt_jax.library.expert import expert_folder, load_expert
 
 
 def table(library: Path, names: Sequence[str]) -> tuple[str, list[PemtError]]:
-    """One line an expert, from its card ("" for none), and what is wrong with the others."""
+    """One line per expert, from its card ("" for none), and what is wrong with the others."""
     rows, faults = [("EXPERT", "TASK", "RANK", "BASE", "METRICS", "MB")], []
     for name in names:
         try:
@@ -41,7 +41,7 @@ def table(library: Path, names: Sequence[str]) -> tuple[str, list[PemtError]]:
 
 
 def facts(library: Path, name: str) -> str:
-    """All that is known of an expert, one fact a line, after verifying it."""
+    """Everything known about an expert, one fact per line, after verifying it."""
     expert, card = load_expert(library, name), read_card(library / name)
     D, F = expert.widths
     known = {
@@ -63,5 +63,5 @@ def facts(library: Path, name: str) -> str:
 
 
 def plain(value: object) -> str:
-    """Text for a terminal: a card from elsewhere must not steer it."""
+    """Text for a terminal: a card from elsewhere must not send it control sequences."""
     return str(value) if str(value).isprintable() else ascii(str(value))

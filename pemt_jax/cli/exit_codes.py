@@ -1,0 +1,59 @@
+"""The end of a command: a failure is one sentence on stderr and an exit code.
+
+The stack behind the sentence is printed before it when the command has the flag --traceback (see
+parser.py) or the environment PEMT_JAX_TRACEBACK=1. PEMT_JAX_LOG is the level of the package's log.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from pemt_jax.cli import gin_internals
+from pemt_jax.cli.startup import show_log, startup
+from pemt_jax.common.errors import PemtError
+
+_show_stack = False
+
+
+def exit_code_of(action: Callable[[], int | None]) -> int:
+    """Call `action` as a program: `startup` first, one sentence when it fails.
+
+    Returns:
+        what `action` returned, 0 for None; or, after `error: one sentence` on stderr, 2 for a
+        UsageError, 1 for any other PemtError or an error of the operating system, 130 for Ctrl-C,
+        143 for a SIGTERM that a run has obeyed. Other exceptions keep their traceback.
+    """
+    global _show_stack
+    _show_stack = os.environ.get("PEMT_JAX_TRACEBACK", "") not in ("", "0")
+    try:
+        startup()
+        show_log(os.environ.get("PEMT_JAX_LOG") or "warning")
+        return action() or 0
+    except BrokenPipeError:  # the reader of our output has seen enough
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+        return 0
+    except (PemtError, OSError, KeyboardInterrupt) as error:
+        return report(error)
+
+
+def show_stack() -> None:
+    """Print the stack behind every sentence of the running command."""
+    global _show_stack
+    _show_stack = True
+
+
+def report(error: PemtError | OSError | KeyboardInterrupt) -> int:
+    """Print the sentence for an error on stderr; return its exit code."""
+    stack = "".join(traceback.format_exception(error)) if _show_stack else ""
+    found = gin_internals.original(error)
+    if isinstance(found, PemtError):
+        sentence, code = str(found), found.exit_code
+    elif isinstance(found, OSError):
+        file = f"{found.filename}: " if found.filename else ""
+        sentence, code = f"{file}{found.strerror or found}.", 1
+    else:
+        sentence, code = "Stopped by Ctrl-C.", 130
+    # In one piece, because several processes may share a terminal or a log.
+    sys.stderr.write(f"{stack}error: {sentence}\n")
+    return code

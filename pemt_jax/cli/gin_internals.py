@@ -1,0 +1,181 @@
+"""The parts of gin that have no public name: what it has registered, parsed and bound.
+
+gin has no public view of its configuration, so a misspelled macro or a missing value cannot be
+found before it is needed. This is the only module that imports `gin.config` and
+`gin.config_parser`. Each function has a name for what it returns and a test of its own, and a
+private name that a later gin no longer has is one sentence with gin's version.
+"""
+
+import contextlib
+import importlib.metadata
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from gin import config, config_parser
+
+from pemt_jax.common.errors import PemtError
+
+VERIFIED = "0.5.0"
+# Everything used of gin.config that gin does not export.
+NAMES = (
+    "_CONFIG",
+    "_FILE_READERS",
+    "_IMPORTS",
+    "_LOCATION_PREFIXES",
+    "_REGISTRY",
+    "_inverse_lookup",
+    "ConfigurableReference",
+    "ImportManager",
+    "ParserDelegate",
+    "iterate_references",
+    "macro",
+    "parse_value",
+)
+
+
+def _gin(name: str):
+    try:
+        return getattr(config, name)
+    except AttributeError:
+        raise PemtError(
+            f"gin-config {importlib.metadata.version('gin-config')} has no gin.config.{name}, "
+            f"expected it as in gin-config {VERIFIED}."
+        ) from None
+
+
+def look_for_files_in(folders: Sequence[str]) -> None:
+    """Make gin look for its files in the working directory, then in `folders`, and only there."""
+    _gin("_LOCATION_PREFIXES")[:] = ["", *folders]
+    _gin("_FILE_READERS")[:] = [(open, os.path.isfile)]  # gin's other reader logs every miss
+
+
+def searched_folders() -> list[Path]:
+    """The folders in which gin looks for its files, the working directory excepted."""
+    return [Path(prefix) for prefix in _gin("_LOCATION_PREFIXES") if prefix]
+
+
+def import_lines() -> list[str]:
+    """The import statements of all files parsed so far, each as a line of gin."""
+    return [line.format() for line in _gin("ImportManager")(_gin("_IMPORTS")).sorted_imports]
+
+
+@contextlib.contextmanager
+def recorded_macros() -> Iterator[set[str]]:
+    """Collect every %NAME that gin parses, including those in bindings overridden later."""
+    delegate = _gin("ParserDelegate")
+    read, original = set(), delegate.macro
+
+    def macro(self, name):
+        read.add(name)
+        return original(self, name)
+
+    delegate.macro = macro
+    try:
+        yield read
+    finally:
+        delegate.macro = original
+
+
+def statements_in(text: str) -> int:
+    """How many gin statements `text` is; SyntaxError or TokenError when it is none."""
+    return len(list(config_parser.ConfigParser(text, _AnyReference())))
+
+
+class _AnyReference(config_parser.ParserDelegate):
+    """Accepts references to what does not exist: only the syntax is asked for."""
+
+    def configurable_reference(self, scoped_configurable_name, evaluate):
+        return scoped_configurable_name
+
+    def macro(self, macro_name):
+        return macro_name
+
+
+def selector_of(function_or_class: Callable) -> str | None:
+    """The complete name under which something is registered, or None when it is not."""
+    found = _gin("_inverse_lookup")(function_or_class)
+    return found and found.selector
+
+
+def registered(selector: str) -> tuple[str, Callable]:
+    """The short name and the function or class registered under a complete name."""
+    found = _gin("_REGISTRY")[selector]
+    return found.name, found.wrapped
+
+
+def registered_as(name: str) -> list[Callable]:
+    """The functions and classes whose complete name ends in `name`."""
+    return [found.wrapped for found in _gin("_REGISTRY").get_all_matches(name)]
+
+
+def registered_names() -> list[str]:
+    """The shortest name of everything registered by now, gin's own excepted."""
+    registry = _gin("_REGISTRY")
+    return [
+        registry.minimal_selector(selector)
+        for selector, _ in registry.items()
+        if not selector.startswith("gin.")
+    ]
+
+
+def bindings() -> list[tuple[str, Mapping[str, object]]]:
+    """What is bound, macros excepted: (selector, {argument: value}), one pair per scope."""
+    return [
+        (selector, arguments)
+        for (_, selector), arguments in _gin("_CONFIG").items()
+        if selector != "gin.macro"
+    ]
+
+
+def bound_arguments(function_or_class: Callable) -> Mapping[str, object]:
+    """{argument: value} of what is bound to something registered, outside every scope."""
+    return _gin("_CONFIG").get(("", selector_of(function_or_class)), {})
+
+
+def macro_values() -> dict[str, object]:
+    """The macros that have a value, and their values as parsed."""
+    return {
+        scope: arguments["value"]
+        for (scope, selector), arguments in _gin("_CONFIG").items()
+        if selector == "gin.macro"
+    }
+
+
+def macros_in_force() -> set[str]:
+    """The macros to which a current binding refers."""
+    references = _gin("iterate_references")(_gin("_CONFIG"))
+    return {name for name in map(macro_of, references) if name}
+
+
+def macro_of(value: object) -> str | None:
+    """The name of the macro that `value` refers to, or None."""
+    is_macro = isinstance(
+        value, _gin("ConfigurableReference")
+    ) and value.configurable.wrapped is _gin("macro")
+    return "/".join(value.scopes) if is_macro else None
+
+
+def reference_to(macro: str) -> object:
+    """What gin stores for %MACRO."""
+    return _gin("parse_value")(f"%{macro}")
+
+
+def is_required(value: object) -> bool:
+    """Whether `value` is %gin.REQUIRED, which stands for a value that is still missing."""
+    return isinstance(value, _gin("ConfigurableReference")) and value.config_key == (
+        "gin.REQUIRED",
+        "gin.constant",
+    )
+
+
+def original(error: BaseException) -> BaseException:
+    """The exception that was raised, where gin raised a copy with the path to the failing call."""
+    while "augment_exception_message_and_reraise" in type(error).__str__.__qualname__:
+        error = error.__context__  # a copy keeps neither attributes nor a plain message
+    return error
+
+
+def is_file_of_gin(filename: str) -> bool:
+    """Whether a frame's file name is that of one of gin's own modules."""
+    return Path(filename).parent == Path(config.__file__).parent

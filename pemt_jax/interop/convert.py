@@ -1,0 +1,103 @@
+"""A pretrained T5 from one format into another.
+
+Arrays pass through memory one by one, so the model may be larger than memory. The names, shapes and
+ties of all of them are checked before the first is written. The result appears complete, and only
+at a free path or in place of what this module could have written: never in place of a run with its
+optimizer state, nor of a folder with other files. Vocabulary files beside the weights are copied.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+from pemt_jax.common.errors import PemtError, UsageError, nearest
+from pemt_jax.common.hashing import SUMS, write_checksums
+from pemt_jax.common.storage import replacing_folder
+from pemt_jax.interop import hf, t5x
+from pemt_jax.interop.base import open_base
+
+# What a folder of each format contains when it is written here, vocabulary files aside.
+FORMATS = {
+    "hf": re.compile(r"config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|" + SUMS),
+    "t5x": re.compile(r"(checkpoint_0/)?(checkpoint|target\.[\w.]+|" + SUMS + ")|checkpoint_0"),
+}
+DTYPES = ("float32", "bfloat16")
+VOCABULARY = (
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+def convert(source: str, target: str, target_format: str, dtype: str | None = None) -> None:
+    """Write the pretrained T5 at `source` to `target`.
+
+    Args:
+        source: any path that `interop.base` reads.
+        target: a local folder; one that was written here is replaced.
+        target_format: "hf" or "t5x"; with "t5x", `target` is a checkpoint_N or gets a checkpoint_0.
+        dtype: "float32" or "bfloat16"; None for each array's own.
+
+    Raises:
+        UsageError: `target` is something else, or there is no such format or dtype.
+        PemtError: `source` cannot be converted, or writing fails.
+    """
+    _check_choice("--format", target_format, FORMATS)
+    _check_choice("--dtype", dtype or DTYPES[0], DTYPES)
+    if "://" in target:
+        raise UsageError(f"Found --to {target}, expected a local folder.")
+    folder = Path(target)
+    config, params = open_base(source)
+    _check_target(folder, target_format, source)
+    vocabulary = (
+        []
+        if "://" in source
+        else [file for name in VOCABULARY if (file := Path(source, name)).is_file()]
+    )
+    try:
+        with replacing_folder(folder) as partial:
+            is_step = target_format == "hf" or t5x.STEP.fullmatch(folder.name)
+            weights = partial if is_step else partial / "checkpoint_0"
+            if target_format == "hf":
+                hf.save_hf(weights, config, params, dtype)
+            else:
+                t5x.save_t5x(weights, params, dtype)
+            for file in vocabulary:
+                shutil.copyfile(file, partial / file.name)
+            write_checksums(weights)
+    except OSError as error:
+        raise PemtError(f"Cannot write {target}: {error.strerror or error}.") from error
+
+
+def _check_choice(flag: str, value: str, known) -> None:
+    if value not in known:
+        raise UsageError(
+            f"Found {flag} {value!r}, expected one of {', '.join(known)}{nearest(value, known)}."
+        )
+
+
+def _check_target(target: Path, target_format: str, source: str) -> None:
+    """Raise UsageError where something would be lost."""
+    if not target.exists() and not target.is_symlink():
+        return
+    if "://" not in source and target.resolve() in (here := Path(source).resolve(), *here.parents):
+        raise UsageError(f"--to {target} is or contains the source, expected another folder.")
+    if target.is_symlink() or not target.is_dir():
+        raise UsageError(f"--to {target} is a file or a link, expected a folder.")
+    files = [
+        child.relative_to(target).as_posix()
+        for pattern in ("*", "checkpoint_0/*")
+        for child in target.glob(pattern)
+    ]
+    others = sorted(
+        name
+        for name in files
+        if name not in VOCABULARY and not FORMATS[target_format].fullmatch(name)
+    )
+    if others:
+        raise UsageError(
+            f"--to {target} contains {others[0]!r}, which is not part of a model in format "
+            f"{target_format!r} as it is written here, expected a new folder."
+        )
