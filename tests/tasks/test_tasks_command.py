@@ -4,9 +4,7 @@ import os
 import socketserver
 import subprocess
 import sys
-import textwrap
 import threading
-from pathlib import Path
 
 import pytest
 import seqio
@@ -61,19 +59,6 @@ def test_listing_builds_no_data_set(tiny_data, monkeypatch):
     monkeypatch.setattr(seqio.Task, "get_dataset", refused)
     names = seqio.TaskRegistry.names()
     assert len(listing.table(sorted(names)).splitlines()) == 1 + len(names) > 168
-
-
-def test_the_readmes_data_sets_of_ones_own_work(run, tmp_path):
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    start = readme.index("    # my_tasks.py\n")
-    module = readme[start : readme.index("\n\n`python -m pemt_jax.tasks --import my_tasks", start)]
-    (tmp_path / "my_tasks.py").write_text(textwrap.dedent(module))
-    for name in ("train", "dev"):
-        (tmp_path / f"{name}.jsonl").write_text('{"text": "So good.", "label": "good"}\n')
-    result = run("--import", "my_tasks", "show", "reviews", "my_boolq", "--rows", "2")
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "inputs   'review: So good.'\ntargets  'good'\n" in result.stdout
-    assert "inputs   'passage: It is big. question: is it small'\ntargets  'no'\n" in result.stdout
 
 
 @pytest.fixture
