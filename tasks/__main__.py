@@ -14,11 +14,11 @@ A name is that of a task or a mixture. TFDS data are stored in --data_dir, else 
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 import seqio
 
-from pemt_jax.common.errors import PemtError, UsageError, nearest
+from pemt_jax.cli.exit_codes import exit_code_of
+from pemt_jax.cli.parser import Parser, check_command
 from pemt_jax.tasks.commands import caches, listing, preparing
 from pemt_jax.tasks.sources import cached
 
@@ -32,23 +32,11 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code: 0, 1 for a failure, 2 for wrong use."""
-    try:
-        _run(_parser().parse_args(argv))
-    except PemtError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("error: Stopped by Ctrl-C; the same command continues from here.", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code_of(lambda: _run(_parser().parse_args(argv)))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m pemt_jax.tasks",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> Parser:
+    parser = Parser(prog="python -m pemt_jax.tasks", description=__doc__)
     add = parser.add_argument
     add("command", nargs="?", default="list", metavar="|".join(COMMANDS))
     add("names", nargs="*", metavar="NAME")
@@ -62,22 +50,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message[:1].upper()}{message[1:]}.")
-
-
 def _run(given: argparse.Namespace) -> None:
     for module in given.modules:
         preparing.import_tasks(module)
     if given.data_dir:
         seqio.set_tfds_data_dir_override(given.data_dir)
     seqio.add_global_cache_dirs([given.cache_dir])
-    if given.command not in COMMANDS:
-        raise UsageError(
-            f"There is no command {given.command!r}, expected one of {', '.join(COMMANDS)}"
-            f"{nearest(given.command, COMMANDS)}."
-        )
+    check_command(given.command, COMMANDS)
     COMMANDS[given.command](given)
 
 

@@ -33,8 +33,9 @@ def test_flat_names_and_parts_give_the_same_value():
 
 
 def test_every_field_has_a_name_of_its_own():
-    names = [field.name for field in dataclasses.fields(TrainConfig)]
-    for part in TrainConfig.parts().values():
+    parts = TrainConfig.parts()
+    names = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in parts]
+    for part in parts.values():
         names += [field.name for field in dataclasses.fields(part)]
     assert len(names) == len(set(names))
 
