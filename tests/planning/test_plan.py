@@ -23,6 +23,7 @@ from pemt_jax.planning.job import Job, job_of_shape
 from pemt_jax.planning.layout import Layout
 from pemt_jax.planning.search import Sizing, search
 from pemt_jax.planning.shapes import shape_named
+from pemt_jax.run_config import TrainConfig
 
 TINY = Job(
     T5,
@@ -292,7 +293,7 @@ def test_gin_files_give_the_run_that_train_would_make_of_them():
             "--gin.LIBRARY=nowhere",
         ],
     )
-    job = job_of_training(train.train, arguments, shape_named("base"))
+    job = job_of_training(TrainConfig.of(**arguments), shape_named("base"))
     assert (job.method, job.batch_size, job.train_steps) == ("pemt_target", 16, 7)
     assert (job.t5.dtype, job.inputs, job.targets) == ("bfloat16", 256, 128)
     assert job.pemt.expert_names == ("mnli", "qnli") and job.pemt.adapter_dim == 48
@@ -305,21 +306,16 @@ def test_the_plan_of_many_tasks_is_that_of_the_longest_prompt_with_the_steps_of_
     from pemt_jax.planning.from_config import job_of_training
 
     def plan_of(tasks):
-        return job_of_training(
-            train.train,
-            cli.arguments_of(
-                train.train,
-                [
-                    "--gin_file=runs/stage1.gin",
-                    "--gin.MODEL_DIR=x",
-                    "--gin.TRAIN_STEPS=1000",
-                    f"--gin.MIXTURE_OR_TASK_NAME={tasks}",
-                    "--gin.LIBRARY=nowhere",
-                    "--gin.INITIAL_CHECKPOINT_PATH=nowhere",
-                ],
-            ),
-            shape_named("base"),
-        )
+        flags = [
+            "--gin_file=runs/stage1.gin",
+            "--gin.MODEL_DIR=x",
+            "--gin.TRAIN_STEPS=1000",
+            f"--gin.MIXTURE_OR_TASK_NAME={tasks}",
+            "--gin.LIBRARY=nowhere",
+            "--gin.INITIAL_CHECKPOINT_PATH=nowhere",
+        ]
+        config = TrainConfig.of(**cli.arguments_of(train.train, flags))
+        return job_of_training(config, shape_named("base"))
 
     many, *each = map(plan_of, ("('pemt_mnli','pemt_qnli')", "pemt_mnli", "pemt_qnli"))
     lengths = [job.pemt.prompt_length for job in each]

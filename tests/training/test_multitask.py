@@ -183,7 +183,7 @@ def test_a_task_that_is_not_finite_stops_alone(world, tmp_path, monkeypatch):
             TASKS,
             (1, 2, 3),
             {},
-            "Found 3 TRAIN_STEPS for 2 tasks, expected one for all or one a task",
+            "Found 3 TRAIN_STEPS for 2 tasks, expected one for all or one per task",
         ),
         ("tiny_mood", (1, 2), {}, r"TRAIN_STEPS \(1, 2\) for one task, expected one number"),
         (TASKS, 20, {"expert_name": "x"}, "EXPERT_NAME 'x' for 2 tasks, expected none"),

@@ -185,8 +185,8 @@ class MultitaskTrainer:
     def restore(self, task: int, checkpoints: Checkpoints, step: int) -> None:
         """Replace the state of one task by that of its checkpoint."""
         alone = processes.to_host(checkpoints.restore(step, self._alone[task]))
-        padded = jax.tree.map(lambda x, like: padded(x, like.shape), alone, self._shapes_of_all)
-        self.state = self._write(self.state, padded, task)
+        whole = jax.tree.map(lambda x, all_: padded(x, all_.shape), alone, self._shapes_of_all)
+        self.state = self._write(self.state, whole, task)
 
     def _initial(
         self, trainable: Params, optimizer: optax.GradientTransformation, fully_sharded: bool
