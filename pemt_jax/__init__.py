@@ -6,7 +6,9 @@ loads neither JAX nor TensorFlow.
 
 from typing import TYPE_CHECKING
 
-__version__ = "0.2.0"
+from pemt_jax.common.versions import VERSION
+
+__version__ = VERSION
 
 if TYPE_CHECKING:
     from pemt_jax.api import (

@@ -16,11 +16,11 @@ from typing import Any
 import gin
 import seqio
 
-import pemt_jax
 from pemt_jax.common.errors import PemtError
+from pemt_jax.run_config import MINI_T5
 from pemt_jax.tasks.tokenizer_json import sentencepiece_file
 
-PACKAGED = Path(pemt_jax.__file__).parent / "assets" / "mini_t5" / "spiece.model"
+PACKAGED = Path(MINI_T5) / "spiece.model"
 SENTINELS = 100
 
 

@@ -2,12 +2,12 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-import pemt_jax
+VERSION = "0.2.0"  # of this package; setup.py has it too
 
 
 def versions() -> dict[str, str]:
     """{package: version} of pemt_jax, jax and flax."""
-    found = {"pemt_jax": pemt_jax.__version__}
+    found = {"pemt_jax": VERSION}
     for package in ("jax", "flax"):
         try:
             found[package] = version(package)

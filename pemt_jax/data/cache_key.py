@@ -19,7 +19,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-import pemt_jax
+from pemt_jax.common.versions import VERSION
 from pemt_jax.tasks.sources import cached
 
 FORMAT = 2  # part of every key: a change of the files' meaning makes old caches unknown
@@ -29,7 +29,7 @@ def cache_key(task: seqio.Task, split: str, lengths: Mapping[str, int]) -> str:
     """Hash of what the tokens of a split depend on."""
     parts = [
         FORMAT,
-        pemt_jax.__version__,
+        VERSION,
         task.name,
         split,
         sorted(lengths.items()),

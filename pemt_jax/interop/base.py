@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from etils import epath
 
-from pemt_jax.common.errors import PemtError, nearest
-from pemt_jax.common.hashing import Fingerprint
+from pemt_jax.common.errors import PemtError, UsageError, nearest
+from pemt_jax.common.hashing import Fingerprint, sha256_file
 from pemt_jax.common.lazy_array import LazyArray
 from pemt_jax.common.storage import current
 from pemt_jax.config import T5Config
@@ -104,6 +104,22 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def check_vocabulary(vocabulary, t5: T5Config, base: str | None) -> None:
+    """Raise UsageError when the vocabulary cannot be the one the base was trained with."""
+    own = Path(base or "") / "spiece.model"
+    if base and own.is_file() and sha256_file(own) != vocabulary.sha256:
+        raise UsageError(
+            f"The vocabulary {vocabulary} is not the one beside the base, expected {own}; set "
+            "VOCABULARY to it."
+        )
+    # Embeddings are padded to a multiple of 128 rows at most.
+    if not 0 <= t5.vocab_size - vocabulary.vocab_size < 128:
+        raise UsageError(
+            f"The vocabulary {vocabulary} has {vocabulary.vocab_size} entries but the checkpoint "
+            f"has {t5.vocab_size} embedding rows, expected a vocabulary made for it."
+        )
 
 
 def absolute(path: str | os.PathLike) -> str:

@@ -16,12 +16,13 @@ from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.hashing import fingerprint
 from pemt_jax.common.storage import check_free
 from pemt_jax.config import T5Config
-from pemt_jax.interop.base import load_base
+from pemt_jax.interop.base import check_vocabulary, load_base
 from pemt_jax.interop.peft import import_adapter
 from pemt_jax.interop.reference import from_reference
 from pemt_jax.interop.reference_files import check_backbone, load_reference
 from pemt_jax.library.artefact import Card, check_name
 from pemt_jax.library.expert import LORA, PROMPT, save_expert
+from pemt_jax.model.prompts import prompt_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +174,6 @@ def check_fits(
 def vocabulary_rows(request: Request, t5: T5Config, base: Mapping[str, np.ndarray]) -> np.ndarray:
     """The base's embedding rows [P, D] of the prompt's tokens."""
     vocabulary = open_vocabulary(request.base, request.vocabulary)
-    from pemt_jax.runs.build_model import check_vocabulary, prompt_tokens
 
     check_vocabulary(vocabulary, t5, request.base)
     tokens = prompt_tokens(vocabulary, request.prompt)

@@ -15,6 +15,11 @@ from jax import Array
 from pemt_jax.model.layers import MASKED
 
 
+def prompt_tokens(vocabulary, text: str) -> list[int]:
+    """Tokens of a task's description, end token included; their number is the prompt's length."""
+    return [*vocabulary.encode(text), vocabulary.eos_id]
+
+
 def prompt_attention(prompt_PD: Array, sources_EQD: Array, lengths: tuple[int, ...]) -> Array:
     """Return the weights [E, P, Q] with which the target prompt attends to each source prompt.
 

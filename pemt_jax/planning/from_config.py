@@ -8,9 +8,9 @@ from pemt_jax.config import PemtConfig, T5Config
 from pemt_jax.interop.base import open_base
 from pemt_jax.library.expert import default_library, load_expert
 from pemt_jax.model.methods import get_method
+from pemt_jax.model.prompts import prompt_tokens
 from pemt_jax.planning.job import PROMPT, Job, pemt_of
 from pemt_jax.run_config import TrainConfig, per_task
-from pemt_jax.runs.build_model import prompt_tokens
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 
 

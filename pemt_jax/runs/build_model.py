@@ -8,21 +8,20 @@ which a checkpoint or artefact later knows whether it is still the same run.
 import dataclasses
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax
 import numpy as np
 from flax import traverse_util
 
 from pemt_jax.common.errors import PemtError, UsageError
-from pemt_jax.common.hashing import sha256_file
 from pemt_jax.config import PemtConfig, T5Config
-from pemt_jax.interop.base import Base, read_base
+from pemt_jax.interop.base import Base, check_vocabulary, read_base
 from pemt_jax.library import expert as expert_library
 from pemt_jax.library.expert import Expert
 from pemt_jax.model.initialization import initial_parameters
 from pemt_jax.model.methods import Method, get_method, kept_dtype, split
 from pemt_jax.model.pemt_model import PemtModel
+from pemt_jax.model.prompts import prompt_tokens
 from pemt_jax.parallel import partitioning
 from pemt_jax.run_config import ExpertsConfig, ModelConfig
 
@@ -65,11 +64,6 @@ class BuiltModel:
         )
         placed = partitioning.place(self.params, shardings)
         return traverse_util.unflatten_dict(placed, sep="/")
-
-
-def prompt_tokens(vocabulary, text: str) -> list[int]:
-    """Tokens of a task's description, end token included; their number is the prompt's length."""
-    return [*vocabulary.encode(text), vocabulary.eos_id]
 
 
 def open_base(config: ModelConfig) -> Base | None:
@@ -227,19 +221,3 @@ def cut_embedding(base_params: Mapping[str, np.ndarray], rows: int) -> dict[str,
     if "decoder/logits_dense/kernel" in base_params:
         cut["decoder/logits_dense/kernel"] = base_params["decoder/logits_dense/kernel"][:, :rows]
     return cut
-
-
-def check_vocabulary(vocabulary, t5: T5Config, base: str | None) -> None:
-    """Raise UsageError when the vocabulary cannot be the one the base was trained with."""
-    own = Path(base or "") / "spiece.model"
-    if base and own.is_file() and sha256_file(own) != vocabulary.sha256:
-        raise UsageError(
-            f"The vocabulary {vocabulary} is not the one beside the base, expected {own}; set "
-            "VOCABULARY to it."
-        )
-    # Embeddings are padded to a multiple of 128 rows at most.
-    if not 0 <= t5.vocab_size - vocabulary.vocab_size < 128:
-        raise UsageError(
-            f"The vocabulary {vocabulary} has {vocabulary.vocab_size} entries but the checkpoint "
-            f"has {t5.vocab_size} embedding rows, expected a vocabulary made for it."
-        )

@@ -20,8 +20,9 @@ from pemt_jax.interop.reference import from_reference
 from pemt_jax.interop.reference_files import check_backbone, load_reference
 from pemt_jax.library.expert import PROMPT
 from pemt_jax.model.methods import GATE, NORMS
+from pemt_jax.model.prompts import prompt_tokens
 from pemt_jax.run_config import TrainConfig
-from pemt_jax.runs.build_model import build_model, prompt_tokens
+from pemt_jax.runs.build_model import build_model
 from pemt_jax.runs.publish import publish
 
 LENGTHS = {"inputs": 256, "targets": 128}  # of the authors' runs

@@ -15,7 +15,8 @@ from pemt_jax.common.weights import load_weights
 from pemt_jax.config import PemtConfig
 from pemt_jax.interop.hf import load_hf
 from pemt_jax.library import expert as library
-from pemt_jax.runs.build_model import cut_embedding, prompt_tokens
+from pemt_jax.model.prompts import prompt_tokens
+from pemt_jax.runs.build_model import cut_embedding
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 
 TEXT = "Say the mood of a text."
