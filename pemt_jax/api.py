@@ -184,7 +184,7 @@ def make_config(
         mixture_or_task_name=name_of(task),
         train_steps=train_steps,
         library=os.fspath(library.folder),
-        **defaults | options,
+        **defaults | dict(options),
     )
 
 

@@ -21,6 +21,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,15 @@ import optax
 from pemt_jax.common.errors import UsageError, nearest
 
 KINDS = ("linear", "constant", "wsd")
+
+
+class Transformation(Protocol):
+    """An optax transformation, or an `Optimizer`, which is one by its `init` and `update`."""
+
+    @property
+    def init(self) -> Callable: ...
+    @property
+    def update(self) -> Callable: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +74,11 @@ class Schedule:
         if self.warmup_steps < 0:
             raise UsageError(f"Found warmup_steps {self.warmup_steps}, expected 0 or more.")
         for task in range(len(self.train_steps) if isinstance(self.train_steps, tuple) else 1):
-            self.of_task(task)._rate  # noqa: B018  (built to be checked)
+            self.of_task(task).rate  # noqa: B018  (built to be checked)
 
-    def __call__(self, step: jax.Array | int) -> jax.Array:
+    def __call__(self, step: jax.Array | int) -> jax.typing.ArrayLike:
         """The rate of the update that follows `step` updates."""
-        return self._rate(step)
+        return self.rate(step)
 
     def of_task(self, task: int) -> "Schedule":
         """The schedule of the task with this number."""
@@ -77,7 +87,8 @@ class Schedule:
         return dataclasses.replace(self, train_steps=self.train_steps[task])
 
     @functools.cached_property
-    def _rate(self) -> Callable:
+    def rate(self) -> optax.Schedule:
+        """The optax schedule."""
         warmup = optax.linear_schedule(0.0, self.learning_rate, max(self.warmup_steps, 1))
         after = self._after_warmup()
         if self.warmup_steps == 0:
@@ -112,7 +123,8 @@ def scale_by_adam_hf(b1: float, b2: float, eps: float) -> optax.GradientTransfor
 
     def update(updates, state, params=None):
         _, state = adam.update(updates, state, params)
-        steps = state.count.astype(jnp.float32)
+        state = cast(optax.ScaleByAdamState, state)
+        steps = jnp.asarray(state.count, jnp.float32)
         # 1 - b^t through expm1: in float32 the difference would lose the digits torch keeps.
         step_size = jnp.sqrt(-jnp.expm1(steps * math.log(b2))) / -jnp.expm1(steps * math.log(b1))
         updates = jax.tree.map(
@@ -128,15 +140,15 @@ def scale_by_task_schedule(schedules: Sequence[Schedule]) -> optax.GradientTrans
 
     The state is that of optax.scale_by_learning_rate with the task's own schedule.
     """
-    init = optax.scale_by_learning_rate(schedules[0]).init
+    init = optax.scale_by_learning_rate(schedules[0].rate).init
 
     def update(updates, state, params=None, *, task, **_):
-        rates = [lambda count, own=own: jnp.asarray(-own(count), jnp.float32) for own in schedules]
+        rates = [lambda count, own=own: -jnp.asarray(own(count), jnp.float32) for own in schedules]
         rate = jax.lax.switch(task, rates, state.count)
         updates = jax.tree.map(lambda u: jnp.asarray(rate, u.dtype) * u, updates)
         return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, cast(Callable, update))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +163,7 @@ class Optimizer:
     """
 
     name: str = "adamw"
-    schedule: Schedule | float = 1e-3
+    schedule: Schedule | optax.Schedule | float = 1e-3
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
@@ -177,7 +189,8 @@ class Optimizer:
 
     def learning_rate(self, step: int) -> float:
         """The rate of the update that follows `step` updates."""
-        return float(self.schedule(step) if callable(self.schedule) else self.schedule)
+        rate = self.schedule(step) if callable(self.schedule) else self.schedule
+        return float(jnp.asarray(rate))
 
     def of_task(self, task: int) -> "Optimizer":
         """The optimizer as the task with this number has it in a run of its own."""
@@ -213,7 +226,9 @@ class Optimizer:
         if isinstance(self.schedule, Schedule) and isinstance(self.schedule.train_steps, tuple):
             tasks = range(len(self.schedule.train_steps))
             scale = scale_by_task_schedule([self.schedule.of_task(task) for task in tasks])
-        elif callable(self.schedule):
+        elif isinstance(self.schedule, Schedule):
+            scale = optax.scale_by_learning_rate(self.schedule.rate)
+        elif callable(self.schedule):  # a user's own
             scale = optax.scale_by_learning_rate(self.schedule)
         else:
             scale = optax.scale_by_learning_rate(optax.constant_schedule(self.schedule))
@@ -224,10 +239,10 @@ class Optimizer:
         return optax.chain(*clip, *CHAINS[self.name](self), *decay, scale)
 
 
-def with_task(optimizer: Optimizer | optax.GradientTransformation):
+def with_task(optimizer: Transformation) -> optax.GradientTransformationExtraArgs:
     """The transformation whose `update` may be given `task`."""
     chain = optimizer.chain if isinstance(optimizer, Optimizer) else optimizer
-    return optax.with_extra_args_support(chain)
+    return optax.with_extra_args_support(cast(optax.GradientTransformation, chain))
 
 
 def vars_of(value) -> dict[str, object]:

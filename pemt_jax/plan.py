@@ -31,7 +31,7 @@ DOES_NOT_FIT = 3
 def plan(argv: Sequence[str]) -> int:
     """Make, print and write the plan; return the exit code."""
     jax.config.update("jax_platforms", "cpu")  # an attached TPU stays free
-    options, rest = plan_flags.parse(argv, __doc__)
+    options, rest = plan_flags.parse(argv, __doc__ or "")
     t5 = shape_named(options.shape) if options.shape else None
     mesh = MeshConfig()
     if rest:
@@ -42,6 +42,7 @@ def plan(argv: Sequence[str]) -> int:
         config = config.replace(method=options.method) if options.method else config
         job, mesh = job_of_training(config, t5), config.mesh
     else:
+        assert t5 is not None  # plan_flags wants a shape or gin files
         job = job_of_shape(t5, options.method or "pemt_target")
     fields = {field.name for field in dataclasses.fields(Job)} - {"method"}
     choices = {k: v for k, v in vars(options).items() if v is not None}

@@ -14,12 +14,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import optax
-
 from pemt_jax.common.errors import UsageError
 from pemt_jax.common.flat_config import Flat, Part, at_least, choose
 from pemt_jax.config import DTYPES, REFERENCE_OPTIONS, PemtConfig, T5Config
-from pemt_jax.optimizers import Optimizer
+from pemt_jax.optimizers import Optimizer, Transformation
 
 MINI_T5 = str(Path(__file__).parent / "assets" / "mini_t5")
 PRNGS = ("threefry2x32", "rbg")
@@ -180,7 +178,7 @@ class TrainConfig(Flat):
     model_dir: str
     data: DataConfig
     loop: LoopConfig
-    optimizer: Optimizer | optax.GradientTransformation = Optimizer()
+    optimizer: Transformation = Optimizer()
     model: ModelConfig = ModelConfig()
     experts: ExpertsConfig = ExpertsConfig()
     mesh: MeshConfig = MeshConfig()
@@ -188,6 +186,15 @@ class TrainConfig(Flat):
     @property
     def folder(self) -> Path:
         return Path(self.model_dir)
+
+    @property
+    def steps(self) -> int:
+        """The updates of one task's run; UsageError where numbers of several are given."""
+        if not isinstance(self.loop.train_steps, int):
+            raise UsageError(
+                f"Found TRAIN_STEPS {self.loop.train_steps} for one task, expected one number."
+            )
+        return self.loop.train_steps
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -243,7 +250,7 @@ class TrainConfig(Flat):
         ]
 
 
-def of_task(optimizer: Optimizer | optax.GradientTransformation, task: int):
+def of_task(optimizer: Transformation, task: int) -> Transformation:
     """The optimizer as one task of a job has it."""
     return optimizer.of_task(task) if isinstance(optimizer, Optimizer) else optimizer
 

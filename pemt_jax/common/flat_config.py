@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pemt_jax.common.errors import UsageError, nearest
 
 
+@dataclasses.dataclass(frozen=True)
 class Part:
     """A group of fields inside a configuration; its fields are reached by their own names."""
 
@@ -32,11 +33,11 @@ def choose(name: str, value: object, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise UsageError(
             f"Found {name} {value!r}, expected one of {', '.join(allowed)}"
-            f"{nearest(value, allowed)}."
+            f"{nearest(str(value), allowed)}."
         )
 
 
-def at_least(least: int, **values: object) -> None:
+def at_least(least: int, **values: float | None) -> None:
     """Raise UsageError for a value, by its name, that is neither None nor `least` or more."""
     for name, value in values.items():
         if value is not None and value < least:

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from pemt_jax import optimizers
 from pemt_jax.config import PemtConfig, T5Config
 from pemt_jax.model.methods import get_method, split
 from pemt_jax.model.pemt_model import PemtModel
+from pemt_jax.optimizers import Transformation
 from pemt_jax.runs.build_model import ADAPTER_REDUCTION
 from pemt_jax.training.step import TrainState
 
@@ -39,7 +39,7 @@ class Job:
     t5: T5Config
     pemt: PemtConfig
     method: str
-    optimizer: optax.GradientTransformation
+    optimizer: Transformation
     batch_size: int = 32
     inputs: int = 256
     targets: int = 128

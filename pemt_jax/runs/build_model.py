@@ -108,12 +108,14 @@ def build_model(
     base = base or open_base(config)
     given = {} if base is None else dict(base.params)
     t5 = config.t5 if base is None else base.t5
+    assert t5 is not None  # open_base wants a base or a shape
     rows = config.embedding_rows
     if rows is not None and base is not None and rows != t5.vocab_size:
         given |= cut_embedding(given, rows)
     t5 = config.shape(t5)
     check_vocabulary(vocabulary, t5, config.initial_checkpoint_path)
-    tokens = prompt_tokens(vocabulary, config.prompt_text) if method.prompt else []
+    text = config.prompt_text
+    tokens = prompt_tokens(vocabulary, text) if method.prompt and isinstance(text, str) else []
     adapter_dim = options.adapter_dim or max(1, t5.emb_dim // ADAPTER_REDUCTION)
     modules = {
         "prompt_length": len(tokens),
@@ -146,7 +148,7 @@ def build_model(
         "method": config.method,
         "base": base_print,
         "experts": [{"name": expert.name, "sha256": expert.sha256} for expert in loaded],
-        "prompt_text": config.prompt_text if method.prompt else None,
+        "prompt_text": text if method.prompt else None,
         "vocabulary": vocabulary.sha256,
         # A run may go on with less memory: the same numbers are computed.
         "t5": {k: v for k, v in dataclasses.asdict(t5).items() if k != "remat_policy"},
@@ -174,13 +176,15 @@ def check_names(method: Method, config: ModelConfig, experts: ExpertsConfig) -> 
             f"Method {method.name!r} trains no expert that could start as "
             f"{experts.initial_expert!r}, expected method 'lora' or 'pemt_source'."
         )
-    if method.prompt and not config.prompt_text:
+    text = config.prompt_text
+    if method.prompt and not (text and isinstance(text, str)):
         raise UsageError(f"Method {method.name!r} needs a prompt, expected PROMPT_TEXT.")
 
 
 def load_expert(experts: ExpertsConfig, name: str, base_print: str | None, t5: T5Config) -> Expert:
     """Read an expert of the library; PemtError when it was trained in a model of other widths."""
-    expert = expert_library.load_expert(experts.library, name, base_print)
+    library = experts.library or expert_library.default_library()
+    expert = expert_library.load_expert(library, name, base_print)
     if expert.widths != (t5.emb_dim, t5.mlp_dim):
         raise PemtError(
             "Expert {!r} has model and feed-forward widths {} and {}, expected {} and {} as the "

@@ -1,6 +1,5 @@
 """MODEL_DIR/config.gin: what a run was configured with, again a --gin_file."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -51,8 +50,7 @@ def to_gin(config: TrainConfig) -> str:
                 bindings |= {f"optimizers.{k}": v for k, v in value.bindings().items()}
         elif name in DATACLASSES and value is not None:
             bindings[f"train.train.{name}"] = f"@{DATACLASSES[name]}()"
-            fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-            bindings |= {f"{DATACLASSES[name]}.{k}": v for k, v in fields.items()}
+            bindings |= {f"{DATACLASSES[name]}.{k}": v for k, v in vars(value).items()}
         else:
             bindings[f"train.train.{name}"] = value
     lines = [f"{name} = {_literal(value)}" for name, value in bindings.items()]

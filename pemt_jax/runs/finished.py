@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.storage import current
@@ -59,7 +60,7 @@ def open_run(config: FinishedConfig, vocabulary: Vocabulary) -> FinishedRun:
             raise UsageError(f"{folder} {state}, expected the MODEL_DIR of a finished run.")
         folder = current(folder / ARTEFACT)
     arrays, card = read_artefact(folder)
-    facts = card.config
+    facts: dict[str, Any] = dict(card.config)
     try:
         options = PemtConfig(**facts["pemt"])
         base = config.initial_checkpoint_path or facts["base"]
@@ -106,7 +107,7 @@ def open_run(config: FinishedConfig, vocabulary: Vocabulary) -> FinishedRun:
 def open_base_run(folder: Path, vocabulary: Vocabulary, file: str | None) -> FinishedRun:
     """Open a base as a model: one that a run of method full made, or any other."""
     prefer(file or folder / "spiece.model")
-    facts = {}
+    facts: dict[str, Any] = {}
     if (folder / RUN_FACTS).is_file():
         try:
             facts = json.loads((folder / RUN_FACTS).read_text(encoding="utf-8"))

@@ -52,6 +52,7 @@ def import_target(request: Request, model_dir: Path, experts: Sequence[str]) -> 
             raise UsageError(
                 f"A target of the authors' code needs {flag}, for none of their files says it."
             )
+    assert request.base and request.prompt and request.task
     source, tensors = str(request.path), load_reference(request.path, stage=2)
     vocabulary = open_vocabulary(request.base, request.vocabulary)
     # They cut the embedding to the vocabulary's size.

@@ -50,15 +50,16 @@ class Predictor:
 
     def __init__(self, run: FinishedRun, config: PredictConfig):
         built, lengths = run.built, run.lengths or {}
-        self._input_length = config.max_input_length or lengths.get("inputs")
-        self._length = (
+        inputs = config.max_input_length or lengths.get("inputs")
+        targets = (
             config.max_decode_length or built.model.max_decode_length or lengths.get("targets")
         )
-        if not (self._input_length and self._length):
+        if not (inputs and targets):
             raise UsageError(
                 f"{run.folder} does not say how long its inputs and targets were, expected "
                 "MAX_INPUT_LENGTH and MAX_DECODE_LENGTH."
             )
+        self._input_length, self._length = inputs, targets
         self._names, self._batch_size = built.model.pemt.expert_names, config.batch_size
         self._mesh = partitioning.make_mesh(
             model=config.mesh.model_parallel, expert=config.mesh.expert_parallel

@@ -51,6 +51,7 @@ def check_publishable(config: TrainConfig) -> None:
             f"MODEL_DIR is {folder} but {place} {state}, expected a folder to write to."
         )
     method, name = get_method(config.model.method), config.experts.expert_name
+    library = config.experts.library
     if config.model.initial_checkpoint_path is None and method.name != "full":
         raise UsageError(
             f"Method {method.name!r} has no base model, expected INITIAL_CHECKPOINT_PATH, for only "
@@ -67,7 +68,8 @@ def check_publishable(config: TrainConfig) -> None:
                 "none."
             )
         check_name(name)
-        check_owner(folder, config.experts.library, name)
+        assert library is not None, "a completed configuration names its library"
+        check_owner(folder, library, name)
 
 
 def check_base_replaceable(model_dir: Path) -> None:
@@ -132,6 +134,7 @@ def publish(
         return publish_base(config, trained, built, metrics)
     identity, options, library = built.identity, built.model.pemt, config.experts.library
     base = config.model.initial_checkpoint_path
+    assert base is not None and library is not None, "see check_publishable"
     about = {
         "task": task,
         "base_fingerprint": identity["base"],
@@ -181,6 +184,7 @@ def publish_base(
     """Write MODEL_DIR/base, which replaces only what an earlier publication wrote there."""
     check_base_replaceable(config.folder)
     vocabulary, folder = built.model.input_vocabulary, config.folder / BASE
+    assert vocabulary is not None
     facts = {
         "task": config.tasks[0],
         "task_feature_lengths": dict(config.data.task_feature_lengths),

@@ -94,10 +94,7 @@ class TaskRun:
         self.config = config = complete(config)
         self.folder, self.task = config.folder, config.tasks[0]
         self.mesh, self._together = mesh or make_mesh(config), tuple(together)
-        if not isinstance(config.loop.train_steps, int):
-            raise UsageError(
-                f"Found TRAIN_STEPS {config.loop.train_steps} for one task, expected one number."
-            )
+        _ = config.steps  # one number
         check_publishable(config)
         path = config.model.initial_checkpoint_path
         prefer(path and Path(path) / "spiece.model")
@@ -152,7 +149,7 @@ class TaskRun:
             self.higher_is_better,
             alone=not self._together,
         )
-        start_step, steps = kept.latest_step() or 0, self.config.loop.train_steps
+        start_step, steps = kept.latest_step() or 0, self.config.steps
         position = kept.manifest(start_step)["data_step"] if start_step else 0
         processes.agree(step=start_step, data_position=position)
         if start_step > steps:  # known before the files of the run that is there change
@@ -173,7 +170,7 @@ class TaskRun:
 
         return Run(
             trainer,
-            self.config.loop.train_steps,
+            self.config.steps,
             kept,
             log,
             name=name,

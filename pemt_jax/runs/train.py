@@ -58,7 +58,7 @@ def train_one(run: TaskRun, started: Callable[[], None]) -> dict[str, float]:
 
         def batches(start: int):
             started()  # not before the run that is there has been restored
-            return train_iterator(run.source, start, settings.train_steps - start)
+            return train_iterator(run.source, start, config.steps - start)
 
         profile = None
         if settings.profile_steps:

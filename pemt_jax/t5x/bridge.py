@@ -12,6 +12,9 @@ gradient of them, and optax's multi_transform gives them neither state nor updat
 MultiOptimizer would do that too but cannot be resumed with orbax 0.12.
 """
 
+# T5X is not on PyPI, so its types are not known where types are checked.
+# pyright: reportAttributeAccessIssue=false
+
 import flax.linen.partitioning as flax_partitioning
 import jax
 import jax.numpy as jnp

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -84,8 +85,9 @@ def trained_model(config: TrainedConfig) -> PemtT5X:
 def shape_of(t5: object) -> T5Config:
     """Return our configuration of a T5, from our own or from T5X's network.T5Config."""
     names = [field.name for field in dataclasses.fields(T5Config) if hasattr(t5, field.name)]
-    values = {name: getattr(t5, name) for name in names}
-    return T5Config(**values | {"dtype": jnp.dtype(values["dtype"]).name})
+    values: dict[str, Any] = {name: getattr(t5, name) for name in names}
+    values["dtype"] = jnp.dtype(values["dtype"]).name
+    return T5Config(**values)
 
 
 def check_shape(found: T5Config, expected: T5Config, base: str | None) -> None:

@@ -11,6 +11,9 @@ T5X calls three things of ours, all of them through its public configuration:
 - `FillFrozen` (RestoreCheckpointConfig.state_transformation_fns) puts them back in.
 """
 
+# T5X is not on PyPI, so its types are not known where types are checked.
+# pyright: reportAttributeAccessIssue=false
+
 from collections.abc import Mapping
 
 import jax
@@ -88,7 +91,8 @@ class Publish:
     def publish(self, step: int, trainable: Mapping) -> None:
         """Write artefact_STEP and artefact; after the last step an expert to the library."""
         config, built = self.model.config, self.model.built
-        last = step >= config.loop.train_steps
+        assert config is not None, "a model that trains"
+        last = step >= config.steps
         if built.method.name == "full" and not last:
             return
         if jax.process_count() > 1:

@@ -121,8 +121,10 @@ def score(task: seqio.Task, split, predictions: Mapping[int, str]) -> dict[str, 
         for name, value in metric_fn(targets, predicted).items():
             value = getattr(value, "value", value)
             # Texts, histograms and the like of seqio.metrics are no scores.
-            if isinstance(value, numbers.Real | np.ndarray | jax.Array) and np.ndim(value) == 0:
-                metrics[name] = float(value)
+            if isinstance(value, numbers.Real | np.ndarray | jax.Array):
+                array = np.asarray(value)
+                if array.ndim == 0:
+                    metrics[name] = float(array)
     return metrics
 
 
@@ -131,14 +133,11 @@ def with_average(per_task: Mapping[str, Mapping[str, float]]) -> dict[str, float
 
     That is its own metric `average`, or else the mean of its metrics.
     """
-    average = float(
-        np.mean(
-            [
-                metrics.get("average", np.mean(list(metrics.values())))
-                for metrics in per_task.values()
-            ]
-        )
-    )
+    averages = [
+        metrics.get("average", float(np.mean(list(metrics.values()))))
+        for metrics in per_task.values()
+    ]
+    average = float(np.mean(np.array(averages)))
     if len(per_task) == 1:
         (metrics,) = per_task.values()
         return {**metrics, "average": average}

@@ -15,7 +15,7 @@ every checkpoint, so a resumed run also stops early where the uninterrupted one 
 import contextlib
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 
@@ -53,7 +53,7 @@ class Stepper(Protocol):
         """A run's part of merged metrics."""
         ...
 
-    def with_parts(self, metrics: dict, parts: Mapping[int, dict], window: dict | None) -> dict:
+    def with_parts(self, metrics: dict, parts: Mapping[int, Mapping], window: dict | None) -> dict:
         """The window with these parts of runs in it, as it was before this step's `metrics`."""
         ...
 
@@ -93,7 +93,7 @@ def train(
     eval_every: int | None = None,
     save_every: int | None = None,
     profile: Profile | None = None,
-    **of_run: object,
+    **of_run: Any,
 ) -> TrainResult:
     """Train one run to `train_steps` updates, from its latest checkpoint when there is one.
 
@@ -179,7 +179,8 @@ class _Steps:
     def __init__(self, stepper: Stepper, runs: Sequence[Run], profile: Profile | None):
         self.stepper, self.runs, self.profile = stepper, runs, profile
         self.window = None
-        self._ends, self._batches = None, None
+        self._ends: list[int] | None = None
+        self._batches: Iterator[Batch] = iter(())
 
     def make(self) -> tuple[int, list[Run]]:
         """Make the earliest step that is lacking; return the step now reached and who made it."""

@@ -48,6 +48,8 @@ class Trained(Protocol):
     def state(self) -> TrainState: ...
     @property
     def frozen(self) -> Params: ...
+    @property
+    def trainable_like(self) -> Mapping: ...
     def params(self) -> dict: ...
     def restore(self, checkpoints: Checkpoints, step: int) -> None: ...
 
@@ -107,7 +109,7 @@ class Run:
         self._versions = dict(versions or {})
         self.result, self.carried = resume(trainer, checkpoints, log, train_steps)
         self.progress = Progress(train_steps, self.result.step, show_bar, name)
-        self.signals: StopSignals | None = None
+        self.signals = StopSignals()  # those of the loop, once it runs
         self.failure: PemtError | None = None
         self.finished = False
         self._window: dict | None = None  # metrics that are saved unlogged
@@ -152,6 +154,7 @@ class Run:
     def evaluate(self) -> None:
         """Evaluate, note whether it is the best so far, log and save."""
         result = self.result
+        assert self._evaluate is not None
         processes.report(None)
         self.progress.note("evaluating")
         with self.signals.interruptible():
@@ -251,7 +254,7 @@ def resume(
         step, manifest = found
         result = TrainResult(step, metrics=manifest["metrics"], **manifest["progress"])
         window = manifest["window"]
-    if result.step > train_steps:
+    if checkpoints and result.step > train_steps:
         raise UsageError(
             f"{checkpoints.folder} is at step {result.step}, expected TRAIN_STEPS of at least that "
             f"but found {train_steps}."

@@ -7,6 +7,7 @@ that a run which stops and resumes is the run that never stopped, bit for bit.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import clu.metrics
 import flax.struct
@@ -17,6 +18,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pemt_jax.model.methods import merge
+from pemt_jax.optimizers import Transformation
 from pemt_jax.parallel import partitioning
 from pemt_jax.parallel.activation_constraints import constrained
 from pemt_jax.training.nonfinite import first_bad_leaf
@@ -30,9 +32,10 @@ LossFn = Callable[[dict, Mapping[str, jax.Array], jax.Array | None], tuple[jax.A
 class TrainState:
     """What a run changes: `step` updates made, flat trainable parameters, optimizer state."""
 
-    step: jax.Array
-    trainable: Params
-    opt_state: optax.OptState
+    # Any: trees of shapes and of shardings have this structure too.
+    step: Any
+    trainable: dict[str, Any]
+    opt_state: Any
 
 
 @flax.struct.dataclass
@@ -60,7 +63,7 @@ class FirstBadStep(clu.metrics.Metric):
 
 
 def make_train_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation
+    loss_fn: LossFn, optimizer: Transformation
 ) -> Callable[[TrainState, Params, Mapping[str, jax.Array], jax.Array], tuple[TrainState, dict]]:
     """Return step(state, frozen, batch, key) -> (state, metrics); not yet jitted.
 
@@ -79,7 +82,7 @@ def make_train_step(
         (loss, reported), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.trainable)
         gradient_norm = optax.global_norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
-        trainable = optax.apply_updates(state.trainable, updates)
+        trainable = cast(dict, optax.apply_updates(state.trainable, updates))
         average = clu.metrics.Average.from_model_output
         metrics = {
             "loss": average(loss),
@@ -100,7 +103,7 @@ def make_train_step(
 
 def state_shardings(
     trainable: Params,
-    optimizer: optax.GradientTransformation,
+    optimizer: Transformation,
     trainable_shardings: Mapping[str, NamedSharding],
     mesh: Mesh,
 ) -> TrainState:
@@ -115,7 +118,7 @@ def state_shardings(
 
 def jit_train_step(
     loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
+    optimizer: Transformation,
     state_shardings: TrainState,
     frozen_shardings: Mapping[str, NamedSharding],
     mesh: Mesh,

@@ -7,11 +7,11 @@ import clu.metrics
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pemt_jax.common.errors import UsageError
 from pemt_jax.model.methods import merge
+from pemt_jax.optimizers import Transformation
 from pemt_jax.parallel import partitioning
 from pemt_jax.training.step import (
     Batch,
@@ -49,7 +49,7 @@ class Trainer:
         loss_fn: LossFn,
         trainable: Params,
         frozen: Params,
-        optimizer: optax.GradientTransformation,
+        optimizer: Transformation,
         seed: int = 0,
         mesh: Mesh | None = None,
         params_axes: Mapping | None = None,

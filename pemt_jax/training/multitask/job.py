@@ -10,13 +10,13 @@ Only the step is shared, over one frozen backbone.
 import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
-import optax
 
 from pemt_jax.common.errors import UsageError
 from pemt_jax.model.pemt_model import PemtModel
-from pemt_jax.optimizers import with_task
+from pemt_jax.optimizers import Transformation, with_task
 from pemt_jax.run_config import TrainConfig
 from pemt_jax.training.loop import run_loop
 from pemt_jax.training.metrics_log import MetricsLog
@@ -69,6 +69,10 @@ def train_tasks(
             view = TaskView(trainer, i)
             log = stack.enter_context(MetricsLog(run.folder))
             in_loop.append(run.in_loop(view, checkpoints, log, metrics, name=run.task))
+        profile = None
+        if loop.profile_steps:
+            profile = Profile(config.folder / "profile", loop.profile_steps)
+            stack.callback(profile.close)
         started()
         run_loop(
             stepper,
@@ -76,14 +80,14 @@ def train_tasks(
             log_every=loop.log_every,
             eval_every=loop.eval_every,
             save_every=loop.save_every,
-            profile=loop.profile_steps and Profile(config.folder / "profile", loop.profile_steps),
+            profile=profile,
         )
     return {
         f"{run.task}/{name}": value for run in runs for name, value in metrics[run.task].items()
     }
 
 
-def check_padding(optimizer: optax.GradientTransformation, prompts: dict[str, np.ndarray]) -> None:
+def check_padding(optimizer: Transformation, prompts: dict[str, np.ndarray]) -> None:
     """Raise UsageError when the optimizer would see that the shorter prompts are padded.
 
     One that scales by the size of a whole parameter does: padding makes the prompt's mean smaller.
@@ -95,7 +99,7 @@ def check_padding(optimizer: optax.GradientTransformation, prompts: dict[str, np
         state = optimizer.init(params)
         for _ in range(2):  # the first step of a warm-up has rate 0
             updates, state = optimizer.update({"prompt/embedding": gradient}, state, params, task=0)
-        return np.asarray(updates["prompt/embedding"])
+        return np.asarray(cast(dict, updates)["prompt/embedding"])
 
     def padded(x):
         return np.pad(x, ((longest - len(x), 0), (0, 0)))

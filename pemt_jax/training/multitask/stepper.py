@@ -2,16 +2,17 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from pemt_jax.checkpoints.manager import Checkpoints
-from pemt_jax.data.batching import Batch, BatchSource, train_iterator
+from pemt_jax.data.batching import BatchSource, train_iterator
 from pemt_jax.training.multitask.batches import MultitaskSource
 from pemt_jax.training.multitask.trainer import MultitaskTrainer
 from pemt_jax.training.run import window_like
-from pemt_jax.training.step import Params, TrainState
+from pemt_jax.training.step import Batch, Params, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +77,13 @@ class MultitaskStepper:
     def part(self, window: dict, run: int) -> dict:
         return jax.tree.map(lambda x: x[run], jax.device_get(window))
 
-    def with_parts(self, metrics: dict, parts: Mapping[int, dict], window: dict | None) -> dict:
+    def with_parts(self, metrics: dict, parts: Mapping[int, Mapping], window: dict | None) -> dict:
         if window is None:
-            window = jax.tree.map(np.zeros_like, jax.device_get(metrics))
-            window["first_bad_step"].step[:] = -1
-        window = jax.tree.map(np.array, jax.device_get(window))  # copies, to be written to
+            found: Any = jax.tree.map(np.zeros_like, jax.device_get(metrics))
+            found["first_bad_step"].step[:] = -1
+        else:
+            found = jax.tree.map(np.array, jax.device_get(window))  # copies, to be written to
         for slot, part in parts.items():
             own = window_like(part, metrics)
-            jax.tree.map(lambda x, y, slot=slot: np.put(x, slot, y), window, own)
-        return window
+            jax.tree.map(lambda x, y, slot=slot: np.put(x, slot, y), found, own)
+        return found

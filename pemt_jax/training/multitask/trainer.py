@@ -26,7 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pemt_jax.checkpoints.manager import Checkpoints
 from pemt_jax.model.methods import merge
-from pemt_jax.optimizers import with_task
+from pemt_jax.optimizers import Transformation, with_task
 from pemt_jax.parallel import partitioning, processes
 from pemt_jax.parallel.activation_constraints import constrained
 from pemt_jax.training.multitask.batches import PROMPT_WEIGHTS
@@ -77,7 +77,7 @@ class MultitaskTrainer:
         loss_fn: LossFn,
         trainables: Sequence[Params],
         frozen: Params,
-        optimizer: optax.GradientTransformation,
+        optimizer: Transformation,
         batch_size: int,
         seed: int = 0,
         mesh: Mesh | None = None,
@@ -144,7 +144,7 @@ class MultitaskTrainer:
         only its `local_rows`.
         """
         self._shapes.add(batch["encoder_input_tokens"].shape + batch["decoder_target_tokens"].shape)
-        active = np.array([*active, *[False] * self.slots][: self.slots])
+        made = np.array([*active, *[False] * self.slots][: self.slots])
         shardings = dict.fromkeys(batch, self._batch_sharding)
         rows = batch["encoder_input_tokens"].shape[1]
         missing = partitioning.padded_rows(rows, self.mesh) - rows
@@ -154,9 +154,9 @@ class MultitaskTrainer:
                 batch[PROMPT_WEIGHTS], ((0, 0), (0, missing), (0, 0)), mode="edge"
             )
         placed = partitioning.place(filled, shardings)
-        active = partitioning.place(active, self._per_slot)
+        made = partitioning.place(made, self._per_slot)
         self.state, metrics = self._step(
-            self.state, self.frozen, placed, active, self._tasks, self._key
+            self.state, self.frozen, placed, made, self._tasks, self._key
         )
         return metrics
 
@@ -164,8 +164,9 @@ class MultitaskTrainer:
         """Which rows of a slot's batch, filled up for the mesh, lie on this process, in order."""
         total = partitioning.padded_rows(batch_size, self.mesh)
         held = self._batch_sharding.addressable_devices_indices_map((self.slots, total)).values()
+        slices = [index for index in held if index is not None]
         rows = [
-            np.arange(total)[index] for slots, index in held if slot in range(self.slots)[slots]
+            np.arange(total)[index] for slots, index in slices if slot in range(self.slots)[slots]
         ]
         return np.unique(np.concatenate([np.zeros(0, int), *rows]))
 
@@ -189,7 +190,7 @@ class MultitaskTrainer:
         self.state = self._write(self.state, whole, task)
 
     def _initial(
-        self, trainable: Params, optimizer: optax.GradientTransformation, fully_sharded: bool
+        self, trainable: Params, optimizer: Transformation, fully_sharded: bool
     ) -> TrainState:
         """The state of a run of its own, on the mesh without tasks."""
         shardings = partitioning.parameter_shardings(
