@@ -1,4 +1,4 @@
-"""tests/structure.py, which launch/test.sh runs on the package, finds what it is there to find."""
+"""tests/structure.py finds what it is there to find, and files about the repository are true."""
 
 import re
 import subprocess
@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from lower_bounds import lower_bounds
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 TESTS = Path(__file__).parent
-LAYERS = re.search(
-    r"^layers =\n((?: .*\n)+)", (TESTS.parent / ".importlinter").read_text(), re.MULTILINE
-)
+ROOT = TESTS.parent
+LAYERS = re.search(r"^layers =\n((?: .*\n)+)", (ROOT / ".importlinter").read_text(), re.MULTILINE)
 
 
 @pytest.fixture
@@ -89,3 +91,19 @@ def test_a_type_error_is_named_by_its_place_in_the_checkout(checkout):
     code, said = structure(checkout, "--")
     assert code == 1
     assert "tasks/targets.py:2:14: " in said and "(reportAssignmentType)" in said
+
+
+def test_the_guided_tour_has_at_most_20_files_all_of_which_exist():
+    text = (ROOT / ".github/CONTRIBUTING.md").read_text()
+    stops = re.findall(r"^\d+\. `(pemt_jax/[\w/]+\.py)`", text, re.MULTILINE)
+    assert 10 < len(stops) <= 20
+    assert not [stop for stop in stops if not (ROOT / stop).is_file()]
+
+
+def test_every_requirement_has_a_verified_version_at_or_above_its_lower_bound():
+    pins = re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "tests/constraints.txt").read_text(), re.M)
+    verified = {canonicalize_name(name): Version(version) for name, version in pins}
+    lowest = lower_bounds()
+    assert "jax" in lowest and "pytest" in lowest
+    for name, version in lowest.items():
+        assert verified[canonicalize_name(name)] >= Version(version), name
