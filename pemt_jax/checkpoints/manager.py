@@ -27,6 +27,7 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
+from pemt_jax.checkpoints.identity import difference
 from pemt_jax.checkpoints.manifest import (
     ITEM,
     flatten_state,
@@ -224,14 +225,11 @@ class Checkpoints:
         if self.identity is None:
             return
         for manifest in self._finished().values():
-            other = manifest["identity"]
-            for key in sorted(self.identity.keys() | other.keys()):
-                if self.identity.get(key) != other.get(key):
-                    raise UsageError(
-                        f"{self.folder} holds the checkpoints of another run, whose {key} is "
-                        f"{other.get(key)!r}, expected {self.identity.get(key)!r} or another "
-                        "MODEL_DIR for this run."
-                    )
+            if other := difference(manifest["identity"], self.identity):
+                raise UsageError(
+                    f"{self.folder} holds the checkpoints of another run, whose {other} or "
+                    "another MODEL_DIR for this run."
+                )
 
     def _mend(self) -> None:
         """Leave orbax, which counts every numbered folder, only checkpoints that it can read."""
