@@ -10,7 +10,7 @@ Because the manifest is inside the rename there is no moment with a checkpoint a
 folder without a whole one is damaged and is set aside. Restoring checks every leaf against the
 manifest. The two latest checkpoints are kept, so that there is one before a damaged one, and the
 best one by validation metric; of equal ones the earlier is the best. Saving is asynchronous: only
-hashing and the copy to the host hold training up.
+the copy to the host holds training up.
 
 The identity says what a run is (names and sha256 of base and experts, method, task, ...). A folder
 that holds another run's checkpoints is an error, never overwritten.
@@ -27,13 +27,14 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
+from pemt_jax.checkpoints.identity import difference
 from pemt_jax.checkpoints.manifest import (
     ITEM,
+    ManifestSave,
     flatten_state,
-    leaf_record,
     read_manifest,
+    record_leaves,
     replace_manifest,
-    sealed,
 )
 from pemt_jax.checkpoints.newest import set_aside
 from pemt_jax.checkpoints.restore import nested, restore
@@ -132,10 +133,11 @@ class Checkpoints:
     def save(
         self, step: int, state, metrics: Mapping[str, float] | None = None, **details: object
     ) -> None:
-        """Save `state` (a tree of arrays) as step `step`; returns before the files are written.
+        """Save `state` (a tree of arrays) as step `step`; return once it is copied to the host.
 
-        `metrics` are validation metrics; `details` are JSON values that `manifest` gives back.
-        Saving a step again only adds metrics and details: its arrays are what they were.
+        The files are hashed and written in the background. `metrics` are validation metrics;
+        `details` are JSON values that `manifest` returns. Saving a step again only adds metrics and
+        details: its arrays are what they were.
 
         Raises:
             UsageError: `metrics` has no `best_metric`.
@@ -156,10 +158,10 @@ class Checkpoints:
                 f"A checkpoint could not be written to {self.folder}: the folder is gone."
             )
         flat = flatten_state(state)
-        leaves = {path: leaf_record(leaf) for path, leaf in flat.items()}
-        manifest = {"step": int(step), "identity": self.identity, "leaves": leaves, **facts}
+        manifest = {"step": int(step), "identity": self.identity, "leaves": {}, **facts}
         items = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(nested(flat)), **{ITEM: ocp.args.JsonSave(sealed(manifest))}
+            state=ocp.args.PyTreeSave(nested(flat)),
+            **{ITEM: ManifestSave(manifest, record_leaves(flat))},
         )
         try:
             self._manager.save(step, args=items, metrics=facts["score"], force=True)
@@ -224,14 +226,11 @@ class Checkpoints:
         if self.identity is None:
             return
         for manifest in self._finished().values():
-            other = manifest["identity"]
-            for key in sorted(self.identity.keys() | other.keys()):
-                if self.identity.get(key) != other.get(key):
-                    raise UsageError(
-                        f"{self.folder} holds the checkpoints of another run, whose {key} is "
-                        f"{other.get(key)!r}, expected {self.identity.get(key)!r} or another "
-                        "MODEL_DIR for this run."
-                    )
+            if other := difference(manifest["identity"], self.identity):
+                raise UsageError(
+                    f"{self.folder} holds the checkpoints of another run, whose {other} or "
+                    "another MODEL_DIR for this run."
+                )
 
     def _mend(self) -> None:
         """Leave orbax, which counts every numbered folder, only checkpoints that it can read."""

@@ -1,21 +1,31 @@
 """The manifest of a checkpoint: JSON with the sha256, shape and dtype of every leaf.
 
-It lies inside the checkpoint as its own item, so both come into being in one rename. A leaf is
-known by the '/'-joined path to it in the train state. The manifest also holds its own sha256.
+It is an item of the checkpoint beside the arrays, so both appear in one rename. A leaf is known by
+the '/'-joined path to it in the train state. The manifest also holds its own sha256.
+
+Leaves are hashed in threads while the arrays are being written: a save holds training up only until
+their values are on the host.
 """
 
+import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
+from orbax.checkpoint import future
 
 from pemt_jax.common.storage import replacing
+from pemt_jax.parallel import processes
 
 ITEM = "manifest"
+_FILE = "metadata"
 
 
 def flatten_state(state) -> dict[str, jax.Array]:
@@ -24,18 +34,67 @@ def flatten_state(state) -> dict[str, jax.Array]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def leaf_record(leaf) -> dict:
+def leaf_record(array) -> dict:
     """Return {sha256, shape, dtype} of an array; the sha256 is of its bytes in C order."""
+    shape = list(np.shape(array))
+    array = np.ascontiguousarray(array)
+    digest = hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest()
+    return {"sha256": digest, "shape": shape, "dtype": str(array.dtype)}
+
+
+def record_leaves(flat: Mapping[str, jax.Array]) -> dict[str, Future]:
+    """Return {path: future of its record}; the caller may give the arrays away at once.
+
+    Every process calls this, with the same leaves: those that no process holds completely are
+    gathered.
+    """
+    for leaf in flat.values():
+        if isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
+            leaf.copy_to_host_async()
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="hash")
+    try:
+        return {path: pool.submit(leaf_record, _on_host(leaf)) for path, leaf in flat.items()}
+    finally:
+        pool.shutdown(wait=False)  # its threads end after the last leaf
+
+
+def _on_host(leaf) -> np.ndarray:
     if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
         leaf = multihost_utils.process_allgather(leaf, tiled=True)
-    array = np.ascontiguousarray(leaf)
-    digest = hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest()
-    return {"sha256": digest, "shape": list(np.shape(leaf)), "dtype": str(array.dtype)}
+    # On the CPU this is the device's own memory; JAX gives it to nobody while it is referenced.
+    return np.asarray(leaf)
 
 
-def matches(leaf, record: Mapping) -> bool:
-    """Return whether the bytes of `leaf` are those of its record."""
-    return leaf_record(leaf)["sha256"] == record["sha256"]
+class ManifestHandler(ocp.AsyncCheckpointHandler):
+    """Writes the manifest of a checkpoint, in the background, when its leaves are hashed."""
+
+    async def async_save(self, directory, args: "ManifestSave"):
+        return [future.CommitFutureAwaitingContractedSignals(_write(directory, args))]
+
+    def save(self, directory, args: "ManifestSave"):
+        raise NotImplementedError("Checkpoints are saved asynchronously.")
+
+    def restore(self, directory, args=None):
+        raise NotImplementedError("Manifests are read by read_manifest.")
+
+
+@ocp.args.register_with_handler(ManifestHandler, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class ManifestSave(ocp.args.CheckpointArgs):
+    """A manifest to save without its leaves, and these as futures of record_leaves.
+
+    Orbax wants every handler to have arguments for restoring too; nothing uses them.
+    """
+
+    manifest: Mapping[str, object]
+    leaves: Mapping[str, Future]
+
+
+async def _write(directory, args: ManifestSave) -> None:
+    leaves = {path: record.result() for path, record in args.leaves.items()}
+    if processes.is_first():
+        text = json.dumps(sealed({**args.manifest, "leaves": leaves}))
+        (directory / _FILE).write_text(text)
 
 
 def sealed(manifest: Mapping) -> dict:
@@ -46,7 +105,7 @@ def sealed(manifest: Mapping) -> dict:
 def read_manifest(checkpoint: Path) -> dict | None:
     """Return the manifest of a checkpoint folder, or None when it is missing or damaged."""
     try:
-        manifest = json.loads((checkpoint / ITEM / "metadata").read_text(encoding="utf-8"))
+        manifest = json.loads((checkpoint / ITEM / _FILE).read_bytes())
     except (OSError, ValueError):
         return None
     if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _digest(manifest):
@@ -56,7 +115,7 @@ def read_manifest(checkpoint: Path) -> dict | None:
 
 def replace_manifest(checkpoint: Path, manifest: Mapping) -> None:
     """Put another manifest into a checkpoint, at once or not at all."""
-    with replacing(checkpoint / ITEM / "metadata") as partial:
+    with replacing(checkpoint / ITEM / _FILE) as partial:
         partial.write_text(json.dumps(sealed(manifest)), encoding="utf-8")
 
 

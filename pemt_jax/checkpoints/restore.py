@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from pemt_jax.checkpoints.manifest import flatten_state, matches
+from pemt_jax.checkpoints.manifest import flatten_state, record_leaves
 from pemt_jax.common.errors import PemtError
 
 
@@ -54,11 +54,9 @@ def restore(manager: ocp.CheckpointManager, step: int, target, records: Mapping[
         # Which leaf it is only reading them one by one can tell.
         restored = {path: _read(manager, step, {path: abstract[path]}) for path in flat}
         restored = {path: found and found[path] for path, found in restored.items()}
-    damaged = [
-        path
-        for path in flat
-        if restored[path] is None or not matches(restored[path], records[path])
-    ]
+    readable = {path: restored[path] for path in flat if restored[path] is not None}
+    hashes = {path: record.result()["sha256"] for path, record in record_leaves(readable).items()}
+    damaged = [path for path in flat if hashes.get(path) != records[path]["sha256"]]
     if damaged:
         more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
         raise DamagedCheckpoint(

@@ -111,7 +111,7 @@ def test_metrics_can_be_added_to_a_saved_step(tmp_path):
 
 @pytest.mark.parametrize(
     ("identity", "found"),
-    [({"run": 2}, "whose run is 1, expected 2"), ({"run": 1, "base": "x"}, "whose base is None")],
+    [({"run": 2}, "whose run is 1, expected 2"), ({"run": 1, "base": "x"}, "whose base is absent")],
 )
 def test_folder_of_another_run_is_refused_and_left_alone(tmp_path, identity, found):
     saved(tmp_path, 0.1)
