@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import future
 
+from pemt_jax.checkpoints.failures import DAMAGE, unreadable
 from pemt_jax.common.storage import replacing
 from pemt_jax.parallel import processes
 
@@ -103,10 +104,19 @@ def sealed(manifest: Mapping) -> dict:
 
 
 def read_manifest(checkpoint: Path) -> dict | None:
-    """Return the manifest of a checkpoint folder, or None when it is missing or damaged."""
+    """Return the manifest of a checkpoint folder, or None when it is missing or damaged.
+
+    Raises:
+        PemtError: its file cannot be read, which says nothing about its bytes.
+    """
+    file = checkpoint / ITEM / _FILE
     try:
-        manifest = json.loads((checkpoint / ITEM / _FILE).read_bytes())
-    except (OSError, ValueError):
+        manifest = json.loads(file.read_bytes())
+    except OSError as error:
+        if error.errno in DAMAGE:
+            return None
+        raise unreadable(file, error.strerror) from error
+    except ValueError:  # no JSON, or bytes that are no text
         return None
     if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _digest(manifest):
         return None

@@ -1,52 +1,60 @@
-"""Where a run goes on: its newest checkpoint, or, where that one is damaged, the one before it.
+"""Which checkpoint is restored: the first complete one in the order of preference.
 
-The two newest checkpoints are kept for this. A damaged one is set aside as `STEP.damaged`, for the
-run makes that step again, and a warning says so. When no checkpoint is whole the run stops with the
-fault of the newest and everything stays as it is.
+Damaged ones are set aside as `STEP.damaged`, since the run may reach their steps again, and a
+warning says so. When all are damaged the run stops with the fault of the first, and every file
+stays where it is. All processes call these functions and take the same decisions.
 """
 
-import shutil
-from pathlib import Path
-
-import jax
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from pemt_jax.checkpoints.restore import DamagedCheckpoint
 from pemt_jax.common.errors import warn
+from pemt_jax.parallel import processes
+
+T = TypeVar("T")
 
 
 def restore_newest(trainer, checkpoints) -> tuple[int, dict] | None:
-    """Restore `trainer` from the newest whole checkpoint; return its step and manifest.
+    """Restore `trainer` from the newest complete checkpoint; return its step and manifest.
 
-    None when there is no checkpoint. DamagedCheckpoint when none is whole, PemtError when one is
-    of other parameters than the trainer's.
+    None when there is no checkpoint.
+
+    Raises:
+        DamagedCheckpoint: no checkpoint is complete.
+        PemtError: a checkpoint cannot be read, or has other parameters than the trainer.
     """
+    found = first_complete(
+        checkpoints,
+        reversed(checkpoints.steps()),
+        lambda step: trainer.restore(checkpoints, step),
+        "The run resumes from the previous checkpoint, step {}.",
+    )
+    return None if found is None else (found[0], checkpoints.manifest(found[0]))
+
+
+def first_complete(
+    checkpoints, steps: Iterable[int], restore: Callable[[int], T], instead: str
+) -> tuple[int, T] | None:
+    """Return the first of `steps` that `restore` does not find damaged, and what it returned.
+
+    None when there are no steps. `instead` is the warning with that step when others before it
+    were set aside. Raises as `restore_newest`.
+    """
+    steps = list(steps)
+    processes.agree(checkpoints=steps)
     damaged: list[tuple[int, DamagedCheckpoint]] = []
-    for step in reversed(checkpoints.steps()):
+    for step in steps:
         try:
-            trainer.restore(checkpoints, step)
+            value = restore(step)
         except DamagedCheckpoint as error:
             damaged.append((step, error))
             continue
         for bad, error in damaged:
             checkpoints.set_aside(bad, str(error))
-        if damaged:
-            _warn(f"The run goes on from the checkpoint before, step {step}.")
-        return step, checkpoints.manifest(step)
+        if damaged and processes.is_first():
+            warn(instead.format(step))
+        return step, value
     if damaged:
         raise damaged[0][1]
     return None
-
-
-def set_aside(checkpoint: Path, reason: str) -> None:
-    """Rename a checkpoint's folder, that orbax counts it no more, and say why."""
-    aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
-    if aside.exists():
-        shutil.rmtree(aside)
-    checkpoint.rename(aside)
-    _warn(f"{reason.rstrip('.')}; it is set aside as {aside.name}.")
-
-
-def _warn(sentence: str) -> None:
-    """Every process comes here, the first says it."""
-    if jax.process_index() == 0:
-        warn(sentence)

@@ -12,8 +12,7 @@ error, not the zeros that tensorstore makes of it.
 
 Written is the legacy form, which every T5X reads (`RestoreCheckpointConfig` as well as
 `load_t5x_checkpoint`) and which is written array by array with flax and tensorstore alone.
-Paths are local or gs://.  A checkpoint does not say what a shape does not show: a gated
-feed-forward is taken for gelu's, as in every public one, and distances for T5's 128.
+Paths are local or gs://.  The configuration is read from the arrays' shapes (t5x_shapes.py).
 """
 
 import os
@@ -34,6 +33,7 @@ from pemt_jax.common.lazy_array import LazyArray
 from pemt_jax.common.weights import nbytes
 from pemt_jax.config import T5Config
 from pemt_jax.interop.hf_names import parameter_table
+from pemt_jax.interop.t5x_shapes import infer_config
 
 STEP = re.compile(r"checkpoint_(\d+)")
 INDEX, OCDBT, METADATA, STATE = "checkpoint", "manifest.ocdbt", "_METADATA", "state"
@@ -58,7 +58,7 @@ def load_t5x(path: str | os.PathLike) -> tuple[T5Config, dict[str, np.ndarray]]:
     }
 
 
-def open_t5x(path: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray]]:
+def open_t5x(path: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray | np.ndarray]]:
     """As `load_t5x`, but parameters in their stored dtypes, each read when it is asked for."""
     found = open_target(path)
     config = infer_config({name: array.shape for name, array in found.items()}, str(path))
@@ -87,7 +87,7 @@ def open_target(path: str | os.PathLike) -> dict[str, LazyArray | np.ndarray]:
     folder = find_checkpoint(path)
     if "://" not in str(folder):
         verify_checksums(Path(folder))
-    arrays = dict(_inline(folder))
+    arrays: dict[str, LazyArray | np.ndarray] = dict(_inline(folder))
     try:
         kvstore = _store(folder, ocdbt=(folder / OCDBT).exists())
         for key in tensorstore.KvStore.open(kvstore).result().list().result():
@@ -128,53 +128,6 @@ def find_checkpoint(path: str | os.PathLike) -> epath.Path:
         return found
     state = "holds none" if path.is_dir() else "does not exist"
     raise PemtError(f"{path} {state}, expected a T5X checkpoint or a folder of checkpoint_N.")
-
-
-def infer_config(shapes: Mapping[str, tuple[int, ...]], source: str = "the checkpoint") -> T5Config:
-    """The T5 that has parameters of these shapes.
-
-    Raises:
-      PemtError: a parameter from which to tell is missing or has a strange shape.
-    """
-
-    def shape(name: str, rank: int = 2) -> tuple[int, ...]:
-        if name not in shapes:
-            raise PemtError(
-                f"{source} is no T5 as T5X names it: expected a parameter {name!r}"
-                f"{nearest(name, shapes)}."
-            )
-        if len(shapes[name]) != rank:
-            raise PemtError(
-                f"Parameter {name!r} in {source} has shape {list(shapes[name])}, "
-                f"expected {rank} axes (scanned layers are not read)."
-            )
-        return shapes[name]
-
-    def layers(stack: str) -> int:
-        layer = re.compile(rf"{stack}/layers_(\d+)/")
-        return len({match[1] for name in shapes if (match := layer.match(name))})
-
-    vocab_size, emb_dim = shape("token_embedder/embedding")
-    num_heads, buckets = shape("encoder/relpos_bias/rel_embedding")
-    joined = shape("encoder/layers_0/attention/query/kernel")[1]
-    if not num_heads or joined % num_heads:
-        raise PemtError(
-            f"{source} has attention kernels of width {joined} for {num_heads} heads, "
-            "expected a multiple."
-        )
-    gated = "encoder/layers_0/mlp/wi_0/kernel" in shapes
-    return T5Config(
-        vocab_size=vocab_size,
-        emb_dim=emb_dim,
-        num_heads=num_heads,
-        head_dim=joined // num_heads,
-        mlp_dim=shape(f"encoder/layers_0/mlp/{'wi_0' if gated else 'wi'}/kernel")[1],
-        num_encoder_layers=layers("encoder"),
-        num_decoder_layers=layers("decoder"),
-        mlp_activations=("gelu", "linear") if gated else ("relu",),
-        logits_via_embedding="decoder/logits_dense/kernel" not in shapes,
-        relpos_buckets=buckets,
-    )
 
 
 def save_t5x(
@@ -293,7 +246,7 @@ def _inline(folder: epath.Path) -> Iterator[tuple[str, np.ndarray]]:
             yield name, value
 
 
-def _store(folder: epath.Path, inside: str = "", ocdbt: bool = False) -> dict | str:
+def _store(folder: epath.Path, inside: str = "", ocdbt: bool = False) -> dict:
     """tensorstore's description of a folder, or of a place inside it."""
     path = os.fspath(folder)
     if "://" not in path:

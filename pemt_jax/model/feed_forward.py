@@ -7,7 +7,7 @@ then the target adapter.  Gates and sparsity losses leave through the collection
 
 import flax.linen as nn
 import jax
-from flax.linen.partitioning import with_sharding_constraint
+from flax.linen import with_logical_constraint
 from jax import Array
 
 from pemt_jax.config import PemtConfig, T5Config
@@ -60,7 +60,7 @@ class FeedForward(nn.Module):
             hidden_BLF = branch if hidden_BLF is None else hidden_BLF * branch
         dropout = nn.Dropout(t5.dropout_rate, t5.dropout_dims, deterministic=deterministic)
         hidden_BLF = dropout(hidden_BLF)
-        hidden_BLF = with_sharding_constraint(hidden_BLF, ("batch", "length", "mlp"))
+        hidden_BLF = with_logical_constraint(hidden_BLF, ("batch", "length", "mlp"))
         z_BLD = Dense(t5.emb_dim, ("mlp", "embed"), dtype, name="wo")(hidden_BLF)
         if pemt.source_expert:
             z_BLD += SourceExpert(
@@ -69,6 +69,7 @@ class FeedForward(nn.Module):
         if pemt.num_experts:
             states, axis = hidden_BLF[:, : pemt.prompt_length], "mlp"
             if not self.in_encoder:
+                assert prompt_states_BPD is not None
                 states, axis = prompt_states_BPD, "embed"
             gate_BE = CorrelationGate(pemt.num_experts, axis, pemt.gate_temperature, name="gate")(
                 states, prompt_weights_BP
@@ -81,6 +82,7 @@ class FeedForward(nn.Module):
             z_BLD = TargetAdapter(pemt.adapter_dim, dtype, name="adapter")(z_BLD)
         if pemt.num_experts and self.is_mutable_collection("pemt"):
             self.put_variable("pemt", "gate", gate_BE)
+            assert token_weights_BL is not None  # None in decoding alone, without this collection
             cosines_BLE = expert_cosines(z_BLD, channels_BLER, lora_b_ERD)
             tsl = task_sparsity_loss(cosines_BLE, gate_BE, token_weights_BL)
             self.put_variable("pemt", "tsl", tsl)

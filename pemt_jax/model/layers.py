@@ -12,7 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.linen.partitioning import param_with_axes, with_sharding_constraint
+from flax.linen import with_logical_constraint
+from flax.linen.partitioning import param_with_axes
 from jax import Array
 
 # exp(-1e10) is 0 in float32 and bfloat16 alike; finite, so that a row with nothing to attend to
@@ -20,6 +21,11 @@ from jax import Array
 MASKED = -1e10
 
 fan_in_normal = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+def attend_where(allowed: Array) -> Array:
+    """Additive attention bias: 0 where allowed, a large negative number elsewhere."""
+    return jnp.where(allowed, 0.0, MASKED)
 
 
 class RMSNorm(nn.Module):
@@ -180,7 +186,7 @@ class Attention(nn.Module):
             init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
             y = Dense(width, ("embed", "joined_kv"), self.dtype, init, name=name)(x_BLD)
             y = y.reshape(*y.shape[:-1], self.num_heads, self.head_dim)
-            return with_sharding_constraint(y, ("batch", "length", "heads", "kv"))
+            return with_logical_constraint(y, ("batch", "length", "heads", "kv"))
 
         query_BLHK = project("query", query_BLD)
         key_BMHK, value_BMHK = project("key", memory_BMD), project("value", memory_BMD)

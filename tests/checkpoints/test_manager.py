@@ -155,7 +155,7 @@ def test_what_a_kill_has_left_of_a_deletion_is_removed_without_a_word(tmp_path, 
 def test_numbered_folder_of_the_user_is_not_touched(tmp_path):
     (tmp_path / "2024").mkdir()
     (tmp_path / "2024" / "thesis.txt").write_text("mine")
-    with pytest.raises(UsageError, match="2024 is no checkpoint"):
+    with pytest.raises(UsageError, match="2024 is not a checkpoint"):
         Checkpoints(tmp_path, {"run": 1})
     assert (tmp_path / "2024" / "thesis.txt").read_text() == "mine"
 

@@ -188,6 +188,30 @@ def test_folder_that_becomes_read_only(world, forker, tmp_path):
     assert steps(run) == [4]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "checkpoints",
+        pytest.param("checkpoints/20/manifest/metadata", marks=pytest.mark.slow),
+        "checkpoints/20/state",
+    ],
+)
+def test_checkpoint_that_may_not_be_read_is_not_taken_for_damaged(world, forker, tmp_path, name):
+    run = tmp_path / "run"
+    shutil.copytree(world.source, run)
+    before = snapshot(run / "checkpoints")
+    mode = (run / name).stat().st_mode
+    (run / name).chmod(0)
+    code, said = forker.run(tmp_path / "log", flags(world, run), OBEY_PERMISSIONS)
+    (run / name).chmod(mode)
+    assert code == 1 and len(said) == 1, "\n".join(said)
+    path = run / "checkpoints" / "20" if name.endswith("state") else run / name
+    assert said[0] == f"error: {path} cannot be read: Permission denied."
+    assert snapshot(run / "checkpoints") == before
+    assert forker.run(tmp_path / "log", flags(world, run))[0] == 0
+    assert_as_undisturbed(world, run)
+
+
 def test_read_only_folder_is_refused_at_the_start(world, forker, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
@@ -239,10 +263,10 @@ def flip_manifest(step):
         pytest.param(
             lambda step: shutil.rmtree(step / "state"), "the bytes of ", marks=pytest.mark.slow
         ),
-        (flip_manifest, "it has no whole manifest"),
+        (flip_manifest, "its manifest is missing or damaged"),
         pytest.param(
             lambda step: (step / "manifest" / "metadata").unlink(),
-            "it has no whole manifest",
+            "its manifest is missing or damaged",
             marks=pytest.mark.slow,
         ),
     ],
@@ -257,7 +281,7 @@ def test_damaged_newest_checkpoint(world, forker, tmp_path, damage, says):
     assert said[0].startswith(f"warning: Checkpoint {run}/checkpoints/20 is damaged: {says}")
     assert said[0].endswith("; it is set aside as 20.damaged.")
     if "bytes" in says:
-        assert said[1] == "warning: The run goes on from the checkpoint before, step 10."
+        assert said[1] == "warning: The run resumes from the previous checkpoint, step 10."
     assert_as_undisturbed(world, run)
     assert (run / "checkpoints" / "20.damaged").is_dir()
 

@@ -1,0 +1,84 @@
+"""Why a checkpoint could not be read: because it is damaged, or because reading failed.
+
+A damaged checkpoint is set aside and the run goes on without it, so damage must be certain. Memory
+that ran out, a disk that does not answer, or a folder that may not be read says nothing about the
+bytes of a checkpoint: the run stops and everything stays where it is.
+"""
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from pemt_jax.common.errors import PemtError
+
+# A file that is missing, or of another kind than was saved, inside a folder that can be listed.
+DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
+# Statuses of tensorstore and XLA that are about the machine or the storage service.
+_FAILURE = re.compile(
+    r"RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED"
+    r"|Out of memory|bad_alloc"
+)
+_OS_ERROR = re.compile(r"\[OS error (\d+)")  # how tensorstore reports one
+_CHUNK = 1 << 20
+
+
+def unreadable(path: Path, reason: str | None) -> PemtError:
+    """Return the error for a file or folder whose reading failed."""
+    return PemtError(f"{path} cannot be read: {reason or 'no reason given'}.")
+
+
+def reason_of_failure(checkpoint: Path, error: BaseException) -> str | None:
+    """Return why reading `checkpoint` failed with `error`, or None when its files are damaged."""
+    for cause in _causes(error):
+        if isinstance(cause, MemoryError):
+            return "out of memory"
+        numbers = [int(number) for number in _OS_ERROR.findall(str(cause))]
+        if isinstance(cause, OSError) and cause.errno is not None:
+            numbers.append(cause.errno)
+        for number in numbers:
+            if number not in DAMAGE:
+                return os.strerror(number)
+        if found := _FAILURE.search(str(cause)):
+            return found.group().lower().replace("_", " ")
+    return _fault_of_files(checkpoint)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and those behind it."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        error = waiting.pop()
+        if error is None or id(error) in seen:
+            continue
+        seen.add(id(error))
+        yield error
+        waiting += [error.__cause__, error.__context__, *getattr(error, "exceptions", ())]
+
+
+def _fault_of_files(checkpoint: Path) -> str | None:
+    """Return why a file of the folder cannot be read, or None when all can be, byte by byte."""
+    folders = [checkpoint]
+    try:
+        while folders:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    else:
+                        _read_to_end(entry.path)
+    except OSError as error:
+        return error.strerror
+    return None
+
+
+def _read_to_end(file: str) -> None:
+    try:
+        with open(file, "rb", buffering=0) as content:
+            while content.read(_CHUNK):
+                pass
+    except OSError as error:
+        if error.errno not in DAMAGE:
+            raise

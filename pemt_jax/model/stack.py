@@ -1,0 +1,137 @@
+"""One layer of T5, and the stack of layers that is its encoder or its decoder.
+
+The feed-forward output has experts and an adapter where a `PemtConfig` asks for them
+(feed_forward.py); the decoder's gates read the encoder's output at the prompt.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen import with_logical_constraint
+from jax import Array
+
+from pemt_jax.config import PemtConfig, T5Config
+from pemt_jax.model.feed_forward import FeedForward
+from pemt_jax.model.layers import Attention, Dense, RelativePositionBias, RMSNorm
+
+
+class Layer(nn.Module):
+    """One layer of either stack: self attention, in the decoder cross attention, feed-forward.
+
+    Every sublayer is x + Drop(sublayer(norm(x))).
+    """
+
+    t5: T5Config
+    pemt: PemtConfig
+    in_encoder: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BLD: Array,
+        self_bias: Array,
+        encoded_BMD: Array | None,
+        cross_bias: Array | None,
+        token_weights_BL: Array | None,
+        prompt_weights_BP: Array | None,
+        deterministic: bool,
+        decode: bool = False,
+    ) -> Array:
+        t5, dtype = self.t5, self.t5.compute_dtype
+        dropout = nn.Dropout(t5.dropout_rate, t5.dropout_dims, deterministic=deterministic)
+
+        def attention(name: str) -> Attention:
+            return Attention(
+                t5.num_heads, t5.head_dim, t5.dropout_rate, dtype, t5.dropout_dims, name=name
+            )
+
+        prefix = "" if self.in_encoder else "self_"
+        y = RMSNorm(dtype, name=f"pre_{prefix}attention_layer_norm")(x_BLD)
+        y = attention(f"{prefix}attention")(
+            y, y, self_bias, deterministic=deterministic, decode=decode
+        )
+        x_BLD = x_BLD + dropout(y)
+        prompt_states_BPD = None
+        if not self.in_encoder:
+            assert encoded_BMD is not None and cross_bias is not None
+            y = RMSNorm(dtype, name="pre_cross_attention_layer_norm")(x_BLD)
+            y = attention("encoder_decoder_attention")(
+                y, encoded_BMD, cross_bias, deterministic=deterministic
+            )
+            x_BLD = x_BLD + dropout(y)
+            prompt_states_BPD = encoded_BMD[:, : self.pemt.prompt_length]
+        y = RMSNorm(dtype, name="pre_mlp_layer_norm")(x_BLD)
+        y = FeedForward(t5, self.pemt, self.in_encoder, name="mlp")(
+            y, prompt_states_BPD, token_weights_BL, prompt_weights_BP, deterministic=deterministic
+        )
+        x_BLD = x_BLD + dropout(y)
+        return with_logical_constraint(x_BLD, ("batch", "length", "embed"))
+
+
+# What the backward pass may keep of a layer; the names and what they keep are T5X's.
+CHECKPOINT_POLICIES = {
+    "minimal": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "full": None,  # nothing but the layer's input
+}
+
+
+def layer_class(policy: str) -> type[nn.Module]:
+    """`Layer`, or one that computes its inside again in the backward pass; same parameters."""
+    if policy == "none":
+        return Layer
+    # Arguments 7 and 8, counted from self, are Python's: deterministic and decode.
+    return nn.remat(Layer, policy=CHECKPOINT_POLICIES[policy], static_argnums=(7, 8))
+
+
+class Stack(nn.Module):
+    """Encoder or decoder: embedded input, layers that share one position bias, a final norm."""
+
+    t5: T5Config
+    pemt: PemtConfig
+    in_encoder: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BLD: Array,
+        mask_bias: Array,
+        encoded_BMD: Array | None = None,
+        cross_bias: Array | None = None,
+        token_weights_BL: Array | None = None,
+        prompt_weights_BP: Array | None = None,
+        *,
+        deterministic: bool,
+        decode: bool = False,
+    ) -> Array:
+        t5, dtype = self.t5, self.t5.compute_dtype
+        dropout = nn.Dropout(t5.dropout_rate, t5.dropout_dims, deterministic=deterministic)
+        length = mask_bias.shape[-1]
+        positions = RelativePositionBias(
+            t5.num_heads,
+            t5.relpos_buckets,
+            t5.relpos_max_distance,
+            self.in_encoder,
+            dtype,
+            name="relpos_bias",
+        )
+        self_bias = positions(length, length) + mask_bias
+        x_BLD = dropout(x_BLD.astype(dtype))
+        stack = "encoder" if self.in_encoder else "decoder"
+        layers = t5.num_encoder_layers if self.in_encoder else t5.num_decoder_layers
+        layer = layer_class("none" if decode else t5.remat_policy)
+        for i in range(layers):
+            x_BLD = layer(t5, self.pemt, self.in_encoder, name=f"layers_{i}")(
+                x_BLD,
+                self_bias,
+                encoded_BMD,
+                cross_bias,
+                token_weights_BL,
+                prompt_weights_BP,
+                deterministic,
+                decode,
+            )
+        x_BLD = dropout(RMSNorm(dtype, name=f"{stack}_norm")(x_BLD))
+        if self.in_encoder or t5.logits_via_embedding:
+            return x_BLD
+        logits = Dense(t5.vocab_size, ("embed", "vocab"), jnp.float32, name="logits_dense")
+        return logits(x_BLD)
