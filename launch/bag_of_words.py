@@ -4,8 +4,6 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from pemt_jax.tasks.demo import sentiment as demo
-
 SOURCES = ("movies", "tweets", "nyt")
 
 
@@ -20,6 +18,8 @@ def accuracy(train: list, test: list) -> float:
 
 def scores(shots: int, seed: int) -> dict[str, float]:
     """Accuracy on the test split of vader_amazon from the few examples, and with all sources."""
+    from pemt_jax.tasks.demo import sentiment as demo  # after a command has silenced TensorFlow
+
     few = demo.few_shot("amazon", "train", shots, seed)
     test = demo.sentiment("amazon", "test")
     pooled = [row for name in SOURCES for row in demo.sentiment(name, "train")]

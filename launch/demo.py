@@ -3,8 +3,6 @@
 Run it as ./launch/demo.sh; with --study it becomes study.py.
 """
 
-from pemt_jax.cli import command as cli  # noqa: F401  isort: skip  (silences TensorFlow)
-
 import argparse
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The runs of the demo and the study, each a call of a public command, and what they measured."""
 
-from pemt_jax.cli import command as cli  # isort: skip  (silences TensorFlow before it is imported)
-
 import json
 import shlex
 import sys
@@ -10,11 +8,12 @@ from pathlib import Path
 
 import jax
 
+from pemt_jax.cli import command
 from pemt_jax.common.hashing import fingerprint
 from pemt_jax.evaluate import evaluate
 from pemt_jax.interop.base import load_base
 from pemt_jax.library import artefact
-from pemt_jax.runs.build_model import MINI_T5
+from pemt_jax.run_config import MINI_T5
 from pemt_jax.train import train
 
 SOURCES = ("vader_movies", "vader_tweets", "vader_nyt", "vader_domain")
@@ -44,7 +43,7 @@ class Experiment:
         flags = [f"--gin_file={file}" for file in files]
         flags += [f"--gin.{name}={value}" for name, value in macros.items()]
         print(f"\n$ python -m pemt_jax.{main.__name__} {shlex.join(flags)}", flush=True)
-        code = cli.run(main, flags)
+        code = command.run(main, flags)
         if code:
             sys.exit(code)
 

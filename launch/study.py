@@ -5,8 +5,6 @@ learning rate is the one of the same grid with the best mean validation accuracy
 is read for that one only.  Stopped and started again, it goes on where it was.
 """
 
-from pemt_jax.cli import command as cli  # noqa: F401  isort: skip  (silences TensorFlow)
-
 import argparse
 import json
 import statistics
@@ -15,7 +13,6 @@ from pathlib import Path
 import bag_of_words
 from experiment import POOLED, SOURCES, TARGET, Experiment, Stopwatch, accuracy, gates
 
-from pemt_jax import tasks
 from pemt_jax.common.storage import replacing
 
 SHOTS, SEEDS, RATES = (8, 32), (0, 1, 2, 3, 4), (1e-3, 3e-3)
@@ -36,6 +33,8 @@ def main() -> None:
     watch, study = Stopwatch(), Experiment(folder)
     for task in SOURCES:
         study.source(task)
+    from pemt_jax import tasks  # after the first command, which keeps TensorFlow quiet
+
     # As many steps as the four experts had together.
     study.train(
         POOLED,

@@ -22,7 +22,7 @@ from pemt_jax.interop.hf import load_hf, save_hf
 from pemt_jax.interop.import_expert import Request, import_peft, import_reference
 from pemt_jax.interop.reference import from_reference
 from pemt_jax.library import expert as library
-from pemt_jax.runs.build_model import MINI_T5
+from pemt_jax.run_config import MINI_T5
 
 CONFIG = T5Config(
     vocab_size=256,
