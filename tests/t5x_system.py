@@ -14,7 +14,7 @@ from pemt_jax import optimizers
 from pemt_jax.data.batching import make_batch
 from pemt_jax.library.expert import save_expert
 from pemt_jax.model.methods import split
-from pemt_jax.runs.build_model import Assembly
+from pemt_jax.runs.build_model import BuiltModel
 from pemt_jax.t5x import bridge as t5x_bridge
 from pemt_jax.t5x import state as t5x_state
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
@@ -33,8 +33,8 @@ config.PemtConfig.adapter_dim = 4
 """
 
 
-def make(folder: Path, method: str, dropout_rate: float = 0.0) -> Assembly:
-    """An assembly on a random base, with two random experts for pemt_target."""
+def make(folder: Path, method: str, dropout_rate: float = 0.0) -> BuiltModel:
+    """A model on a random base, with two random experts for pemt_target."""
     base, library = folder / "base", folder / "library"
     if not base.exists():
         tiny_system.random_base(base)
@@ -67,7 +67,7 @@ def make(folder: Path, method: str, dropout_rate: float = 0.0) -> Assembly:
 
 
 def make_t5x_trainer(
-    made: Assembly, optimizer=None, seed: int = 0, initializer=None, microbatches: int | None = None
+    made: BuiltModel, optimizer=None, seed: int = 0, initializer=None, microbatches: int | None = None
 ) -> trainer.Trainer:
     """T5X's trainer on one device, as t5x.train puts it together."""
     optimizer = optimizer or optimizers.make_optimizer(schedule=0.01)

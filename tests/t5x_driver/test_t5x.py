@@ -170,8 +170,9 @@ def new_model(folder, **options):
     return t5x_runs.new_model(
         mixture_or_task_name="tiny_mood",
         task_feature_lengths=LENGTHS,
-        model_dir=str(folder / "run"),
+        model_dir=options.pop("model_dir", str(folder / "run")),
         train_steps=20,
+        batch_size=8,
         library=str(folder / "library"),
         optimizer=optimizers.make_optimizer(),
         **options,
@@ -205,7 +206,7 @@ def test_a_folder_takes_up_no_run_but_its_own(folder):
     with pytest.raises(PemtError, match="holds a run with prompt_text 'Say the mood of a text.'"):
         new_model(folder, prompt_text="Other.")
     with pytest.raises(UsageError, match="cannot be written to gs://b/x, .* set ARTEFACT_DIR"):
-        t5x_runs.new_model("full", "tiny_mood", LENGTHS, "gs://b/x", 1, None)
+        new_model(folder, model_dir="gs://b/x")
 
 
 # Real commands of T5X, each a process of 10 to 40 seconds.
