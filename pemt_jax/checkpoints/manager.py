@@ -36,6 +36,7 @@ from pemt_jax.checkpoints.manifest import (
     record_leaves,
     replace_manifest,
 )
+from pemt_jax.checkpoints.newest import first_complete
 from pemt_jax.checkpoints.restore import nested, restore
 from pemt_jax.checkpoints.score import rank, score_of
 from pemt_jax.common.errors import PemtError, UsageError
@@ -188,6 +189,32 @@ class Checkpoints:
         leaves = {path: leaf for path, leaf in leaves.items() if path.startswith("trainable/")}
         found = restore(self.folder / str(step), {"trainable": dict(target)}, leaves)
         return found["trainable"]
+
+    def restore_best(
+        self, last_step: int, target: Mapping[str, jax.Array]
+    ) -> tuple[int, dict, dict[str, float]]:
+        """Return step, trained parameters and metrics of the best checkpoint.
+
+        Without any evaluated checkpoint that is the one of `last_step`. A damaged checkpoint is set
+        aside with a warning, and the next best is restored, finally the newest. `target` and the
+        parameters are as of `restore_trainable`.
+
+        Raises:
+            PemtError: as of `restore`.
+            DamagedCheckpoint: no checkpoint is complete; nothing is set aside.
+        """
+        self.wait()
+        ranks = {step: rank(manifest["score"]) for step, manifest in self._finished().items()}
+        ranks.setdefault(last_step, rank(None))
+        # By metric; those without one come last, the run's last step before the others.
+        order = sorted(ranks, key=lambda step: (ranks[step], step == last_step, step))
+        step, values = first_complete(
+            self,
+            reversed(order),
+            lambda step: self.restore_trainable(step, target),
+            "The next best checkpoint is used, step {}.",
+        )
+        return step, values, self.manifest(step)["metrics"] or {}
 
     def wait(self) -> None:
         """Block until the last save is on disk.

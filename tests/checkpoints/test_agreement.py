@@ -51,7 +51,7 @@ SCRIPT = textwrap.dedent("""
         with Checkpoints(folder, {"run": 1}, "acc") as checkpoints:
             for step in (1, 2):
                 checkpoints.save(step, state_of(step), {"acc": step})
-        if name == "flip" and index == 0:
+        if name in ("flip", "best") and index == 0:
             # The part that process 1 wrote, and it alone reads.
             file = max((folder / "2/state/ocdbt.process_1/d").iterdir(), key=size)
             content = bytearray(file.read_bytes())
@@ -68,7 +68,10 @@ SCRIPT = textwrap.dedent("""
         with replaced(*fault) if fault and index == 1 else contextlib.nullcontext():
             try:
                 with Checkpoints(folder, {"run": 1}, "acc") as checkpoints:
-                    step = restore_newest(trainer, checkpoints)[0]
+                    if name == "best":
+                        step = checkpoints.restore_best(2, state_of(0)["trainable"])[0]
+                    else:
+                        step = restore_newest(trainer, checkpoints)[0]
             except PemtError as error:
                 step = f"{type(error).__name__}: {error}"
         processes.barrier()
@@ -88,7 +91,7 @@ SCRIPT = textwrap.dedent("""
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         outcomes = {}
         for name in (
-            "none", "flip", "unreadable", "manifest", "other bytes", "every checkpoint"
+            "none", "flip", "best", "unreadable", "manifest", "other bytes", "every checkpoint"
         ):
             reads = []
             outcomes[name] = outcome()
@@ -127,7 +130,7 @@ def test_processes_restore_the_newest_checkpoint(outcomes):
     assert outcomes[1]["none"] == [[2, ["1", "2"]]] * 2
 
 
-@pytest.mark.parametrize("fault", ["flip", "manifest", "other bytes"])
+@pytest.mark.parametrize("fault", ["flip", "best", "manifest", "other bytes"])
 def test_damage_that_one_process_finds_is_set_aside_by_all(outcomes, fault):
     assert outcomes[1][fault] == [[1, ["1", "2.damaged"]]] * 2
 

@@ -94,6 +94,64 @@ def test_best_survives_reopening_and_further_saves(tmp_path):
         assert_equal(checkpoints.restore(20, state_of(0)), state_of(20))
 
 
+def damage(folder, *steps):
+    """Flip a byte of the arrays of these steps."""
+    for step in steps:
+        (file,) = (Path(folder) / str(step) / "state" / "d").iterdir()
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("scores", "higher", "damaged", "restored"),
+    [
+        ([0.9, 0.1, 0.5], True, [], 10),
+        ([0.9, 0.1, 0.5], True, [10], 30),
+        ([0.9, 0.1, 0.5], True, [10, 30], 20),
+        ([0.1, 0.3, 0.2], False, [10], 30),
+        ([0.9, None, 0.5], True, [10, 30], 20),
+        ([0.9, None, None], True, [10], 30),
+        ([0.9, None, None], True, [10, 30], 20),
+        ([None, None], True, [], 20),
+        ([None, None], True, [20], 10),
+    ],
+)
+def test_the_best_complete_checkpoint_is_restored(
+    tmp_path, capfd, scores, higher, damaged, restored
+):
+    saved(tmp_path, *scores, higher=higher)
+    kept = steps_in(tmp_path)
+    damage(tmp_path, *damaged)
+    for _ in range(2):  # a second attempt finds nothing to set aside
+        with Checkpoints(tmp_path, {"run": 1}, "acc", higher) as checkpoints:
+            target = state_of(0)["trainable"]
+            step, values, metrics = checkpoints.restore_best(kept[-1], target)
+            assert step == restored
+            assert_equal(values, state_of(restored)["trainable"])
+            score = scores[restored // 10 - 1]
+            assert metrics == ({} if score is None else {"acc": score})
+            if damaged and kept[-1] in damaged:
+                break  # the run itself goes back to an earlier step
+    assert steps_in(tmp_path) == [step for step in kept if step not in damaged]
+    warnings = capfd.readouterr().err.splitlines()
+    assert [line for line in warnings if "is set aside as" not in line] == (
+        [f"warning: The next best checkpoint is used, step {restored}."] if damaged else []
+    )
+    for step in damaged:
+        assert (tmp_path / f"{step}.damaged").is_dir()
+        assert any(f"Checkpoint {tmp_path}/{step} is damaged" in line for line in warnings)
+
+
+def test_when_no_checkpoint_is_complete_the_best_is_named_and_nothing_is_set_aside(tmp_path):
+    saved(tmp_path, 0.9, 0.1, 0.5)
+    damage(tmp_path, 10, 20, 30)
+    with Checkpoints(tmp_path, {"run": 1}, "acc") as checkpoints:
+        with pytest.raises(DamagedCheckpoint, match=f"{tmp_path}/10 is damaged"):
+            checkpoints.restore_best(30, state_of(0)["trainable"])
+        assert checkpoints.steps() == [10, 20, 30]
+
+
 def test_metrics_can_be_added_to_a_saved_step(tmp_path):
     with Checkpoints(tmp_path, {"run": 1}, "acc") as checkpoints:
         checkpoints.save(10, state_of(10), {"acc": 0.2})

@@ -82,7 +82,11 @@ def test_a_checkpoint_of_an_earlier_version_is_read_and_written_alike(golden, tm
     with Checkpoints(golden, identity, "accuracy") as checkpoints:
         assert checkpoints.steps() == [10] and checkpoints.best_step() is None
         state = checkpoints.restore(10, target)
-    assert int(state["step"]) == 10
+        trained = manifests.flatten_state(state["trainable"])
+        step, values, metrics = checkpoints.restore_best(10, trained)
+    assert int(state["step"]) == step == 10 and metrics == {}
+    for path, value in values.items():
+        np.testing.assert_array_equal(value, trained[path])
     details = {name: old[name] for name in ("progress", "window", "data_step", "seed", "versions")}
     with Checkpoints(tmp_path / "new", old["identity"], "accuracy") as checkpoints:
         checkpoints.save(10, state, **details)
