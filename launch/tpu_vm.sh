@@ -8,7 +8,7 @@
 #     launch/tpu_vm.sh delete  --name NAME --zone ZONE
 #
 # ARGUMENTS are those of `python -m pemt_jax.train`. A TPU VM that exists already needs no `create`.
-# The same `run` again resumes the run in MODEL_DIR, after a preemption on a slice created anew.
+# The same `run` again resumes the run in MODEL_DIR, after a preemption on a new slice.
 # MODEL_DIR and data are on gs:// (or a disk that all workers share). --project PROJECT selects a
 # project other than gcloud's own; --dry-run prints the commands instead of running them. gcloud's
 # login is used.

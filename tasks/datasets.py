@@ -1,10 +1,10 @@
-"""The paper's 23 data sets and five more of its authors' registry, one row each.
+"""The paper's 23 data sets and five more of its authors' registry, one `Dataset` each.
 
 Source tasks are MNLI, QNLI, QQP, SST-2, SQuAD and ReCoRD; the 17 others are target tasks. Formats,
 label words, splits and metrics are those of the authors' code (`pemt/data/tasks.py` of
-JachinLin2022/PEMT); data are TFDS's. Where these differ the row says so. Mixtures:
+JachinLin2022/PEMT); data are TFDS's. Where these differ a comment says so. Mixtures:
 
-    pemt_sources                  the six source tasks, by their numbers of rows
+    pemt_sources                  the six source tasks, by their numbers of examples
     pemt_glue  pemt_super_glue  pemt_mrqa  pemt_others      the target tasks of each suite
     pemt_targets                  all 17
 """
@@ -16,6 +16,7 @@ import seqio
 from pemt_jax.tasks import metrics
 from pemt_jax.tasks.registry import Dataset, register_packaged
 from pemt_jax.tasks.rendering import marked_spans, padded_question, record_passage, without_markup
+from pemt_jax.tasks.sources.split_source import SplitSource
 from pemt_jax.tasks.splits import Halves, HeldOut, Own
 from pemt_jax.tasks.targets import Answers, Label, Number, Option
 
@@ -186,7 +187,7 @@ MRQA = (
 )
 
 OTHERS = (
-    Dataset(  # TFDS has no split `train` but five sizes; train_xl is the whole
+    Dataset(  # TFDS has no split `train` but five sizes; train_xl is the complete one
         name="pemt_winogrande",
         data="winogrande:1.2.0",
         inputs="sentence: {sentence} option1: {option1} option2: {option2}",
@@ -265,9 +266,11 @@ for _row in (*SOURCES, *GLUE, *SUPER_GLUE, *MRQA, *OTHERS, *EXTRAS):
     register_packaged(_row)
 
 
-def number_of_rows(task: seqio.Task) -> float:
-    """The mixing rate of a task: its number of training rows."""
-    return float(len(task.source.rows("train")))
+def number_of_examples(task: seqio.Task) -> float:
+    """The mixing rate of a task: its number of training examples."""
+    source = task.source
+    assert isinstance(source, SplitSource)
+    return float(len(source.rows("train")))
 
 
 for _name, _rows in {
@@ -279,5 +282,5 @@ for _name, _rows in {
     "targets": (*GLUE, *SUPER_GLUE, *MRQA, *OTHERS),
 }.items():
     seqio.MixtureRegistry.add(
-        f"pemt_{_name}", [row.name for row in _rows], default_rate=number_of_rows
+        f"pemt_{_name}", [row.name for row in _rows], default_rate=number_of_examples
     )

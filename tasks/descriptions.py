@@ -1,4 +1,4 @@
-"""The text of each task's prompt: one sentence in our own words that says what the task asks."""
+"""The text of each task's prompt: one sentence in our own words about what the task asks."""
 
 from pemt_jax.common.errors import UsageError, nearest
 
@@ -21,7 +21,7 @@ def description(task_name: str) -> str:
     """The prompt text of a task or mixture; UsageError when it has none."""
     if task_name not in _DESCRIPTIONS:
         raise UsageError(
-            f"The task {task_name!r} has no description to make a prompt of, expected "
+            f"The task {task_name!r} has no description to make a prompt from, expected "
             f"PROMPT_TEXT or a registered one{nearest(task_name, _DESCRIPTIONS)}."
         )
     return _DESCRIPTIONS[task_name]

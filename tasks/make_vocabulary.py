@@ -23,7 +23,7 @@ SOURCE_REPEATS = 4
 
 
 def training_lines(corpus: str, sample: int, seed: int) -> Iterator[str]:
-    """A seeded sample of about `sample` lines of at most 2,000 characters, then the sources."""
+    """A seeded sample of about `sample` lines of up to 2,000 characters, then the demo's texts."""
     lines = [
         piece
         for path in text_files(corpus)
@@ -37,7 +37,7 @@ def training_lines(corpus: str, sample: int, seed: int) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Makes the sentencepiece vocabulary of a mini T5.")
     parser.add_argument("--corpus", required=True, help="folder of *.txt and *.txt.xz files")
     parser.add_argument("--output", required=True, help="where to write spiece.model")
     parser.add_argument("--pieces", type=int, default=8000)

@@ -1,10 +1,9 @@
 """The metrics of the paper, in percent, as SeqIO metric functions.
 
 Each takes targets and predictions as `postprocess` makes them and returns its scores and their
-`average`, which is the paper's one number of a task: the accuracy, the mean of Pearson and
-Spearman, of F1 and exact match, and so on. F1 of MRPC, QQP and CB is reported beside accuracy and
-has no part in the average, as in the authors' code. A prediction that is no label of the task is a
-wrong one.
+`average`, the paper's one number per task: the accuracy, the mean of Pearson and Spearman, of F1
+and exact match, and so on. F1 of MRPC, QQP and CB is reported beside accuracy but is not part of
+the average, as in the authors' code. A prediction that is not a label of the task counts as wrong.
 """
 
 import functools
@@ -12,6 +11,7 @@ import re
 import string
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import gin
 import numpy as np
@@ -21,7 +21,8 @@ Scores = dict[str, float]
 
 @gin.configurable
 def gold_answers(every: bool = True) -> bool:
-    """Whether SQuAD's metrics look at every answer of a question or, as the authors, at one."""
+    """Whether SQuAD's metrics consider every answer to a question or, as the authors' code does,
+    the first only."""
     return every
 
 
@@ -30,12 +31,14 @@ def postprocess(
 ) -> object:
     """What the metrics compare.
 
-    A prediction is its stripped text, and so is a target, but for questions with several answers
-    (the list of them) and for rows that belong to a question (the pair of question and text).
+    Predictions and targets become their stripped texts; the target of a question with several
+    answers becomes the list of them, that of an example which belongs to a question the pair of
+    question and text.
     """
     example = example or {}
     if is_target and "answers" in example:
-        return [answer.decode() for answer in np.ravel(example["answers"])]
+        answers = np.asarray(example["answers"], object)
+        return [answer.decode() for answer in answers.ravel()]
     if is_target and "group" in example:
         return _text(example["group"]), text.strip()
     return text.strip()
@@ -56,12 +59,8 @@ def with_f1(positive: str) -> Callable[..., Scores]:
 
 def accuracy_and_f1(targets: Sequence[str], predictions: Sequence[str], *, positive: str) -> Scores:
     """Accuracy, and F1 of the class `positive` beside it; see `with_f1`."""
-    from sklearn.metrics import f1_score
-
-    f1 = f1_score(
-        np.array(targets) == positive, np.array(predictions) == positive, zero_division=0.0
-    )
-    return {**accuracy(targets, predictions), "f1": 100 * float(f1)}
+    f1 = _f1(np.array(targets) == positive, np.array(predictions) == positive, zero_division=0.0)
+    return {**accuracy(targets, predictions), "f1": f1}
 
 
 def with_macro_f1(words: Sequence[str]) -> Callable[..., Scores]:
@@ -73,15 +72,13 @@ def accuracy_and_macro_f1(
     targets: Sequence[str], predictions: Sequence[str], *, words: Sequence[str]
 ) -> Scores:
     """Accuracy, and the mean F1 of the classes `words` that occur; see `with_macro_f1`."""
-    from sklearn.metrics import f1_score
-
-    # nan leaves a class out of the mean that neither targets nor predictions have.
-    f1 = f1_score(targets, predictions, labels=list(words), average="macro", zero_division=np.nan)
-    return {**accuracy(targets, predictions), "f1": 100 * float(f1)}
+    # nan leaves classes out of the mean that occur in neither targets nor predictions.
+    f1 = _f1(targets, predictions, labels=list(words), average="macro", zero_division=np.nan)
+    return {**accuracy(targets, predictions), "f1": f1}
 
 
 def matthews(targets: Sequence[str], predictions: Sequence[str]) -> Scores:
-    """Matthews correlation; what is no label counts as one more class."""
+    """Matthews correlation; predictions that are not labels count as further classes."""
     from sklearn.metrics import matthews_corrcoef
 
     score = 100 * float(matthews_corrcoef(targets, predictions))
@@ -89,21 +86,20 @@ def matthews(targets: Sequence[str], predictions: Sequence[str]) -> Scores:
 
 
 def correlations(targets: Sequence[str], predictions: Sequence[str]) -> Scores:
-    """Pearson and Spearman; a prediction that is no number is -1, an undefined correlation 0."""
+    """Pearson and Spearman; a prediction that is not a number is -1, an undefined correlation 0."""
     from scipy import stats
 
     wanted, found = ([_number(text) for text in texts] for texts in (targets, predictions))
     scores = {"pearson": 0.0, "spearmanr": 0.0}
     if len(set(wanted)) > 1 and len(set(found)) > 1:
-        scores = {
-            "pearson": 100 * float(stats.pearsonr(wanted, found).statistic),
-            "spearmanr": 100 * float(stats.spearmanr(wanted, found).statistic),
-        }
+        for name, correlation in ("pearson", stats.pearsonr), ("spearmanr", stats.spearmanr):
+            result: Any = correlation(wanted, found)
+            scores[name] = 100 * float(result.statistic)
     return {**scores, "average": float(np.mean(list(scores.values())))}
 
 
 def squad(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -> Scores:
-    """Exact match and token F1 after SQuAD's normalisation, the best over a question's answers."""
+    """Exact match and token F1 after SQuAD's normalisation, each the best over the answers."""
     return _best_answers([golds if gold_answers() else golds[:1] for golds in targets], predictions)
 
 
@@ -113,11 +109,9 @@ def record(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -> Scor
 
 
 def multirc(targets: Sequence[tuple[str, str]], predictions: Sequence[str]) -> Scores:
-    """F1 of the answers that are right over all rows; share of questions with no row wrong."""
-    from sklearn.metrics import f1_score
-
+    """F1 of the right answers over all examples; share of questions with every example right."""
     wanted = [text == "True" for _, text in targets]
-    # What is neither True nor False is wrong: the opposite of what was wanted.
+    # A prediction that is neither True nor False is wrong: the opposite of its target.
     found = [
         prediction == "True" if prediction in ("True", "False") else not right
         for prediction, right in zip(predictions, wanted, strict=True)
@@ -126,7 +120,7 @@ def multirc(targets: Sequence[tuple[str, str]], predictions: Sequence[str]) -> S
     for (question, _), a, b in zip(targets, wanted, found, strict=True):
         questions[question].append(a == b)
     scores = {
-        "f1": 100 * float(f1_score(wanted, found, zero_division=0.0)),
+        "f1": _f1(wanted, found, zero_division=0.0),
         "em": 100 * float(np.mean([all(rows) for rows in questions.values()])),
     }
     return {**scores, "average": float(np.mean(list(scores.values())))}
@@ -141,7 +135,7 @@ def normalized(text: str) -> str:
 def token_f1(answer: str, prediction: str) -> float:
     """F1 of the words that two texts share, from 0 to 1, after normalisation."""
     wanted, found = normalized(answer).split(), normalized(prediction).split()
-    if wanted == found:  # two texts without a word too, which the authors' code gives 0
+    if wanted == found:  # also two texts without a word, which the authors' code scores 0
         return 1.0
     shared = sum((Counter(wanted) & Counter(found)).values())
     return 2 * shared / (len(wanted) + len(found))
@@ -153,6 +147,12 @@ def _best_answers(targets: Sequence[Sequence[str]], predictions: Sequence[str]) 
     f1 = [max(token_f1(gold, text) for gold in golds) for golds, text in pairs]
     scores = {"em": 100 * float(np.mean(em)), "f1": 100 * float(np.mean(f1))}
     return {**scores, "average": float(np.mean(list(scores.values())))}
+
+
+def _f1(targets: Sequence, predictions: Sequence, **options: Any) -> float:
+    from sklearn.metrics import f1_score
+
+    return 100 * float(f1_score(targets, predictions, **options))
 
 
 def _number(text: str) -> float:

@@ -13,6 +13,7 @@ import functools
 import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import seqio
 
@@ -112,14 +113,20 @@ def _check_template(row: Dataset) -> None:
 def _check_name(name: str, dataset: Dataset) -> None:
     """Refuse names that are taken, except by what `register` made of a data set of this name."""
     task = seqio.TaskRegistry.get(name) if name in seqio.TaskRegistry.names() else None
-    again = task and task is _registered.get(name) and task.source.base == dataset.name
+    again = (
+        task is not None
+        and task is _registered.get(name)
+        and isinstance(task.source, SplitSource)
+        and task.source.base == dataset.name
+    )
     kind = "task" if task else "mixture" if name in seqio.MixtureRegistry.names() else None
     if kind and not again:
         raise UsageError(f"There is a {kind} {name!r} already, expected a name that is free.")
 
 
 def _add(row: Dataset, name: str, few_shot: Mapping[str, int] | None) -> seqio.Task:
-    source = SplitSource(
+    # SeqIO's types want a number of examples where its own sources have None.
+    source: Any = SplitSource(
         name,
         row.data,
         row.fields,

@@ -1,7 +1,7 @@
 """From the fields of a row to `inputs` and `targets`, shared by all tasks.
 
 `render` fills a template such as "premise: {premise} hypothesis: {hypothesis}"; a task whose text
-needs work first names one of the functions below it, each from row to row. Formats are those of
+needs preparation names one of the functions below it, each from row to row. Formats are those of
 the T5 paper (Raffel et al. 2020, appendix D) without the task's name in front, as in the PEMT
 authors' code. All are TensorFlow operations, whose regular expressions are RE2's.
 """
@@ -14,7 +14,7 @@ import tensorflow as tf
 from pemt_jax.common.errors import UsageError
 from pemt_jax.tasks.targets import Answers, Row, Target, as_text
 
-SPACE = r"\s\p{Z}\x0b\x1c-\x1f\x{85}"  # RE2's \s is ASCII's; text has more kinds of space
+SPACE = r"\s\p{Z}\x0b\x1c-\x1f\x{85}"  # RE2's \s is ASCII only; text has more kinds of space
 
 
 def render(
@@ -27,18 +27,18 @@ def render(
     """Turn rows into text-to-text examples.
 
     Args:
-      dataset: rows as pemt_jax.tasks.split_source yields them.
+      dataset: rows as pemt_jax.tasks.sources.split_source yields them.
       template: of the inputs, with fields in braces.
       target: what makes the targets.
       clean: applied to a row first.
-      group: fields that say together which question a row belongs to.
+      group: fields that together identify the question which a row belongs to.
 
     Returns:
       Examples with inputs, targets (string), row (int64, its number in the source's split) and,
       where there are any, answers (string [answers]) and group (string).
     """
 
-    @tf.autograph.experimental.do_not_convert  # which would wrap our errors in its own
+    @tf.autograph.experimental.do_not_convert  # AutoGraph would wrap our errors in its own
     def example(row: Row) -> Row:
         row = clean(row) if clean else row
         made = {"inputs": fill(template, row), "targets": target.render(row), "row": row["row"]}
@@ -75,7 +75,7 @@ def fill(template: str, row: Row) -> tf.Tensor:
 
 
 def _one_example_each(example: Row) -> tf.data.Dataset:
-    """In training one example an answer; elsewhere one a question."""
+    """In training one example per answer; elsewhere one per question."""
     example = dict(example)
     training = tf.equal(example.pop("split"), "train")
     targets = tf.cond(training, lambda: example["answers"], lambda: example["answers"][:1])
@@ -85,13 +85,13 @@ def _one_example_each(example: Row) -> tf.data.Dataset:
 
 
 def pad_punctuation(text: tf.Tensor) -> tf.Tensor:
-    """Set spaces round each character that is no letter, mark, number, space or underscore."""
+    """Put spaces around each character but letters, marks, numbers, spaces and underscores."""
     padded = tf.strings.regex_replace(text, rf"([^_\p{{L}}\p{{M}}\p{{N}}{SPACE}])", r" \1 ")
     return tf.strings.strip(tf.strings.regex_replace(padded, f"[{SPACE}]+", " "))
 
 
 def padded_question(row: Row) -> Row:
-    """Punctuation of question, context and answers set apart, as T5 does for SQuAD."""
+    """Separate the punctuation of question, context and answers, as T5 does for SQuAD."""
     return {
         name: pad_punctuation(value) if value.dtype == tf.string and name != "split" else value
         for name, value in row.items()
@@ -117,16 +117,16 @@ def record_passage(row: Row) -> Row:
 
 
 def marked_spans(row: Row) -> Row:
-    """WSC: `* span1 *` and `# span2 #`, each where its word number says it stands."""
+    """WSC: `* span1 *` and `# span2 #`, each at its word number."""
     first, second = row["span1_index"], row["span2_index"]
     text = _mark(row["text"], row["span1_text"], first, "*")
-    # The marks of the first span are two words more before the second.
+    # The marks of the first span add two words before the second.
     second += 2 * tf.cast(first < second, second.dtype)
     return {**row, "text": _mark(text, row["span2_text"], second, "#")}
 
 
 def _mark(text: tf.Tensor, span: tf.Tensor, words_before: tf.Tensor, mark: str) -> tf.Tensor:
-    """Set marks round a span that follows a number of words; text without it stays as it is."""
+    """Put marks around a span after a number of words; text without it stays as it is."""
     literal = tf.strings.regex_replace(span, r"([!-/:-@\[-^`{-~])", r"\\\1")  # no metacharacters
     pattern = tf.strings.join(
         [f"^((?:[^{SPACE}]+[{SPACE}]){{", tf.strings.as_string(words_before), "})(", literal, ")"]

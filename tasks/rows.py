@@ -70,8 +70,12 @@ def from_rows(
     if isinstance(labels, str) or not isinstance(labels, Label | Number | Option | Answers):
         labels = Label(_words(name, labels))
     if metric is None:
-        metric = {Answers: metrics.squad, Number: metrics.correlations}.get(
-            type(labels), metrics.accuracy
+        metric = (
+            metrics.squad
+            if isinstance(labels, Answers)
+            else metrics.correlations
+            if isinstance(labels, Number)
+            else metrics.accuracy
         )
     _check_splits(name, data, splits)
     dataset = Dataset(
@@ -141,4 +145,4 @@ def _plain(value: object) -> object:
     """NumPy's numbers and arrays as Python's."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
-    raise TypeError(f"{type(value).__name__} is no JSON value")
+    raise TypeError(f"{type(value).__name__} is not a JSON value")

@@ -1,15 +1,16 @@
 """Which rows of a data set are training, validation and test rows: the paper's three policies.
 
-    Halves   small sets: train as it is; validation, permuted, gives validation and test
-    HeldOut  large sets: of train, permuted, the first 1,000 are validation; test is another split
+    Halves   small data sets: validation, permuted, is halved into validation and test
+    HeldOut  large data sets: of train, permuted, the first 1,000 rows are validation; test is
+             another split
     Own      the data set's own splits
 
 All permutations are `torch.randperm` seeded 42, as in the authors' code (see permutation.py), over
-the rows in their original order. A policy says which rows a split has; a source yields them in the
-order of its files, which training shuffles and metrics do not see.
+the rows in their original order. A policy chooses the rows of a split; a source yields them in the
+order of its files, which training shuffles and which metrics do not depend on.
 
-Departures: a question of MultiRC keeps all its answers in one half (`question_groups.whole =
-False` splits by row, as the authors do); fewer than 10,000 rows hold out a tenth, not 1,000.
+Departures: all answers to a question of MultiRC stay in one half (`question_groups.whole = False`
+splits by row, as the authors' code does); of fewer than 10,000 rows a tenth is held out, not 1,000.
 """
 
 import random
@@ -27,13 +28,13 @@ SPLITS = ("train", "validation", "test")
 
 @gin.configurable
 def question_groups(whole: bool = True) -> bool:
-    """Whether the answers of one question stay in one half of the validation set."""
+    """Whether the answers to one question stay in one half of the validation set."""
     return whole
 
 
 @dataclass(frozen=True)
 class Own:
-    """The data set's splits under our three names; None where it has none."""
+    """The data set's splits under our three names; None for a split that it lacks."""
 
     train: str | None = "train"
     validation: str | None = "validation"
@@ -46,7 +47,7 @@ class Own:
         return {split: part for split, part in named.items() if part}
 
     def size(self, split: str, size: int) -> int:
-        """How many of the `size` rows of its part a split has."""
+        """How many rows a split takes from a part of `size` rows."""
         del split
         return size
 
@@ -58,7 +59,7 @@ class Own:
 
 @dataclass(frozen=True)
 class Halves:
-    """Training rows as they are; half of another split for validation, the rest of it for test."""
+    """All training rows; half of another split for validation, the rest of it for test."""
 
     train: str = "train"
     halved: str = "validation"
@@ -68,11 +69,11 @@ class Halves:
         return {"train": self.train, "validation": self.halved, "test": self.halved}
 
     def size(self, split: str, size: int) -> int:
-        """As `Own.size`, where no groups are kept whole."""
+        """As `Own.size`, without groups."""
         return {"train": size, "validation": size // 2, "test": size - size // 2}[split]
 
     def positions(self, split: str, size: int, groups: np.ndarray | None = None) -> np.ndarray:
-        """As `Own.positions`; `groups` [size] numbers what must not be torn apart."""
+        """As `Own.positions`; rows of equal `groups` [size] stay in one half."""
         if split == "train":
             return np.arange(size)
         if groups is None:
@@ -89,7 +90,7 @@ class Halves:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Some training rows for validation, at most `at_most` of the others for training."""
+    """Some training rows for validation, and at most `at_most` of the others for training."""
 
     train: str = "train"
     test: str = "validation"
@@ -123,13 +124,13 @@ Policy = Own | Halves | HeldOut
 @gin.configurable
 @dataclass(frozen=True)
 class FewShot:
-    """How few training rows are drawn.
+    """How many training rows a few-shot task draws.
 
     Attributes:
-      shots: rows of each label value, or rows in all where the target is no label.
-      seed: of the order in which rows are looked at; the authors' is 42.
-      from_whole_train: look at all training rows as the authors do, those that are validation rows
-        of a HeldOut policy among them.
+      shots: rows per label, or in total where the target is not a label.
+      seed: of the order in which rows are considered; the authors use 42.
+      from_whole_train: consider all training rows as the authors' code does, including those that
+        HeldOut takes for validation.
     """
 
     shots: int = 8
@@ -140,13 +141,15 @@ class FewShot:
         if self.shots < 1:
             raise UsageError(f"FewShot.shots is {self.shots}, expected 1 or more.")
 
-    def draw(self, train: Sequence[int], size: int, labels: np.ndarray | None) -> np.ndarray:
+    def draw(
+        self, train: np.ndarray | Sequence[int], size: int, labels: np.ndarray | None
+    ) -> np.ndarray:
         """Positions of the drawn rows.
 
         Args:
           train: positions of the training rows.
           size: of the data set's split that they are taken from.
-          labels: a value for each of the `size` rows, or None where the target is no label.
+          labels: the value of each of the `size` rows, or None where the target is not a label.
         """
         order = list(range(size))
         random.Random(self.seed).shuffle(order)

@@ -5,8 +5,8 @@
     Option   the text of the right option      "the trophy"
     Answers  the first of several answers      "Denver Broncos"
 
-Each names the fields that it reads, finds faulty values before a data set is built, and renders
-the target of a row as TensorFlow operations. A nested field is written with a slash:
+Each names the fields that it reads, finds invalid values before a data set is built, and renders
+the target of a row with TensorFlow operations. A nested field is written with a slash:
 "answers/text".
 """
 
@@ -21,14 +21,14 @@ Row = dict[str, tf.Tensor]
 
 
 def as_text(value: tf.Tensor) -> tf.Tensor:
-    """Texts as they are, numbers in their shortest form, `true` and `false`."""
+    """Texts as they are, numbers in their shortest notation, `true` and `false`."""
     if value.dtype == tf.string:
         return value
     return tf.strings.as_string(value, shortest=value.dtype.is_floating)
 
 
 def as_numbers(values: np.ndarray) -> np.ndarray:
-    """Numbers and truths as float64, nan for a text; float64 [rows]."""
+    """Numbers and booleans as float64, nan for texts; float64 [rows]."""
     if values.dtype.kind in "OSU":
         return np.full(len(values), np.nan)
     return values.astype(np.float64)
@@ -36,7 +36,7 @@ def as_numbers(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Label:
-    """The word of a class: `words` by class number, or the very texts where labels are texts."""
+    """The word of a class: `words` by class number, or the labels themselves if they are texts."""
 
     words: tuple[str, ...]
     field: str = "label"
@@ -51,7 +51,7 @@ class Label:
         return f"0 to {len(self.words) - 1} or one of {', '.join(self.words)}"
 
     def faulty(self, values: np.ndarray) -> np.ndarray:
-        """Which values are no label of the task, bool [rows]."""
+        """Which values are not labels of the task, bool [rows]."""
         if values.dtype.kind in "OSU":
             words = [word.encode() for word in self.words]
             return np.array([value not in words for value in values], bool)
@@ -66,7 +66,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Number:
-    """A number from `low` to `high`, rounded to one decimal and to the even digit where it ties."""
+    """A number from `low` to `high`, rounded to one decimal, ties to the even digit."""
 
     field: str = "label"
     low: float = 0.0
@@ -120,7 +120,7 @@ class Answers:
 
     Attributes:
       field: a list of texts, or one text.
-      one_example_each: in training, every answer makes an example of its own (ReCoRD).
+      one_example_each: in training, every answer becomes an example of its own (ReCoRD).
     """
 
     field: str = "answers"

@@ -1,12 +1,12 @@
 """A Hugging Face tokenizer.json of a T5 as the sentencepiece model that it was made from.
 
-Such a file holds all that decides about tokens: the pieces with their scores, and the normaliser
-as sentencepiece's own compiled table. What it lacks (the options of the training that made the
-pieces) decides nothing. The sentinels <extra_id_...> are left out, as in sentencepiece.model;
+Such a file holds everything that determines tokens: the pieces with their scores, and the
+normaliser as sentencepiece's own compiled table. What it lacks (the options with which the pieces
+were trained) has no effect. The sentinels <extra_id_...> are left out, as in sentencepiece.model;
 SeqIO adds them when it opens the file.
 
-The model is written to $PEMT_JAX_CACHE/vocabularies under the sha256 of the tokenizer.json, where
-TensorFlow reads it.
+The model is written to $PEMT_JAX_CACHE/vocabularies under the sha256 of the tokenizer.json, for
+TensorFlow to read.
 """
 
 import base64
@@ -14,6 +14,7 @@ import binascii
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from pemt_jax.common.errors import PemtError
 from pemt_jax.common.storage import cache_folder, replacing
@@ -22,10 +23,11 @@ SENTINEL = "<extra_id_"
 
 
 def sentencepiece_file(path: str | Path) -> Path:
-    """The path of the sentencepiece model of a tokenizer.json, written where it is missing.
+    """The path of the sentencepiece model of a tokenizer.json, written if it is missing.
 
     Raises:
-      PemtError: the file is no tokenizer.json of a unigram model with a sentencepiece normaliser.
+      PemtError: the file is not the tokenizer.json of a unigram model with a normaliser of
+        sentencepiece.
     """
     content = Path(path).read_bytes()
     file = cache_folder() / "vocabularies" / f"{hashlib.sha256(content).hexdigest()}.model"
@@ -40,6 +42,7 @@ def sentencepiece_model(content: bytes, path: str) -> bytes:
     """The serialised sentencepiece model of the bytes of a tokenizer.json; `path` is for errors."""
     from sentencepiece import sentencepiece_model_pb2
 
+    protobuf: Any = sentencepiece_model_pb2  # its classes are made at import
     try:
         found = json.loads(content)
         model = found["model"]
@@ -56,8 +59,8 @@ def sentencepiece_model(content: bytes, path: str) -> bytes:
             f"{path} is not the tokenizer.json of a sentencepiece unigram model "
             f"({str(error).splitlines()[0]}), expected a T5's."
         ) from error
-    kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
-    made = sentencepiece_model_pb2.ModelProto()
+    kinds = protobuf.ModelProto.SentencePiece
+    made = protobuf.ModelProto()
     for number, (piece, score) in enumerate(pieces):
         if piece.startswith(SENTINEL):
             continue

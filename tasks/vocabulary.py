@@ -1,10 +1,10 @@
 """The vocabulary of every task: a sentencepiece file with 100 sentinels, opened at first use.
 
 Tasks register at import, before any configuration is read, so they share one object that asks for
-its path only when it is used: gin's `spiece_model.path`, else $PEMT_JAX_VOCABULARY, else the one
-that lies beside the base of the run, else that of the packaged mini T5. The file is a
-sentencepiece.model, a spiece.model or a tokenizer.json. Two vocabularies are equal when their
-files' bytes and their numbers of sentinels are, wherever the files lie.
+its path only when it is used: gin's `spiece_model.path`, else $PEMT_JAX_VOCABULARY, else the one in
+the folder of the run's base, else that of the packaged mini T5. The file is a sentencepiece.model,
+a spiece.model or a tokenizer.json. Two vocabularies are equal when the contents of their files and
+their numbers of sentinels are, wherever the files are stored.
 """
 
 import functools
@@ -37,7 +37,7 @@ def spiece_model(path: str | None = None) -> str:
 def prefer(path: str | Path | None) -> None:
     """Let the default vocabulary open `path`, or the tokenizer.json beside it, if there is one.
 
-    A configured vocabulary goes first.
+    A configured vocabulary takes precedence.
     """
     files = [] if path is None else [Path(path), Path(path).with_name("tokenizer.json")]
     _preferred[:] = [str(file) for file in files if file.is_file()][:1]
@@ -53,7 +53,7 @@ class Vocabulary(seqio.SentencePieceVocabulary):
 
     Args:
       path: the file, a sentencepiece model or a tokenizer.json; None means the configured default,
-        looked up whenever it is used.
+        looked up at every use.
       extra_ids: number of sentinels after the pieces; <extra_id_0> has the last id, as in T5.
     """
 
@@ -63,7 +63,7 @@ class Vocabulary(seqio.SentencePieceVocabulary):
 
     @property
     def sentencepiece_model_file(self) -> str:
-        """The sentencepiece model; of a tokenizer.json, the one that was made of it."""
+        """The sentencepiece model; for a tokenizer.json, the one made from it."""
         path = self._path or spiece_model()
         if path.endswith(".json") and Path(path).is_file():
             return str(sentencepiece_file(path))
@@ -98,7 +98,9 @@ class Vocabulary(seqio.SentencePieceVocabulary):
         if isinstance(other, Vocabulary):
             return (self.extra_ids, self.sha256) == (other.extra_ids, other.sha256)
         # The serialized model includes the sentinels.
-        return isinstance(other, seqio.SentencePieceVocabulary) and self.sp_model == other.sp_model
+        if not isinstance(other, seqio.SentencePieceVocabulary):
+            return False
+        return self.sp_model == other.sp_model
 
     __hash__ = None
 

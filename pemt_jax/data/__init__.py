@@ -1,1 +1,1 @@
-"""Tasks as tokens: cached, bucketed by length, batched by step."""
+"""Tasks as tokens: cached, bucketed by length, batched by step number."""

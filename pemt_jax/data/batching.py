@@ -2,13 +2,14 @@
 
 A batch is a function of (seed, step) alone, so the data position of a run is its step number and
 every host makes the same batches. Lengths are padded to buckets, so that a model compiles one step
-a bucket, and rows of one bucket are gathered within windows, so that little of a batch is padding:
+per bucket, and examples of one bucket are gathered within windows, so that little of a batch is
+padding:
 
-- one task: each epoch is a new permutation of all rows, cut into windows of `window` batches; the
-  rows of a window are sorted by bucket, and the batches of the epoch then shuffled. The epoch's
-  last batch is filled with empty rows.
-- a mixture: each window draws its numbers of rows from a multinomial over the rates; each task
-  walks through its own permuted epochs. All batches are full.
+- one task: each epoch is a new permutation of all examples, cut into windows of `window` batches;
+  the examples of a window are sorted by bucket, and then the batches of the epoch are shuffled. The
+  epoch's last batch is filled up with empty rows.
+- a mixture: each window draws its numbers of examples from a multinomial over the rates; each task
+  goes through its own permuted epochs. All batches are full.
 
 With window=1 nothing is sorted between batches, and the batches of a mixture are mixed evenly.
 """
@@ -25,20 +26,20 @@ from pemt_jax.data.tokenized import Pair, TokenizedSplit
 from pemt_jax.run_config import DEFAULT_BUCKETS
 
 DEFAULT_TARGET_BUCKETS = (4, 8, *DEFAULT_BUCKETS)
-BLOCK = 256  # windows whose multinomial draws are made in one go
-EMPTY = -1  # stands for the row number of a row that only fills a batch
+BLOCK = 256  # windows whose multinomial draws are made together
+EMPTY = -1  # the example number of a row that only fills up a batch
 
 Batch = dict[str, np.ndarray]
 
 
 def bucket_of(length: np.ndarray | int, buckets: Sequence[int], limit: int) -> np.ndarray:
-    """The smallest bucket that holds each length, at most `limit`; lengths are within it."""
+    """The smallest bucket that fits each length, at most `limit`; no length is above it."""
     ladder = np.array(sorted({min(bucket, limit) for bucket in buckets} | {limit}))
     return ladder[np.searchsorted(ladder, length)]
 
 
 def take_local(rows: np.ndarray, local: np.ndarray | None) -> np.ndarray:
-    """Of a batch's real rows those that this process holds; `local` as in BatchSource."""
+    """The rows of a batch, without empty ones, that this process has; `local` as in BatchSource."""
     return rows if local is None else rows[local[local < len(rows)]]
 
 
@@ -67,10 +68,10 @@ class BatchSource:
     """Random access to batches by step number (grain's RandomAccessDataSource).
 
     Args:
-      parts: rates and splits, as `pemt_jax.data.open_mixture` returns them.
+      parts: rates and splits, as `token_cache.open_mixture` returns them.
       batch_size: rows of a batch, over all hosts.
       seed: of the order, the mixture's draws and an online transform's noise.
-      window: batches among which rows are sorted by bucket.
+      window: batches among which examples are sorted by bucket.
       buckets, target_buckets: lengths to pad to; each is cut to the splits' limits.
       local_rows: the only rows of a batch that are read and returned, in order, as
         partitioning.local_rows gives them; None for all.
@@ -108,26 +109,26 @@ class BatchSource:
         ]
         self._rows_before_block = [np.zeros(len(parts), np.int64)]
         self._lock = threading.Lock()
-        # Plans are read in order of steps, so the present and the next one are enough.
+        # Plans are read in the order of steps, so the current and the next one are enough.
         self._epoch_plan = functools.lru_cache(2)(self._make_epoch_plan)
         self._window_plan = functools.lru_cache(2)(self._make_window_plan)
         self._permutation = functools.lru_cache(2 * len(parts))(self._make_permutation)
 
     def __len__(self) -> int:
-        return 1 << 40  # epochs go on; a run stops by its number of steps
+        return 1 << 40  # epochs have no end; a run stops after its number of steps
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches that hold every row once; of a mixture, as many batches as all its rows fill."""
+        """Batches with every example once; for a mixture, as many as all its examples fill."""
         return -(-int(self._sizes.sum()) // self.batch_size)
 
-    def __getitem__(self, step: int) -> Batch:
-        return self.batch(int(step), self.local_rows)
+    def __getitem__(self, index: int) -> Batch:
+        return self.batch(int(index), self.local_rows)
 
     def batch(self, step: int, local_rows: np.ndarray | None) -> Batch:
-        """The batch of a step, or these rows of it; as long as it is with all its rows."""
+        """The batch of a step, or these rows of it, padded as the complete batch is."""
         plan = self.plan(step)
-        plan = plan[np.argsort(plan[:, 0], kind="stable")]  # the rows of a task lie together
+        plan = plan[np.argsort(plan[:, 0], kind="stable")]  # the rows of a task are consecutive
         lengths = [
             self._buckets[index][plan[plan[:, 0] == index, 1]] for index in np.unique(plan[:, 0])
         ]
@@ -141,7 +142,7 @@ class BatchSource:
         return make_batch(pairs, size, inputs_length, targets_length)
 
     def plan(self, step: int) -> np.ndarray:
-        """(split, row, epoch) of each row of a batch, int [<= B, 3]."""
+        """(split, example, epoch) of each row of a batch that is not empty, int [<= B, 3]."""
         with self._lock:  # grain may read in several threads
             if len(self.splits) == 1:
                 epoch, position = divmod(step, self.steps_per_epoch)
@@ -160,10 +161,10 @@ class BatchSource:
         plan = np.zeros((batches * self.batch_size, 3), np.int64)
         plan[:, 1], plan[:, 2] = EMPTY, epoch
         plan[:size, 1] = self._permutation(0, epoch)
-        rows_a_window = self.window * self.batch_size
+        rows_per_window = self.window * self.batch_size
         parts = [
-            self._by_bucket(plan[start : start + rows_a_window])
-            for start in range(0, len(plan), rows_a_window)
+            self._by_bucket(plan[start : start + rows_per_window])
+            for start in range(0, len(plan), rows_per_window)
         ]
         plan = np.concatenate(parts).reshape(batches, self.batch_size, 3)
         return np.random.default_rng([self.seed, 1, epoch]).permutation(plan)
@@ -187,7 +188,7 @@ class BatchSource:
         return rng.permutation(plan.reshape(self.window, self.batch_size, 3))
 
     def _draws(self, window: int) -> tuple[np.ndarray, np.ndarray]:
-        """How many rows of each task a window takes, and how many all windows before it took."""
+        """How many examples of each task a window takes, and how many all earlier windows took."""
         block, position = divmod(window, BLOCK)
         while len(self._rows_before_block) <= block:
             last = len(self._rows_before_block) - 1
@@ -202,7 +203,7 @@ class BatchSource:
         return rng.multinomial(self.window * self.batch_size, self._rates, size=BLOCK)
 
     def _by_bucket(self, plan: np.ndarray) -> np.ndarray:
-        """Sort the rows of a window by bucket, empty ones last; equal buckets keep their order."""
+        """Sort the rows of a window by bucket, empty ones last, in a stable order."""
         if self.window == 1:
             return plan
         keys = np.full((len(plan), 2), np.iinfo(np.int64).max)
@@ -232,12 +233,13 @@ def eval_batches(
     target_buckets: Sequence[int] = DEFAULT_TARGET_BUCKETS,
     local_rows: np.ndarray | None = None,
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """(row numbers, batch) over all rows of a split in order of length.
+    """(example numbers, batch) over all examples of a split in the order of their lengths.
 
-    The last batch is filled with empty rows, for which there are no row numbers. All batches have
-    the targets' length of the whole split: it is also how far a prediction may go, which must not
-    depend on the labels of its neighbours. With `local_rows` (see BatchSource) only those are in a
-    batch, the row numbers are still those of the whole: every process has the same batches to do.
+    The last batch is filled up with empty rows, which have no example numbers. All batches have the
+    targets' length of the complete split: it also limits the length of predictions, which must not
+    depend on the labels of other examples. With `local_rows` (see BatchSource) only those are in a
+    batch, but the example numbers are those of the complete batch: every process does the same
+    batches.
     """
     size = batch_size if local_rows is None else len(local_rows)
     order = np.lexsort((split.target_lengths, split.input_lengths))

@@ -1,8 +1,8 @@
 """Few lengths to pad to, chosen from the data.
 
-A step is compiled for every length that batches are padded to, so their number is the user's, and
-the lengths are those which leave least padding: a dynamic program over the lengths of all rows,
-rounded up to multiples of 8, as vector units like them.
+A step is compiled for every length that batches are padded to, so the user chooses their number,
+and the lengths are those that need the least padding: a dynamic program over the lengths of all
+examples, rounded up to multiples of 8, which suit vector units.
 """
 
 from collections.abc import Sequence
@@ -15,18 +15,18 @@ MULTIPLE = 8
 
 
 def choose_buckets(lengths: np.ndarray, count: int, limit: int) -> tuple[int, ...]:
-    """Return at most `count` lengths, ascending, that hold all rows with the fewest tokens padded.
+    """Return at most `count` lengths, ascending, that fit all examples with the least padding.
 
     Args:
-      lengths: tokens of each row.
+      lengths: tokens of each example.
       count: how many lengths.
-      limit: no bucket is longer; rows are within it.
+      limit: no bucket is longer; nor is any example.
     """
     rounded = np.minimum(-(-np.asarray(lengths) // MULTIPLE) * MULTIPLE, limit)
     candidates, rows = np.unique(rounded, return_counts=True)
-    below = np.concatenate([[0], np.cumsum(rows)])  # rows shorter than each candidate
+    below = np.concatenate([[0], np.cumsum(rows)])  # examples shorter than each candidate
     n = len(candidates)
-    # cost[j]: tokens of the rows up to candidate j, padded to the buckets so far, j the longest.
+    # cost[j]: tokens of the examples up to candidate j, padded to the buckets so far, j the last.
     cost, last = candidates * below[1:], [np.full(n, -1)]
     for _ in range(min(count, n) - 1):
         # One more bucket: the one before it is candidate i < j, or there is none.
@@ -45,7 +45,7 @@ def choose_buckets(lengths: np.ndarray, count: int, limit: int) -> tuple[int, ..
 
 
 def buckets_for(buckets: Sequence[int] | int, splits: Sequence) -> tuple[int, ...]:
-    """Return the lengths as given, or, for a number, so many chosen from the splits and printed.
+    """Return the lengths as given or, for a number, that many chosen from the splits and printed.
 
     Args:
       buckets: lengths, or how many to choose.

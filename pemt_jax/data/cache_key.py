@@ -1,11 +1,11 @@
-"""The key of a cache of tokens: a hash of everything that they depend on.
+"""The key of cached tokens: a hash of everything that they depend on.
 
-A source may say itself what its rows are (`fingerprint(split)`, see pemt_jax.tasks.sources); a TFDS
-source is its name and version, a source over files their names, sizes and times. Any other is read
-through and its rows are hashed, for nothing else tells whether a function would still give the
-same. Vocabularies count with their contents, preprocessors with the text of their module, their
-arguments and the values that they have captured; what a preprocessor reads from elsewhere is not
-seen.
+A source may identify its rows itself (`fingerprint(split)`, see pemt_jax.tasks.sources); a TFDS
+source is identified by its name and version, a source over files by their names, sizes and times.
+The rows of any other source are read and hashed, because nothing else tells whether a function
+would still return the same. Vocabularies count with their contents, preprocessors with the text of
+their module, their arguments and the values that they have captured; what a preprocessor reads from
+elsewhere is not seen.
 """
 
 import functools
@@ -14,6 +14,7 @@ import inspect
 import types
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import seqio
@@ -22,7 +23,7 @@ import tensorflow as tf
 from pemt_jax.common.versions import VERSION
 from pemt_jax.tasks.sources import cached
 
-FORMAT = 2  # part of every key: a change of the files' meaning makes old caches unknown
+FORMAT = 2  # part of every key: increase it when the meaning of the files changes
 
 
 def cache_key(task: seqio.Task, split: str, lengths: Mapping[str, int]) -> str:
@@ -47,10 +48,12 @@ def _rows_identity(task: seqio.Task, split: str) -> object:
     source = task.source
     if cached.usable(task, split):
         return cached.identity(task, split)
-    if hasattr(source, "fingerprint"):
-        return source.fingerprint(split)
+    if fingerprint := getattr(source, "fingerprint", None):
+        return fingerprint(split)
     if isinstance(source, seqio.TfdsDataSource):
-        return source.tfds_dataset.name, sorted((source.splits or {}).items())
+        splits = source.splits
+        named = sorted(splits.items()) if isinstance(splits, Mapping) else []
+        return source.tfds_dataset.name, named
     if isinstance(source, seqio.FileDataSource):
         return (
             _identity(getattr(source, "_reader", None), {}),
@@ -64,7 +67,7 @@ def _rows_identity(task: seqio.Task, split: str) -> object:
 
 
 def _size_and_time(path: str) -> tuple[int, int]:
-    """Bytes and time of a file, in nanoseconds; TensorFlow's own stat tells whole seconds only."""
+    """Size in bytes and time in nanoseconds; TensorFlow's own stat has whole seconds only."""
     if Path(path).is_file():
         stat = Path(path).stat()
         return stat.st_size, stat.st_mtime_ns
@@ -73,15 +76,15 @@ def _size_and_time(path: str) -> tuple[int, int]:
 
 
 def _identity(value: object, seen: dict[int, object]) -> object:
-    """What a preprocessor is, or a value in it: something whose repr changes when that does.
+    """The identity of a preprocessor or a value in it: its repr changes when the value does.
 
-    `seen` holds the objects that were met before, which may hold each other.
+    `seen` has the objects that were met before, by id; they may refer to each other.
     """
     if value is None or isinstance(value, str | bytes | int | float):
         return value
     if id(value) in seen:
         return "seen", list(seen).index(id(value))
-    seen[id(value)] = value  # kept, or another object might get its id
+    seen[id(value)] = value  # kept alive, or another object might get its id
     inside = functools.partial(_identity, seen=seen)
     if isinstance(value, functools.partial):
         return inside(value.func), inside(value.args), inside(value.keywords)
@@ -101,10 +104,10 @@ def _identity(value: object, seen: dict[int, object]) -> object:
         return inside(value.__func__), inside(value.__self__)
     kind = value if inspect.isroutine(value) or inspect.isclass(value) else type(value)
     name = str(getattr(kind, "__module__", "")), getattr(kind, "__qualname__", "")
-    if name[0].partition(".")[0] == "tensorflow":  # all of its registries hang on its functions
+    if name[0].partition(".")[0] == "tensorflow":  # its functions lead to all of its registries
         return name, repr(value) if isinstance(value, tf.Tensor | tf.DType) else ""
     if inspect.isfunction(value):
-        # A decorated function is the decorator's, which has captured the one that is meant.
+        # A decorated function is the decorator's, which has captured the original.
         return (
             name,
             _text(value),
@@ -118,8 +121,8 @@ def _identity(value: object, seen: dict[int, object]) -> object:
     return name, "" if type(value).__repr__ is object.__repr__ else repr(value)
 
 
-def _text(function_or_class: object) -> str:
-    """The text of its module, for that holds what it calls; in a notebook its own text."""
+def _text(function_or_class: Any) -> str:
+    """The hash of its module's text, which includes what it calls; in a notebook its own text."""
     try:
         path = inspect.getsourcefile(function_or_class)
         if path and Path(path).is_file():
@@ -136,5 +139,5 @@ def _module_text(path: str) -> str:
 
 def _vocabulary_identity(vocabulary: seqio.Vocabulary) -> str:
     if isinstance(vocabulary, seqio.SentencePieceVocabulary):
-        return hashlib.sha256(vocabulary.sp_model).hexdigest()
+        return hashlib.sha256(vocabulary.sp_model or b"").hexdigest()
     return str(vocabulary)

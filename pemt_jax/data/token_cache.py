@@ -1,14 +1,14 @@
-"""SeqIO tasks tokenised once, cached on disk and addressed by row.
+"""SeqIO tasks tokenised once, cached on disk and addressed by example number.
 
 SeqIO defines a task and its preprocessing; this module runs it and writes the tokens as flat
-arrays, read through memory maps, under a key made of all they depend on (pemt_jax.cache_key).
+arrays, read through memory maps, under a key made of everything they depend on (cache_key).
 Their sha256 is checked whenever they are opened, and damaged ones are made again.
-An online transform (a preprocessor with the methods of pemt_jax.span_corruption.SpanCorruption)
-ends what is cached; it runs at read time, drawn from (seed, epoch, row), so that its noise differs
-between epochs.
+An online transform (tokenized.OnlineTransform, such as span corruption) must be the last
+preprocessor and is not cached; it runs when examples are read, drawn from (seed, epoch, row), so
+that its noise differs between epochs.
 
-Where SeqIO has the task in one of its folders of cached tasks, and the folder is not out of date,
-the rows are read from there.
+If one of SeqIO's folders of cached tasks has the task, and is not outdated, the examples are read
+from there.
 
 Departures from SeqIO: inputs that are too long keep their </s>; a target that is too long is an
 error, not a silently shortened label.
@@ -22,6 +22,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import seqio
@@ -30,7 +31,7 @@ import tensorflow as tf
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError, nearest
 from pemt_jax.data.cache_key import cache_key
-from pemt_jax.data.tokenized import Ragged, TokenizedSplit, to_json, type_names
+from pemt_jax.data.tokenized import OnlineTransform, Ragged, TokenizedSplit, to_json, type_names
 from pemt_jax.tasks.sources import cached
 
 
@@ -39,7 +40,7 @@ def open_mixture(
 ) -> list[tuple[float, TokenizedSplit]]:
     """Open every task of a mixture with its rate; a task is a mixture of one.
 
-    As in SeqIO, tasks that have no such split are left out; UsageError when none has.
+    As in SeqIO, tasks without that split are left out; UsageError when no task has it.
     """
     if name in seqio.TaskRegistry.names():
         return [(1.0, open_split(name, split, lengths, cache_folder))]
@@ -60,13 +61,13 @@ def open_mixture(
 def open_split(
     task_name: str, split: str, lengths: Mapping[str, int], cache_folder: str | None = None
 ) -> TokenizedSplit:
-    """Open a split of a task, tokenising it when the cache has not got it.
+    """Open a split of a task, tokenising it if it is not in the cache.
 
     Args:
       task_name: a registered SeqIO task.
       split: one of its splits.
-      lengths: {"inputs": n, "targets": n}, the most tokens of each, </s> included.
-      cache_folder: where the tokens are kept; None means $PEMT_JAX_CACHE/tokens or
+      lengths: {"inputs": n, "targets": n}, the most tokens of each, including </s>.
+      cache_folder: where the tokens are stored; None means $PEMT_JAX_CACHE/tokens or
         ~/.cache/pemt_jax/tokens.
 
     Raises:
@@ -97,7 +98,7 @@ def open_split(
         _tokenize(task, split, lengths, Path(unfinished, "split"))
         try:
             os.rename(Path(unfinished, "split"), folder)
-        except OSError:  # another process was quicker and has put the same tokens there
+        except OSError:  # another process was faster and has stored the same tokens there
             if not folder.is_dir():
                 raise
     return _load(folder, task, split, lengths)
@@ -136,8 +137,8 @@ def _load(folder: Path, task: seqio.Task, split: str, lengths: Mapping[str, int]
     )
 
 
-def _cached_steps(task: seqio.Task) -> tuple[list, object | None]:
-    """The preprocessors whose result is cached, and the online transform after them or None."""
+def _cached_steps(task: seqio.Task) -> tuple[list, OnlineTransform | None]:
+    """The preprocessors whose result is cached, and the online transform after them, if any."""
     steps = []
     for position, step in enumerate(task.preprocessors):
         if hasattr(step, "apply") and hasattr(step, "lengths"):
@@ -146,10 +147,10 @@ def _cached_steps(task: seqio.Task) -> tuple[list, object | None]:
                     f"Task {task.name!r} has {len(after)} preprocessors after its "
                     "online transform, expected none."
                 )
-            return steps, step
+            return steps, cast(OnlineTransform, step)
         if isinstance(step, seqio.CacheDatasetPlaceholder):
             continue
-        # The limits are applied here, after looking whether a target is too long.
+        # `_within` applies the limits, and refuses targets that are too long.
         steps.append(
             seqio.preprocessors.append_eos
             if step is seqio.preprocessors.append_eos_after_trim
@@ -163,7 +164,7 @@ def _rows(task: seqio.Task, split: str, lengths: Mapping[str, int]) -> tf.data.D
         return task.get_dataset(None, split, use_cached=True, shuffle=False)
     dataset = task.source.get_dataset(split=split, shuffle=False)
     for step in _cached_steps(task)[0]:
-        step = seqio.utils.add_kwargs_to_transform(
+        step: Any = seqio.utils.add_kwargs_to_transform(
             step, sequence_length=lengths, output_features=task.output_features
         )
         with seqio.utils.map_seed_manager(0):
@@ -176,9 +177,8 @@ def _tokenize(task: seqio.Task, split: str, lengths: Mapping[str, int], folder: 
     online = _cached_steps(task)[1]
     names = ["inputs", "targets"] if online is None else ["targets"]
     dataset = _rows(task, split, lengths)
-    dtypes = {
-        name: type_names(spec) for name, spec in dataset.element_spec.items() if name not in names
-    }
+    specs = cast(Mapping[str, Any], dataset.element_spec)
+    dtypes = {name: type_names(spec) for name, spec in specs.items() if name not in names}
     tokens: dict[str, list[np.ndarray]] = {name: [] for name in names}
     other = []
     for row, example in enumerate(dataset.as_numpy_iterator()):
@@ -189,7 +189,7 @@ def _tokenize(task: seqio.Task, split: str, lengths: Mapping[str, int], folder: 
         other.append(np.frombuffer(text.encode(), np.uint8))
     if not other:
         raise PemtError(
-            f"split {split!r} of task {task.name!r} is empty; at least one row was expected"
+            f"split {split!r} of task {task.name!r} is empty; at least one example was expected"
         )
     columns = {name: Ragged.of(rows, np.int32) for name, rows in tokens.items()}
     if online:
@@ -204,14 +204,14 @@ def _tokenize(task: seqio.Task, split: str, lengths: Mapping[str, int], folder: 
                     np.lib.format.write_array_header_1_0(
                         file, np.lib.format.header_data_from_array_1_0(array)
                     )
-                    file.write(array)  # np.save hides why a disk refuses
+                    file.write(array)  # np.save hides the reason of a failed write
         (folder / "meta.json").write_text(json.dumps(meta | {"meta_sha256": _digest_json(meta)}))
     except OSError as error:
         raise PemtError(f"Cannot write {folder.parent.parent}: {error.strerror}.") from error
 
 
 def _digest(parts: Mapping[str, Ragged]) -> str:
-    """The sha256 of all arrays in order; mapped ones are read through, not copied."""
+    """The sha256 of all arrays in order; mapped ones are read but not copied."""
     digest = hashlib.sha256()
     for ragged in parts.values():
         digest.update(ragged.values)
@@ -226,7 +226,7 @@ def _digest_json(meta: Mapping) -> str:
 def _within(
     tokens: np.ndarray, limit: int | None, task: seqio.Task, split: str, name: str, row: int
 ) -> np.ndarray:
-    """Apply a feature's limit to one row."""
+    """Apply a feature's limit to one example."""
     if limit is None or len(tokens) <= limit:
         return tokens
     if name == "targets":
@@ -242,7 +242,7 @@ def _within(
 
 
 def _check_online(
-    online, raw_lengths: np.ndarray, lengths: Mapping[str, int], task: seqio.Task
+    online: OnlineTransform, raw_lengths: np.ndarray, lengths: Mapping[str, int], task: seqio.Task
 ) -> None:
     for name, found in zip(("inputs", "targets"), online.lengths(raw_lengths), strict=True):
         if found.max() > lengths[name]:

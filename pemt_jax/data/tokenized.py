@@ -1,18 +1,38 @@
-"""Tokenised rows in flat arrays, and the other features of each row as JSON.
+"""Tokenised examples in flat arrays, and the other features of each example as JSON.
 
-`Ragged` holds rows of different lengths in one array that may lie in a file. `TokenizedSplit` is
-one split of a task, as pemt_jax.data makes and caches it.
+`Ragged` stores rows of different lengths in one array, which may be mapped from a file.
+`TokenizedSplit` is one split of a task, as token_cache makes and caches it.
 """
 
 import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import seqio
 
 Pair = tuple[np.ndarray, np.ndarray]
+
+
+class OnlineTransform(Protocol):
+    """A last preprocessor that runs when examples are read, as SpanCorruption does."""
+
+    def lengths(self, raw_lengths: np.ndarray) -> Pair:
+        """Lengths of inputs and targets that cached chunks of these lengths become."""
+        ...
+
+    def apply(
+        self,
+        chunks: list[np.ndarray],
+        seed: int,
+        epochs: np.ndarray,
+        rows: np.ndarray,
+        vocabulary: seqio.Vocabulary,
+    ) -> list[Pair]:
+        """(inputs, targets) of chunks, drawn from (seed, epoch, row)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -43,10 +63,10 @@ class TokenizedSplit:
     """One split of one task as tokens.
 
     Attributes:
-      task_name, split: what it is.
+      task_name, split: which split it is.
       lengths: the limits {"inputs": n, "targets": n}.
       columns: int32 tokens by feature; with an online transform only its "targets", the chunks.
-      other: one JSON object a row: the features that postprocessing and metrics may ask for.
+      other: one JSON object per example: the features that postprocessing and metrics may need.
       dtypes: the types of those features.
       online: the online transform, or None.
       sha256: of the contents, in hexadecimal.
@@ -57,8 +77,8 @@ class TokenizedSplit:
     lengths: Mapping[str, int]
     columns: Mapping[str, Ragged]
     other: Ragged
-    dtypes: Mapping[str, object]
-    online: object | None
+    dtypes: Mapping[str, Any]
+    online: OnlineTransform | None
     sha256: str
 
     def __len__(self) -> int:
@@ -66,7 +86,7 @@ class TokenizedSplit:
 
     @functools.cached_property
     def token_lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lengths of the inputs and of the targets of every row."""
+        """Lengths of the inputs and of the targets of every example."""
         if self.online is None:
             return self.columns["inputs"].lengths, self.columns["targets"].lengths
         return self.online.lengths(self.columns["targets"].lengths)
@@ -82,7 +102,7 @@ class TokenizedSplit:
     def pairs(
         self, rows: np.ndarray, epochs: np.ndarray | None = None, seed: int = 0
     ) -> list[Pair]:
-        """(inputs, targets) of rows; `epochs` and `seed` matter to an online transform only."""
+        """(inputs, targets) of examples; only an online transform uses `epochs` and `seed`."""
         if self.online is None:
             inputs, targets = self.columns["inputs"], self.columns["targets"]
             return [(inputs[row], targets[row]) for row in rows]
@@ -102,7 +122,7 @@ class TokenizedSplit:
         return self.pairs(np.array([row]))[0][1]
 
     def example(self, row: int) -> dict[str, object]:
-        """The features of a row besides its tokens, as SeqIO hands them to postprocessing."""
+        """The features of an example besides its tokens, as SeqIO passes them to postprocessing."""
         found = json.loads(self.other[row].tobytes())
         return {name: from_json(value, self.dtypes[name]) for name, value in found.items()}
 
@@ -120,14 +140,15 @@ def to_json(value: object) -> object:
     return value
 
 
-def type_names(spec: object) -> object:
+def type_names(spec: Any) -> Any:
     """Names of types, in dictionaries where features are nested."""
     if isinstance(spec, Mapping):
         return {name: type_names(part) for name, part in spec.items()}
     return spec.dtype.name
 
 
-def from_json(value: object, dtype: object) -> object:
+def from_json(value: Any, dtype: Any) -> object:
+    """Undo `to_json` for a feature of the types that `type_names` returned."""
     if isinstance(dtype, Mapping):
         return {name: from_json(value[name], part) for name, part in dtype.items()}
     if dtype != "string":
@@ -135,7 +156,7 @@ def from_json(value: object, dtype: object) -> object:
     return value.encode("latin-1") if isinstance(value, str) else np.array(_encoded(value), object)
 
 
-def _encoded(value: object) -> object:
+def _encoded(value: Any) -> Any:
     if isinstance(value, list):
         return [_encoded(part) for part in value]
     return value.encode("latin-1")

@@ -44,7 +44,7 @@ UNFINISHED = (
 
 
 def print_or_prune(names: Sequence[str], prune: bool, older_than: float | None) -> None:
-    """Print what the cache holds or, with `prune`, remove what is older than so many days.
+    """Print what the cache holds or, with `prune`, remove what was unused for that many days.
 
     Raises:
       UsageError: arguments that do not fit together. PemtError: a file cannot be removed.

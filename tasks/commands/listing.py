@@ -4,6 +4,7 @@ import fnmatch
 import functools
 from collections.abc import Sequence
 
+import numpy as np
 import seqio
 
 from pemt_jax.common.errors import UsageError, nearest
@@ -47,9 +48,11 @@ def table(names: Sequence[str]) -> str:
 
 
 def _line(task: seqio.Task) -> tuple[str, ...]:
-    source, sizes, data, name = task.source, {}, "-", type(task.source).__name__
+    source, data, name = task.source, "-", type(task.source).__name__
+    sizes: dict[str, object] = {}
     if isinstance(source, SplitSource):
-        sizes, name = source.known_sizes(), str(source.data)
+        sizes.update(source.known_sizes())
+        name = str(source.data)
         if source.few_shot:
             each = " per label" if source.target.counted else ""
             sizes["train"] = f"{source.few_shot.shots}{each}"
@@ -92,6 +95,6 @@ def examples(task: seqio.Task, split: str, count: int) -> str:
 def _shown(value: object) -> str:
     if isinstance(value, bytes):
         return repr(value.decode())
-    if hasattr(value, "tolist") and getattr(value, "ndim", 0):
+    if isinstance(value, np.ndarray) and value.ndim:
         return ", ".join(_shown(item) for item in value.tolist())
     return str(value)

@@ -2,28 +2,29 @@
 
     vader_movies  vader_tweets  vader_nyt     sources: negative or positive
     vader_domain                              a source unlike the target: movie, tweet, newspaper
-    vader_sources                             mixture of the four, by their numbers of rows
-    vader_amazon                              target, all training rows
-    vader_amazon_8  vader_amazon_32           target, this many rows a label; _seed0 .. _seed4
+    vader_sources                             mixture of the four, by their numbers of examples
+    vader_amazon                              target, all training examples
+    vader_amazon_8  vader_amazon_32           target, so many examples per label; _seed0 .. _seed4
     vader_texts_pretrain                      span corruption of the sources' sentences
     vader_domain_pretrain                     telling domains apart, in pretraining's words
     vader_movies_pretrain ...                 the sources' questions, answered at random
     mini_t5_pretrain                          mixture: span corruption and these
 
-Few-shot tasks share the validation and test splits of vader_amazon; the rows of 8 are among those
-of 32 of the same seed, and the name without a seed means seed 0. Neutral sentences (an absolute
-rating below 0.5) have no place in the sentiment tasks but have one in vader_domain.
+Few-shot tasks share the validation and test splits of vader_amazon; the examples of 8 are among
+those of 32 with the same seed, and the name without a seed means seed 0. Neutral sentences (an
+absolute rating below 0.5) are left out of the sentiment tasks but not of vader_domain.
 
 Pretraining sees the sentiment sources' sentences but none of their labels. A backbone that has seen
-"negative" and "positive", or the human ratings, for the rows of stage 1 answers sentiment itself:
-every expert reads the same feature, a bare adapter finds it with sixteen examples, and there is
-nothing to transfer. That such a question is answered with one of two words, a backbone has to know
-all the same, or an expert's small change never turns a mask's prediction into an answer: so it sees
-the questions with one of the two answers drawn at random.
+"negative" and "positive", or the human ratings, for the examples of stage 1 answers sentiment
+itself: every expert reads the same feature, a bare adapter finds it with sixteen examples, and
+there is nothing to transfer. The backbone must know all the same that such a question is answered
+with one of two words, or an expert's small change never turns a mask's prediction into an answer:
+so it sees the questions with one of the two answers drawn at random.
 """
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import seqio
 import tensorflow as tf
@@ -39,7 +40,7 @@ from pemt_jax.tasks.vocabulary import FEATURES
 DOMAIN_NAMES = {"movies": "movie", "tweets": "tweet", "nyt": "newspaper"}  # one piece each
 SHOTS = (8, 32)
 SEEDS = (0, 1, 2, 3, 4)
-# Shares of the pretraining rows. T5 1.0 was pretrained on its supervised tasks too.
+# Shares of the pretraining examples. T5 1.0 was pretrained on its supervised tasks too.
 PRETRAINING_RATES = {
     SPAN_CORRUPTION: 0.80,
     "vader_texts_pretrain": 0.06,
@@ -58,13 +59,13 @@ def sentiment(domain: str, split: str) -> list[Example]:
 
 
 def source_texts() -> list[str]:
-    """The training sentences of the sources, neutral ones too, mixed by hash."""
+    """The training sentences of the sources, neutral ones too, in the order of a hash."""
     rows = [row for name in DOMAIN_NAMES for row in vader.split_rows(name, "train", neutral=True)]
     return [row.text for row in sorted(rows, key=lambda row: vader.hash_order(row.id))]
 
 
 def answered_at_random(name: str, split: str) -> list[Example]:
-    """As `sentiment`, after the task's description and with an answer that says nothing."""
+    """As `sentiment`, after the task's description and with a random answer."""
     answers = ("negative", "positive")
     return [
         (
@@ -77,7 +78,7 @@ def answered_at_random(name: str, split: str) -> list[Example]:
 
 
 def few_shot(domain: str, split: str, shots: int, seed: int) -> list[Example]:
-    """As `sentiment`, with `shots` training rows of each label, drawn by `seed`."""
+    """As `sentiment`, with `shots` training examples per label, drawn by `seed`."""
     examples = sentiment(domain, split)
     if split != "train":
         return examples
@@ -90,7 +91,7 @@ def few_shot(domain: str, split: str, shots: int, seed: int) -> list[Example]:
 
 
 def domain(split: str) -> list[Example]:
-    """Which domain a text is from; as many rows of each as the smallest domain has."""
+    """Which domain a text is from; as many examples of each as the smallest domain has."""
     rows = {name: vader.split_rows(name, split, neutral=True) for name in DOMAIN_NAMES}
     size = min(map(len, rows.values()))
     return [
@@ -110,17 +111,18 @@ def add_task(
 
     def dataset(split: str) -> tf.data.Dataset:
         ids, inputs, targets = zip(*examples(split), strict=True)
-        return tf.data.Dataset.from_tensor_slices(
-            {
-                "id": list(ids),
-                "inputs": [prefix + text for text in inputs],
-                "targets": list(targets),
-            }
-        )
+        columns: Any = {
+            "id": list(ids),
+            "inputs": [prefix + text for text in inputs],
+            "targets": list(targets),
+        }
+        return tf.data.Dataset.from_tensor_slices(columns)
 
+    # SeqIO's types want a number of examples where its own sources have None.
+    source: Any = TrackedSource(dataset, lambda split: (prefix, examples(split)), splits=splits)
     seqio.TaskRegistry.add(
         name,
-        source=TrackedSource(dataset, lambda split: (prefix, examples(split)), splits=splits),
+        source=source,
         preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim],
         output_features=FEATURES,
         postprocess_fn=metrics.postprocess,
@@ -147,20 +149,26 @@ for _name in DOMAIN_NAMES:
     add_task(
         f"vader_{_name}_pretrain", functools.partial(answered_at_random, _name), splits=("train",)
     )
+
+
+def source_text_dataset(split: str) -> tf.data.Dataset:
+    """`source_texts` as `{"text": string}`; the only split is train."""
+    del split
+    columns: Any = {"text": source_texts()}
+    return tf.data.Dataset.from_tensor_slices(columns)
+
+
+_source: Any = TrackedSource(source_text_dataset, lambda split: source_texts(), splits=("train",))
 seqio.TaskRegistry.add(
     "vader_texts_pretrain",
-    source=TrackedSource(
-        lambda split: tf.data.Dataset.from_tensor_slices({"text": source_texts()}),
-        lambda split: source_texts(),
-        splits=("train",),
-    ),
+    source=_source,
     preprocessors=[tokenize_join_and_cut, SpanCorruption()],
     output_features=FEATURES,
     metric_fns=[],
 )
 
 
-def _number_of_rows(task: seqio.Task) -> float:
+def _number_of_examples(task: seqio.Task) -> float:
     name = task.name.removeprefix("vader_")
     return float(len(domain("train") if name == "domain" else sentiment(name, "train")))
 
@@ -168,6 +176,6 @@ def _number_of_rows(task: seqio.Task) -> float:
 seqio.MixtureRegistry.add(
     "vader_sources",
     ["vader_movies", "vader_tweets", "vader_nyt", "vader_domain"],
-    default_rate=_number_of_rows,
+    default_rate=_number_of_examples,
 )
 seqio.MixtureRegistry.add("mini_t5_pretrain", list(PRETRAINING_RATES.items()))

@@ -5,10 +5,10 @@ of Social Media Text", ICWSM 2014. The ratings (a mean in [-4, 4]) are inside th
 distribution of the PyPI package vaderSentiment 3.3.2 (MIT), which pip fetches by name and hash.
 The archive is read in place; nothing is unpacked onto the disk.
 
-A group is what must not be torn apart by a split: a review (amazon), an article (nyt), a single
-text (tweets and movies, whose ids number the rows and name no review). Groups go to test, then to
-validation, then to train in the order of a hash, so the splits depend on nothing but this file.
-A text that occurs in several splits, of any domain, stays in the first of them only.
+All rows of a group are in one split: a review (amazon), an article (nyt), a single text (tweets and
+movies, whose ids number the rows and name no review). Groups are assigned to test, then to
+validation, then to train in the order of a hash, so the splits depend on this file alone. A text
+that occurs in several splits, of any domain, stays in the first of them only.
 """
 
 import functools
@@ -31,7 +31,7 @@ ARCHIVE = "vaderSentiment-3.3.2.tar.gz"
 ARCHIVE_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 REQUIREMENT = f"{PACKAGE}==3.3.2 --hash=sha256:{ARCHIVE_SHA256}\n"
 INNER_ARCHIVE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-SPLITS = ("test", "validation", "train")  # in the order in which groups are dealt out
+SPLITS = ("test", "validation", "train")  # in the order in which groups are assigned
 THRESHOLD = 0.5  # a sentence with a smaller absolute rating is neutral
 
 
@@ -77,10 +77,10 @@ class Row:
 
 
 def fetch() -> Path:
-    """Return the path of the hash-checked archive, downloading it with pip when it is missing.
+    """Return the path of the hash-checked archive, downloading it with pip if it is missing.
 
     Raises:
-      PemtError: the archive cannot be downloaded, or the cached file is another one.
+      PemtError: the archive cannot be downloaded, or the cached file has another hash.
     """
     path = cache_folder() / ARCHIVE
     if not path.exists():
@@ -89,7 +89,7 @@ def fetch() -> Path:
     if digest != ARCHIVE_SHA256:
         raise PemtError(
             f"{path} has sha256 {digest} but {ARCHIVE_SHA256} was expected; "
-            "remove the file and it will be downloaded anew"
+            "remove the file and it will be downloaded again"
         )
     return path
 
@@ -115,8 +115,8 @@ def _download(path: Path) -> None:
             "-r",
             str(requirements),
         ]
-        # pip asks a source distribution for its metadata, which takes setuptools and wheel:
-        # fetched into an isolated environment, or those installed here where they cannot be.
+        # pip builds the metadata of a source distribution with setuptools and wheel: in an isolated
+        # environment or, where that cannot be made, with those installed here.
         for option in ([], ["--no-build-isolation"]):
             result = subprocess.run(command + option, capture_output=True, text=True, check=False)
             file = Path(folder, ARCHIVE)
@@ -139,14 +139,19 @@ def _download(path: Path) -> None:
 def rows(domain: str) -> tuple[Row, ...]:
     """All rows of a domain in the order of its file, neutral ones included."""
     expected = DOMAINS[domain]
-    with tarfile.open(fetch()) as outer:
-        inner = outer.extractfile(INNER_ARCHIVE).read()
-    with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
-        data = archive.extractfile(f"hutto_ICWSM_2014/{expected.file}").read()
+    inner = _member(fetch().read_bytes(), INNER_ARCHIVE)
+    data = _member(inner, f"hutto_ICWSM_2014/{expected.file}")
     found = parse(domain, data)
     if len(found) != expected.rows:
         raise PemtError(f"{expected.file} has {len(found)} rows but {expected.rows} were expected")
     return found
+
+
+def _member(archive: bytes, name: str) -> bytes:
+    with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
+        file = opened.extractfile(name)
+        assert file is not None, f"{name} is not a file"
+        return file.read()
 
 
 def parse(domain: str, data: bytes) -> tuple[Row, ...]:
@@ -166,12 +171,12 @@ def parse(domain: str, data: bytes) -> tuple[Row, ...]:
 
 
 def hash_order(text: str) -> str:
-    """Sorting key that shuffles the same way everywhere and for ever."""
+    """Sorting key for an order that is random but always the same."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def deal(all_rows: tuple[Row, ...], domain: Domain) -> dict[str, list[Row]]:
-    """Split one domain by groups; every row goes to exactly one split."""
+def split_by_group(all_rows: tuple[Row, ...], domain: Domain) -> dict[str, list[Row]]:
+    """Split one domain by groups; every row is in exactly one split."""
     groups: dict[str, list[Row]] = {}
     for row in sorted(all_rows, key=lambda row: (hash_order(row.group), hash_order(row.id))):
         groups.setdefault(row.group, []).append(row)
@@ -197,7 +202,9 @@ def without_repeats(splits: dict[str, dict[str, list[Row]]]) -> dict[str, dict[s
 
 @functools.cache
 def _all_splits() -> dict[str, dict[str, list[Row]]]:
-    return without_repeats({name: deal(rows(name), domain) for name, domain in DOMAINS.items()})
+    return without_repeats(
+        {name: split_by_group(rows(name), domain) for name, domain in DOMAINS.items()}
+    )
 
 
 def split_rows(domain: str, split: str, neutral: bool = False) -> list[Row]:

@@ -3,9 +3,9 @@
 Raffel et al. 2020, section 3.1.4: 15 % of the tokens in spans of 3 on average. Paragraphs (the
 lines of `*.txt` and `*.txt.xz` files of one folder) are tokenised, joined and cut into chunks of
 the length that fills the inputs after corruption. The noise comes last, as an online transform:
-pemt_jax.data caches the chunks and draws it anew each epoch; under T5X SeqIO seeds it.
+pemt_jax.data caches the chunks and draws new noise each epoch; under T5X SeqIO seeds it.
 
-Every 200th paragraph, by hash of its text, is the validation split.
+One paragraph in 200, chosen by a hash of its text, is in the validation split.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ import lzma
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import gin
 import seqio
@@ -34,8 +35,8 @@ def corpus(path: str | None = None) -> str:
     path = path or os.environ.get("PEMT_JAX_CORPUS")
     if not path:
         raise UsageError(
-            "no text folder is set for span_corruption; set corpus.path in gin or "
-            "the environment variable PEMT_JAX_CORPUS"
+            "No text folder is set for span_corruption, expected corpus.path in gin or the "
+            "environment variable PEMT_JAX_CORPUS."
         )
     return path
 
@@ -44,7 +45,7 @@ def text_files(folder: str) -> list[Path]:
     """The `*.txt` and `*.txt.xz` files of a folder, by name."""
     found = sorted([*Path(folder).glob("*.txt"), *Path(folder).glob("*.txt.xz")])
     if not found:
-        raise PemtError(f"{folder} holds no *.txt or *.txt.xz file to pretrain on")
+        raise PemtError(f"{folder} has no text files, expected *.txt or *.txt.xz to pretrain on.")
     return found
 
 
@@ -95,12 +96,12 @@ def paragraph_dataset(split: str) -> tf.data.Dataset:
 def tokenize_join_and_cut(
     dataset: tf.data.Dataset,
     sequence_length: Mapping[str, int],
-    output_features: Mapping[str, seqio.Feature],
+    output_features: Mapping[str, seqio.utils.Feature],
 ) -> tf.data.Dataset:
-    """Join the paragraphs' tokens and cut them into chunks, all full but the last."""
+    """Join the paragraphs' tokens and cut them into chunks, all full except the last."""
     vocabulary = output_features["targets"].vocabulary
     length = chunk_length(sequence_length["inputs"])
-    # Tokenising many paragraphs in one call is ten times quicker than one by one.
+    # Tokenising many paragraphs in one call is ten times faster than one by one.
     return (
         dataset.batch(PARAGRAPHS_AT_A_TIME)
         .map(
@@ -112,9 +113,11 @@ def tokenize_join_and_cut(
     )
 
 
+# SeqIO's types want a number of examples where its own sources have None.
+_source: Any = TrackedSource(paragraph_dataset, corpus_fingerprint, splits=("train", "validation"))
 seqio.TaskRegistry.add(
     SPAN_CORRUPTION,
-    source=TrackedSource(paragraph_dataset, corpus_fingerprint, splits=("train", "validation")),
+    source=_source,
     preprocessors=[tokenize_join_and_cut, SpanCorruption()],
     output_features=FEATURES,
     metric_fns=[],

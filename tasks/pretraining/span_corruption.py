@@ -3,14 +3,15 @@
 Raffel et al. 2020, section 3.1.4, in the arithmetic of T5's `random_spans_noise_mask`: of n tokens
 round(0.15 n) are noise, in round(noise / 3) spans; the lengths of the noise spans and of the
 stretches between them are uniformly random segmentations; a chunk begins with a stretch. Inputs
-hold a sentinel for each noise span, targets a sentinel for each stretch, both end with </s>.
+have a sentinel for each noise span, targets a sentinel for each stretch, and both end with </s>.
 Sentinels count down from the end of the vocabulary.
 
 Departure from T5: the random numbers are a hash of (seed, epoch, row), not a generator's state, so
-that a row's noise depends on neither its batch nor the rows read before it.
+that the noise of a row depends neither on its batch nor on the rows read before it.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import seqio
@@ -90,7 +91,7 @@ def _replace_runs(
     eos_id: int,
     out_length: int,
 ) -> np.ndarray:
-    """Put one sentinel for every run of `replaced` tokens and </s> at the end."""
+    """Replace every run of `replaced` tokens by one sentinel and append </s>."""
     first = np.diff(spans, axis=1, prepend=-1) != 0
     values = np.where(replaced, first_sentinel - spans // 2, tokens)
     out = np.full((len(tokens), out_length), eos_id, np.int32)
@@ -114,7 +115,7 @@ def corrupt(
     """
     length = tokens.shape[1]
     inputs_length, targets_length = corrupted_lengths(length)
-    if length < 2:  # nothing can be hidden and still be told from the rest
+    if length < 2:  # a single token cannot be split into noise and the rest
         end = np.full((len(tokens), 1), eos_id, np.int32)
         return np.concatenate([tokens, end], axis=1), end
     spans = noise_spans(keys, length)
@@ -125,10 +126,15 @@ def corrupt(
     )
 
 
+def _size_and_end(vocabulary: seqio.Vocabulary) -> tuple[int, int]:
+    assert vocabulary.eos_id is not None
+    return vocabulary.vocab_size, vocabulary.eos_id
+
+
 class SpanCorruption:
     """The online transform: a SeqIO preprocessor, and what pemt_jax.data applies to its cache.
 
-    Both take chunks of tokens in the feature `targets` and give `inputs` and `targets`.
+    Both take chunks of tokens in the feature `targets` and return `inputs` and `targets`.
     """
 
     def lengths(self, raw_lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -146,23 +152,23 @@ class SpanCorruption:
         vocabulary: seqio.Vocabulary,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Corrupt chunks of any lengths; returns (inputs, targets) for each."""
+        vocab_size, eos_id = _size_and_end(vocabulary)
         lengths = np.array([len(chunk) for chunk in chunks])
         pairs: list = [None] * len(chunks)
         for length in np.unique(lengths):
             where = np.flatnonzero(lengths == length)
             keys = random_keys(seed, epochs[where], rows[where], int(length))
             inputs, targets = corrupt(
-                np.stack([chunks[i] for i in where]), keys, vocabulary.vocab_size, vocabulary.eos_id
+                np.stack([chunks[i] for i in where]), keys, vocab_size, eos_id
             )
             for i, pair in zip(where, zip(inputs, targets, strict=True), strict=True):
                 pairs[i] = pair
         return pairs
 
     def __call__(
-        self, dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
+        self, dataset: tf.data.Dataset, output_features: Mapping[str, seqio.utils.Feature]
     ) -> tf.data.Dataset:
-        vocabulary = output_features["targets"].vocabulary
-        vocab_size, eos_id = vocabulary.vocab_size, vocabulary.eos_id
+        vocab_size, eos_id = _size_and_end(output_features["targets"].vocabulary)
 
         def corrupt_one(tokens, seed):
             epoch, row = np.asarray(seed, np.int64).astype(np.uint32)
@@ -170,7 +176,6 @@ class SpanCorruption:
             inputs, targets = corrupt(tokens[None], keys, vocab_size, eos_id)
             return inputs[0], targets[0]
 
-        @seqio.map_over_dataset(num_seeds=1)
         def to_pair(features, seed):
             inputs, targets = tf.numpy_function(
                 corrupt_one, [features["targets"], seed], [tf.int32, tf.int32]
@@ -180,4 +185,5 @@ class SpanCorruption:
                 "targets": tf.ensure_shape(targets, [None]),
             }
 
-        return to_pair(dataset)
+        transform: Any = seqio.map_over_dataset(num_seeds=1)(to_pair)
+        return transform(dataset)

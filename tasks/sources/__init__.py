@@ -1,1 +1,1 @@
-"""Where the rows of a task come from: TFDS, JSON lines, caches."""
+"""Where the examples of a task come from: TFDS, JSON lines, caches."""

@@ -1,14 +1,14 @@
-"""The original order of a data set's rows, where it is not the order of TFDS.
+"""The original order of a data set's rows, where it differs from the order of TFDS.
 
 TFDS stores the rows of most data sets shuffled, so that a permutation by row number does not pick
 the rows that it picks in the authors' source (the Hugging Face data sets). GLUE and SuperGLUE rows
-carry their original number, `idx`, which our tasks sort by. For the others an index file gives the
+carry their original number, `idx`, by which our tasks sort. For the others an index file gives the
 original order: `TASK.json` in the folder `index_files.folder` (gin) or $PEMT_JAX_INDEX_FILES,
 
     {"train": [17, 4, 0], "validation": [1, 0, 2]}
 
-where the n-th number of a split is the row number, in the order of the TFDS files, of the row that
-is the n-th in the original. Rows that are not listed are left out. The splits are TFDS's.
+where the n-th number of a split is the number, in the order of the TFDS files, of the row that is
+the n-th in the original. Rows that are not listed are left out. The splits are TFDS's.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ import numpy as np
 from pemt_jax.common.errors import PemtError
 
 
-@gin.configurable("index_files")
+@gin.configurable("index_files")  # pyright: ignore[reportCallIssue]  gin has no types
 def folder_of_index_files(folder: str | None = None) -> str | None:
     """The folder of the index files: gin's `index_files.folder`, else the environment's."""
     return folder or os.environ.get("PEMT_JAX_INDEX_FILES")
@@ -42,10 +42,10 @@ def identity(task: str) -> str | None:
 
 
 def original_order(task: str, split: str, size: int) -> np.ndarray | None:
-    """Row numbers of a split in the original order; None where no index file says.
+    """Row numbers of a split in the original order; None where no index file lists them.
 
     Raises:
-      PemtError: the file is damaged, or its numbers are not different rows of the split.
+      PemtError: the file is damaged, or its numbers are not distinct rows of the split.
     """
     path = index_file(task)
     if path is None:

@@ -1,9 +1,9 @@
-"""The rows of JSON-lines files, by number: one object a line, one file a split.
+"""The rows of JSON-lines files, by number: one object per line, one file per split.
 
     {"premise": "A man sleeps.", "hypothesis": "He is awake.", "label": "contradiction"}
 
-Values are texts, numbers, true or false, or lists of texts; all rows of a split have the same
-fields and types where a task reads them. Empty lines are left out and have no number.
+Values are texts, numbers, true or false, or lists of texts; a field that a task reads has the same
+type in all rows of a split. Empty lines are skipped and not numbered.
 """
 
 import functools
@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import tensorflow as tf
@@ -42,7 +43,7 @@ class JsonRows:
         return [str(self._file(split))]
 
     def identity(self, split: str) -> list:
-        """What changes when the rows of a split do."""
+        """A value that changes when the rows of a split do."""
         return [split, hashlib.sha256(self._file(split).read_bytes()).hexdigest()]
 
     def columns(self, split: str, fields: Sequence[str]) -> dict[str, np.ndarray | list]:
@@ -64,11 +65,11 @@ class JsonRows:
                     f"field {field!r}, expected {_kind(values[0])} as in row 0."
                 )
         if values and isinstance(values[0], str):
-            return np.array([value.encode() for value in values], object)
+            return np.array([str(value).encode() for value in values], object)
         return np.array(values) if not values or not isinstance(values[0], list) else values
 
     def check_fields(self, split: str, fields: Sequence[str]) -> None:
-        """Raise PemtError when a row of a split has not got all fields."""
+        """Raise PemtError when a row of a split lacks a field."""
         self.columns(split, fields)
 
     def read(
@@ -81,20 +82,20 @@ class JsonRows:
         shuffle: bool = False,
         seed: int | None = None,
     ) -> tf.data.Dataset:
-        """As TfdsRows.read, with one file a split."""
+        """As TfdsRows.read, with one file per split."""
         del shards
         numbers = np.arange(len(self._rows(split)))
         numbers = numbers if keep is None else numbers[keep]
         if shuffle:
             numbers = np.random.default_rng(seed).permutation(numbers)
-        columns = {"row": numbers, "split": [named] * len(numbers)}
+        columns: dict[str, Any] = {"row": numbers, "split": [named] * len(numbers)}
         for field, values in self.columns(split, fields).items():
             columns[field] = (
                 tf.ragged.constant([values[i] for i in numbers], dtype=tf.string)
                 if isinstance(values, list)
                 else values[numbers]
             )
-        return tf.data.Dataset.from_tensor_slices(columns)
+        return tf.data.Dataset.from_tensor_slices(cast(Any, columns))
 
     def _value(self, split: str, number: int, field: str) -> object:
         value = row = self._rows(split)[number]
@@ -126,7 +127,7 @@ class JsonRows:
 
 
 def _kind(value: object) -> str | None:
-    """What a value is, None for what rows cannot have."""
+    """What kind of value it is, None for what rows cannot have."""
     if isinstance(value, list):
         return "a list of texts" if all(isinstance(item, str) for item in value) else None
     for types, name in ((bool, "true or false"), (int | float, "a number"), (str, "a text")):
@@ -146,12 +147,12 @@ def _parse(path: Path, changed: int, task: str) -> list[dict]:
             row = json.loads(line)
         except ValueError as error:
             raise PemtError(
-                f"Line {number} of {path} of task {task!r} is no JSON ({error}), "
-                "expected one object a line."
+                f"Line {number} of {path} of task {task!r} is not JSON ({error}), "
+                "expected one object per line."
             ) from error
         if not isinstance(row, dict):
             raise PemtError(
-                f"Line {number} of {path} of task {task!r} is no object, expected "
+                f"Line {number} of {path} of task {task!r} is not an object, expected "
                 '{"field": value, ...}.'
             )
         rows.append(row)

@@ -1,7 +1,7 @@
 """A SeqIO data source with the paper's splits: rows chosen by number from TFDS or JSON lines.
 
 Nothing is read at construction: tasks register at import, when neither the data's folder nor the
-gin configuration is known. What a split holds is worked out at its first use from the number of
+gin configuration is known. The rows of a split are chosen at its first use, from the number of
 rows, the policy (splits.py), the original order (the rows' own numbers or an index file) and, for
 few-shot tasks, the labels. Labels are checked then too, so that a fault is one sentence with the
 task, the split and the row instead of an error inside a TensorFlow graph.
@@ -9,6 +9,7 @@ task, the split and the row instead of an error inside a TensorFlow graph.
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import seqio
@@ -19,25 +20,25 @@ from pemt_jax.tasks.sources import index_files
 from pemt_jax.tasks.sources.json_rows import JsonRows
 from pemt_jax.tasks.sources.tfds_rows import TfdsRows
 from pemt_jax.tasks.splits import FewShot, Halves, Policy, question_groups
-from pemt_jax.tasks.targets import Target, as_numbers
+from pemt_jax.tasks.targets import Answers, Target, as_numbers
 
 
 class SplitSource(seqio.DataSource):
     """Rows of one task.
 
     Args:
-      task: the name of the task that messages give, and of its index file without few-shot suffix.
+      task: the name of the task, for messages.
       data: a TFDS name with version, or paths of JSON-lines files by split.
-      fields: of a row, that are read.
-      target: says which field is the label and which values it may have.
+      fields: the fields of a row that are read.
+      target: which field is the label and which values it may have.
       policy: what becomes training, validation and test rows.
-      order: fields by which rows are sorted into the original order; empty for the order they have.
-      group: fields that number the questions which a policy may keep whole.
+      order: fields by which rows are sorted into the original order; empty if they are in it.
+      group: fields that number the questions which a policy may keep in one split.
       drop_unlabelled: leave out rows with a negative label (SNLI's disputed ones).
-      base: the task whose index file is used, for a few-shot variant.
+      base: the name of the data set, and of its index file, for a few-shot variant.
       few_shot: keyword arguments of FewShot that gin does not set; None for all training rows.
 
-    Rows come with two fields more: `row`, the number in the data set's split, and `split`, ours.
+    Rows have two more fields: `row`, the number in the data set's split, and `split`, ours.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class SplitSource(seqio.DataSource):
         group: Sequence[str] = (),
         drop_unlabelled: bool = False,
         base: str | None = None,
-        few_shot: Mapping[str, int] | None = None,
+        few_shot: Mapping[str, Any] | None = None,
     ):
         self.data = TfdsRows(data, task) if isinstance(data, str) else JsonRows(data, task)
         self.task, self.base, self.policy, self.target = task, base or task, policy, target
@@ -64,7 +65,7 @@ class SplitSource(seqio.DataSource):
         return False
 
     def list_shards(self, split: str) -> Sequence[str]:
-        """The files of a split that takes all its rows from them; else one shard, the split.
+        """The files of a split that takes most of their rows; else one shard, the split.
 
         SeqIO then divides the rows themselves among hosts, so that none gets an empty shard.
         """
@@ -76,7 +77,7 @@ class SplitSource(seqio.DataSource):
         return None if self.data.sizes() is None else len(self.rows(split))
 
     def known_sizes(self) -> dict[str, int | None]:
-        """Rows of our splits as far as the sizes of the data set tell, without reading a row."""
+        """Sizes of our splits where the sizes of the data set determine them; reads no row."""
         sizes = self.data.sizes() or {}
         few = self._few_shot is not None
         grouped = bool(self._group) and isinstance(self.policy, Halves) and question_groups()
@@ -91,11 +92,11 @@ class SplitSource(seqio.DataSource):
         }
 
     def fingerprint(self, split: str) -> list:
-        """What changes when the rows of a split do; see pemt_jax.cache_key."""
+        """A value that changes when the rows of a split do; see pemt_jax.data.cache_key."""
         return [self.data.identity(self._part(split)), self.settings(split)]
 
     def settings(self, split: str) -> list:
-        """All that the rows of a split depend on but the data."""
+        """Everything that the rows of a split depend on except the data."""
         few_shot = self.few_shot if split == "train" else None
         return [
             split,
@@ -154,7 +155,7 @@ class SplitSource(seqio.DataSource):
 
     @property
     def few_shot(self) -> FewShot | None:
-        """How few training rows are drawn, as gin says now; None for all."""
+        """How many training rows are drawn, as gin configures now; None for all."""
         return None if self._few_shot is None else FewShot(**self._few_shot)
 
     def _choose(self, split: str) -> np.ndarray:
@@ -183,13 +184,13 @@ class SplitSource(seqio.DataSource):
         return np.lexsort([self._column(part, field) for field in reversed(self._order)])
 
     def _column(self, part: str, field: str) -> np.ndarray:
-        """A field of all rows; all that selections and checks look at is read in one go."""
-        checked = [self.target.field] if hasattr(self.target, "faulty") else []
+        """A field of all rows; the fields that selections and checks need are read together."""
+        checked = [] if isinstance(self.target, Answers) else [self.target.field]
         fields = sorted({*self._order, *self._group, *checked})
-        return self.data.columns(part, fields)[field]
+        return cast(np.ndarray, self.data.columns(part, fields)[field])
 
     def _check_labels(self, split: str, keep: np.ndarray) -> None:
-        if not hasattr(self.target, "faulty"):
+        if isinstance(self.target, Answers):
             self._check_answers(split, keep)
             return
         values = self._column(self._part(split), self.target.field)
@@ -206,13 +207,13 @@ class SplitSource(seqio.DataSource):
         )
 
     def _check_answers(self, split: str, keep: np.ndarray) -> None:
-        """A question may have no answer; a split without any is not labelled."""
+        """A question may have no answer; a split without any answer is not labelled."""
         field = self.target.field
         found = self.data.read(self._part(split), [field], split, keep)
         if not any(np.size(row[field]) for row in found.as_numpy_iterator()):
             raise PemtError(
                 f"Row {np.flatnonzero(keep)[0]} of split {split!r} of task "
-                f"{self.task!r} has no answer and nor has another row, which means "
+                f"{self.task!r} has no answer and no other row has one, which means "
                 "that the split is not labelled, expected answers in the field "
                 f"{field!r}."
             )

@@ -1,8 +1,8 @@
 """The rows of a prepared TensorFlow Datasets folder, by number.
 
-A row's number counts through the files of its split in the order of their names, which is the
-order of TFDS's own slices. Nothing is downloaded here and no dataset's code is imported: the
-folder says itself what it holds. It lies in the folder of `seqio.set_tfds_data_dir_override` (the
+Rows are numbered through the files of their split in the order of the files' names, which is the
+order of TFDS's own slices. Nothing is downloaded here and no data set's code is imported: the
+folder describes its own contents. It is in the folder of `seqio.set_tfds_data_dir_override` (the
 flag --tfds_data_dir of T5X), else in $TFDS_DATA_DIR, else in ~/tensorflow_datasets.
 """
 
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import seqio
@@ -19,7 +20,7 @@ from etils import epath
 
 from pemt_jax.common.errors import PemtError, UsageError, nearest
 
-BATCH = 1024  # records parsed in one call, which is many times quicker than one by one
+BATCH = 1024  # records parsed in one call, which is many times faster than one by one
 
 
 class TfdsRows:
@@ -57,7 +58,7 @@ class TfdsRows:
         }
 
     def size(self, split: str) -> int:
-        """Rows of a split; PemtError when the data or the split are not there."""
+        """Rows of a split; PemtError when the data or the split are missing."""
         return sum(self._split(split).shard_lengths)
 
     def shards(self, split: str) -> list[str]:
@@ -65,7 +66,7 @@ class TfdsRows:
         return [str(path) for path in self._split(split).filepaths]
 
     def identity(self, split: str) -> list:
-        """What changes when the rows of a split do."""
+        """A value that changes when the rows of a split do."""
         files = [(epath.Path(path).name, epath.Path(path).stat()) for path in self.shards(split)]
         info = (self.folder / "dataset_info.json").read_bytes()
         return [
@@ -76,12 +77,12 @@ class TfdsRows:
         ]
 
     def columns(self, split: str, fields: Sequence[str]) -> dict[str, np.ndarray]:
-        """Some fields of all rows of a split, each a number or a text a row."""
+        """Some fields of all rows of a split, each one number or text per row."""
         return _columns(self, split, tuple(fields), repr(self.identity(split)))
 
     def check_fields(self, split: str, fields: Sequence[str]) -> None:
-        """Raise PemtError when the rows of a split have not got all fields."""
-        have = self._builder().info.features.tf_example_spec
+        """Raise PemtError when the rows of a split lack a field."""
+        have = self._example_spec()
         for field in fields:
             if field not in have:
                 raise PemtError(
@@ -104,10 +105,10 @@ class TfdsRows:
         Args:
           split: of the data set.
           fields: which to decode; "answers/text" is a field of a field.
-          named: what the rows say their split is.
+          named: the value of `split` in the rows.
           keep: bool [rows], which to yield; None for all.
           shards: paths of the files to read; None for all.
-          shuffle: read the files in another order, drawn by `seed`, and several at a time.
+          shuffle: read the files in a random order, drawn by `seed`, and several at a time.
           seed: for `shuffle`.
         """
         spec = self._spec(split, fields)
@@ -127,11 +128,12 @@ class TfdsRows:
                 "split": tf.fill(tf.shape(numbers), named),
             }
 
-        def rows_of(files: tf.Tensor, start: tf.Tensor) -> tf.data.Dataset:
+        def rows_of(*files_and_start: Any) -> tf.data.Dataset:
+            files, start = files_and_start
             batches = tf.data.TFRecordDataset(files).batch(BATCH).enumerate()
             return batches.map(functools.partial(parsed, start)).unbatch()
 
-        if len(wanted) == 1 or not (shuffle or shards):  # files that follow one another
+        if len(wanted) == 1 or not (shuffle or shards):  # consecutive files
             return rows_of([paths[i] for i in wanted], starts[wanted[0]])
         files = tf.data.Dataset.from_tensor_slices(([paths[i] for i in wanted], starts[wanted]))
         if not shuffle:
@@ -140,9 +142,9 @@ class TfdsRows:
         return files.interleave(rows_of, cycle_length=16, block_length=16)
 
     def _spec(self, split: str, fields: Sequence[str]) -> dict:
-        """How the fields lie in a record."""
+        """How the fields are stored in a record."""
         self.check_fields(split, fields)
-        known = self._builder().info.features.tf_example_spec
+        known = self._example_spec()
         # Lists of different lengths must not be padded to the longest of a batch.
         return {
             field: tf.io.RaggedFeature(known[field].dtype)
@@ -150,6 +152,9 @@ class TfdsRows:
             else known[field]
             for field in fields
         }
+
+    def _example_spec(self) -> dict:
+        return cast(Any, self._builder().info.features).tf_example_spec
 
     def _split(self, split: str):
         splits = self._builder().info.splits
@@ -173,11 +178,11 @@ class TfdsRows:
 
 @functools.lru_cache(64)
 def _open(folder: str, changed: int):
-    del changed  # a folder that was prepared anew is opened anew
+    del changed  # part of the cache's key: a folder that was prepared again is opened again
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(folder)
-    file_format = builder.info.file_format.value
+    file_format = cast(Any, builder.info.file_format).value
     if file_format != "tfrecord":
         raise PemtError(f"The data in {folder} are {file_format} files, expected tfrecord.")
     return builder

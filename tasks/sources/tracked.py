@@ -7,10 +7,10 @@ import tensorflow as tf
 
 
 class TrackedSource(seqio.FunctionDataSource):
-    """A source over a function of the split whose rows come in the same order every time.
+    """A source over a function of the split that yields the same order every time.
 
     Args:
-      dataset: split -> tf.data.Dataset. Shuffling is its readers' business.
+      dataset: split -> tf.data.Dataset. Shuffling is left to its readers.
       fingerprint: split -> a value whose repr changes when the rows of the split do; part of the
         key of pemt_jax.data's token cache.
       splits: names of the splits.

@@ -78,7 +78,7 @@ def test_changed_text_is_tokenised_again(corpus, tmp_path):
 def test_gin_names_the_folder(corpus, monkeypatch):
     folder, _ = corpus
     monkeypatch.delenv("PEMT_JAX_CORPUS")
-    with pytest.raises(UsageError, match="no text folder is set"):
+    with pytest.raises(UsageError, match="No text folder is set"):
         pretraining.corpus()
     gin.parse_config(
         "from __gin__ import dynamic_registration\n"
@@ -89,7 +89,7 @@ def test_gin_names_the_folder(corpus, monkeypatch):
 
 
 def test_a_folder_without_text_is_one_sentence(tmp_path):
-    with pytest.raises(PemtError, match="holds no .*txt"):
+    with pytest.raises(PemtError, match="has no text files, expected .*txt"):
         pretraining.text_files(str(tmp_path / "nowhere"))
 
 

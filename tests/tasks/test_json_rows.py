@@ -57,8 +57,8 @@ def test_rows_are_read_with_their_numbers(rows):
             "Row 1 of split 'train' of task 'mine' has 3 in the field "
             "'text', expected a text as in row 0",
         ),
-        (({"text": "a"}, "{oops"), "Line 2 of .*train.jsonl of task 'mine' is no JSON"),
-        (({"text": "a"}, "[1]"), "Line 2 of .*train.jsonl of task 'mine' is no object"),
+        (({"text": "a"}, "{oops"), "Line 2 of .*train.jsonl of task 'mine' is not JSON"),
+        (({"text": "a"}, "[1]"), "Line 2 of .*train.jsonl of task 'mine' is not an object"),
     ],
 )
 def test_faulty_rows_are_one_sentence(rows, lines, message):

@@ -210,7 +210,7 @@ def test_unlabelled_rows_of_texts_and_numbers_are_left_out(add, tmp_path):
         (
             [{"text": "a", "all": []}, {"text": "b", "all": []}],
             {"target": Answers("all")},
-            "Row 0 of split 'train' of task 'reviews' has no answer and nor has another row, "
+            "Row 0 of split 'train' of task 'reviews' has no answer and no other row has one, "
             "which means "
             "that the split is not labelled, expected answers in the field 'all'.",
         ),

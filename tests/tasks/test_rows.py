@@ -188,8 +188,9 @@ def test_other_tasks_are_never_replaced(cache, name, kind, taken):
         ),
         (
             {"data": {"train": [*rows("a"), {"text": {1, 2}}], "validation": rows("a")}},
-            "Row 1 of split 'train' of task 'reviews' cannot be written as JSON (set is no JSON "
-            "value), expected a dictionary of texts, numbers, true or false, or lists of texts.",
+            "Row 1 of split 'train' of task 'reviews' cannot be written as JSON (set is not a "
+            "JSON value), expected a dictionary of texts, numbers, true or false, or lists of "
+            "texts.",
         ),
         (
             {"data": {"train": ["a"], "validation": rows("a")}},

@@ -163,7 +163,7 @@ def test_an_unlabelled_split_of_questions_is_one_sentence(tmp_path, monkeypatch)
     with pytest.raises(
         PemtError,
         match="Row 0 of split 'train' of task 'mine' has no answer and "
-        "nor has another row, which means that the split is not "
+        "no other row has one, which means that the split is not "
         "labelled, expected answers in the field 'answers'",
     ):
         source.get_dataset("train")
