@@ -22,7 +22,7 @@ def unset(monkeypatch):
     startup.show_log("warning")
 
 
-def train(model_dir: str, fail: bool = False):
+def rehearse(model_dir: str, fail: bool = False):
     if fail:
         raise PemtError("The disk is full.")
     log = logging.getLogger("pemt_jax.training.loop")
@@ -38,21 +38,21 @@ def plan(argv):
 # Each fails with one sentence: (run, arguments, exit code, sentence, function named in the stack).
 FAILURES = {
     "gin main": (
-        lambda argv: command.run(train, argv),
+        lambda argv: command.run(rehearse, argv),
         ["--gin.MODEL_DIR=x", "--gin.FAIL=True"],
         1,
         "The disk is full.",
-        "in train",
+        "in rehearse",
     ),
     "gin itself": (
-        lambda argv: command.run(train, argv),
-        ["--gin.train.modle_dir=x"],
+        lambda argv: command.run(rehearse, argv),
+        ["--gin.rehearse.modle_dir=x"],
         2,
-        "train has no argument 'modle_dir' (nearest: 'model_dir').",
+        "rehearse has no argument 'modle_dir' (nearest: 'model_dir').",
         "in parse_config",
     ),
     "binding": (
-        lambda argv: command.run(train, argv),
+        lambda argv: command.run(rehearse, argv),
         ["--gin.MODEL_DIR"],
         2,
         "'--gin.MODEL_DIR' has no value, expected --gin.NAME=VALUE.",
@@ -157,14 +157,14 @@ def test_the_log_is_plain_lines_from_its_level_on(monkeypatch, capsys, level, ho
     else:
         monkeypatch.setenv("PEMT_JAX_LOG", level.upper())
     for _ in range(2):  # no line twice
-        assert command.run(train, flags) == 0
+        assert command.run(rehearse, flags) == 0
         levels = list(LINES)[list(LINES).index(level) :]
         expected = [line for name in levels for line in LINES[name]]
         assert capsys.readouterr().err.splitlines() == expected
 
 
 def test_warnings_alone_are_shown_when_nothing_is_said(capsys):
-    assert command.run(train, ["--gin.MODEL_DIR=x"]) == 0
+    assert command.run(rehearse, ["--gin.MODEL_DIR=x"]) == 0
     assert capsys.readouterr().err == "warning: the disk is nearly full\n"
 
 

@@ -33,13 +33,13 @@ def truncate(path):
 
 
 def from_elsewhere(base, place):
-    """A copy of a base without our own sums, as one that was downloaded."""
+    """A copy of a base without our own checksums, as if it had been downloaded."""
     return shutil.copytree(base, place, ignore=shutil.ignore_patterns("SHA256SUMS"))
 
 
 @pytest.fixture
 def refused(world, tmp_path, capsys):
-    """Run a command and hold its failure against what every failure must be."""
+    """Run a command and check its failure for what every failure must be."""
 
     def check(main, code, *parts, flags):
         places = {place: snapshot(place) for place in (world.library, world.base, tmp_path)}
@@ -165,7 +165,7 @@ def test_vocabulary_of_another_checkpoint(world, tmp_path, refused, monkeypatch)
         "4096 embedding rows",
         flags=world.train_flags(tmp_path / "run", INITIAL_CHECKPOINT_PATH=few),
     )
-    # As many pieces, but not these: the file that lies beside the weights decides.
+    # As many pieces, but other ones: the file stored beside the weights decides.
     other = from_elsewhere(world.base, tmp_path / "other")
     model = (other / "spiece.model").read_bytes()
     (other / "spiece.model").write_bytes(model + b"\0")
@@ -378,7 +378,7 @@ def test_fewer_steps_than_were_made(world, own_run, refused):
 
 
 def test_a_damaged_checkpoint(world, own_run, refused):
-    """Where no other is whole, it is named by the leaf that is not what it was."""
+    """When no other is intact, the message names it and the leaf that has changed."""
     for step in (own_run / "checkpoints").iterdir():
         manifest = read_manifest(step)
         manifest["leaves"]["trainable/prompt/embedding"]["sha256"] = "0" * 64
