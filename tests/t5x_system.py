@@ -67,7 +67,11 @@ def make(folder: Path, method: str, dropout_rate: float = 0.0) -> BuiltModel:
 
 
 def make_t5x_trainer(
-    made: BuiltModel, optimizer=None, seed: int = 0, initializer=None, microbatches: int | None = None
+    made: BuiltModel,
+    optimizer=None,
+    seed: int = 0,
+    initializer=None,
+    microbatches: int | None = None,
 ) -> trainer.Trainer:
     """T5X's trainer on one device, as t5x.train puts it together."""
     optimizer = optimizer or optimizers.make_optimizer(schedule=0.01)

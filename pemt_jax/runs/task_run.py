@@ -196,10 +196,8 @@ class TaskRun:
 
         `target` has the shapes and shardings of the trained parameters.
         """
-        best = kept.best_step()
-        step = result.step if best is None else best
-        values = processes.to_host(kept.restore_trainable(step, target))
-        metrics = kept.manifest(step)["metrics"] or {}
+        step, found, metrics = kept.restore_best(result.step, target)
+        values = processes.to_host(found)
         if processes.is_first():
             folder = publish(self.config, values, self.built, metrics)
             print(f"{folder}: {self.built.method.name} on {self.task}, step {step}, {metrics}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 
 import pytest
 from tiny_system import EXPERTS, LENGTHS, T5, snapshot, world_fixture  # noqa: F401
@@ -15,6 +16,7 @@ from pemt_jax.runs.finished import open_run
 from pemt_jax.runs.publish import publish
 from pemt_jax.runs.task_run import TaskRun
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
+from pemt_jax.training.validation import Validation
 
 FULL = dict(method="full", initial_checkpoint_path=None, t5=T5, eval_every=None)
 
@@ -83,3 +85,17 @@ def test_a_number_of_buckets_is_taken_by_evaluate_as_by_train(world, capsys):
     assert world.command("evaluate", *flags, "--gin.BUCKETS=2") == 0
     assert capsys.readouterr().out.splitlines()[-1] == plain.splitlines()[-1]
     assert EXPERTS[0] in plain
+
+
+def test_a_damaged_best_checkpoint_does_not_stop_publication(world, tmp_path, monkeypatch, capsys):
+    scores = iter([3.0, 1.0])
+    monkeypatch.setattr(Validation, "__call__", lambda *_: {"average": next(scores)})
+    run, options = tmp_path / "run", dict(method="pemt_source", library=str(tmp_path / "library"))
+    world.train(run, **options)
+    assert read_card(run / "artefact").metrics == {"average": 3.0}  # of step 10
+    shutil.rmtree(run / "artefact")
+    for path in (run / "checkpoints" / "10" / "state").rglob("d/*"):
+        path.write_bytes(bytes(len(path.read_bytes())))
+    world.train(run, **options)
+    assert read_card(run / "artefact").metrics == {"average": 1.0}
+    assert "is damaged" in capsys.readouterr().err
