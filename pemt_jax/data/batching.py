@@ -121,8 +121,8 @@ class BatchSource:
         """Batches that hold every row once; of a mixture, as many batches as all its rows fill."""
         return -(-int(self._sizes.sum()) // self.batch_size)
 
-    def __getitem__(self, step: int) -> Batch:
-        return self.batch(int(step), self.local_rows)
+    def __getitem__(self, index: int) -> Batch:
+        return self.batch(int(index), self.local_rows)
 
     def batch(self, step: int, local_rows: np.ndarray | None) -> Batch:
         """The batch of a step, or these rows of it; as long as it is with all its rows."""

@@ -14,6 +14,7 @@ import inspect
 import types
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import seqio
@@ -47,10 +48,11 @@ def _rows_identity(task: seqio.Task, split: str) -> object:
     source = task.source
     if cached.usable(task, split):
         return cached.identity(task, split)
-    if hasattr(source, "fingerprint"):
-        return source.fingerprint(split)
+    if fingerprint := getattr(source, "fingerprint", None):
+        return fingerprint(split)
     if isinstance(source, seqio.TfdsDataSource):
-        return source.tfds_dataset.name, sorted((source.splits or {}).items())
+        splits: Any = source.splits or {}  # here a mapping; the stub knows a tuple only
+        return source.tfds_dataset.name, sorted(splits.items())
     if isinstance(source, seqio.FileDataSource):
         return (
             _identity(getattr(source, "_reader", None), {}),
@@ -118,7 +120,7 @@ def _identity(value: object, seen: dict[int, object]) -> object:
     return name, "" if type(value).__repr__ is object.__repr__ else repr(value)
 
 
-def _text(function_or_class: object) -> str:
+def _text(function_or_class: Any) -> str:
     """The text of its module, for that holds what it calls; in a notebook its own text."""
     try:
         path = inspect.getsourcefile(function_or_class)
@@ -136,5 +138,7 @@ def _module_text(path: str) -> str:
 
 def _vocabulary_identity(vocabulary: seqio.Vocabulary) -> str:
     if isinstance(vocabulary, seqio.SentencePieceVocabulary):
-        return hashlib.sha256(vocabulary.sp_model).hexdigest()
+        model = vocabulary.sp_model
+        assert model is not None  # it is loaded now
+        return hashlib.sha256(model).hexdigest()
     return str(vocabulary)

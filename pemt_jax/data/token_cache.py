@@ -22,6 +22,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import seqio
@@ -30,7 +31,7 @@ import tensorflow as tf
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError, nearest
 from pemt_jax.data.cache_key import cache_key
-from pemt_jax.data.tokenized import Ragged, TokenizedSplit, to_json, type_names
+from pemt_jax.data.tokenized import OnlineTransform, Ragged, TokenizedSplit, to_json, type_names
 from pemt_jax.tasks.sources import cached
 
 
@@ -136,11 +137,11 @@ def _load(folder: Path, task: seqio.Task, split: str, lengths: Mapping[str, int]
     )
 
 
-def _cached_steps(task: seqio.Task) -> tuple[list, object | None]:
+def _cached_steps(task: seqio.Task) -> tuple[list, OnlineTransform | None]:
     """The preprocessors whose result is cached, and the online transform after them or None."""
     steps = []
     for position, step in enumerate(task.preprocessors):
-        if hasattr(step, "apply") and hasattr(step, "lengths"):
+        if isinstance(step, OnlineTransform):
             if after := task.preprocessors[position + 1 :]:
                 raise UsageError(
                     f"Task {task.name!r} has {len(after)} preprocessors after its "
@@ -163,11 +164,11 @@ def _rows(task: seqio.Task, split: str, lengths: Mapping[str, int]) -> tf.data.D
         return task.get_dataset(None, split, use_cached=True, shuffle=False)
     dataset = task.source.get_dataset(split=split, shuffle=False)
     for step in _cached_steps(task)[0]:
-        step = seqio.utils.add_kwargs_to_transform(
+        bound: Any = seqio.utils.add_kwargs_to_transform(
             step, sequence_length=lengths, output_features=task.output_features
         )
         with seqio.utils.map_seed_manager(0):
-            dataset = step(dataset)
+            dataset = bound(dataset)
     return dataset
 
 
@@ -176,9 +177,8 @@ def _tokenize(task: seqio.Task, split: str, lengths: Mapping[str, int], folder: 
     online = _cached_steps(task)[1]
     names = ["inputs", "targets"] if online is None else ["targets"]
     dataset = _rows(task, split, lengths)
-    dtypes = {
-        name: type_names(spec) for name, spec in dataset.element_spec.items() if name not in names
-    }
+    specs: Any = dataset.element_spec  # a dictionary, as every task's
+    dtypes = {name: type_names(spec) for name, spec in specs.items() if name not in names}
     tokens: dict[str, list[np.ndarray]] = {name: [] for name in names}
     other = []
     for row, example in enumerate(dataset.as_numpy_iterator()):

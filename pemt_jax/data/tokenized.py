@@ -8,6 +8,7 @@ import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import seqio
@@ -38,6 +39,26 @@ class Ragged:
         return Ragged(values.astype(dtype), np.cumsum([0, *map(len, rows)]))
 
 
+@runtime_checkable
+class OnlineTransform(Protocol):
+    """The last preprocessor of a task that makes new pairs in each epoch: SpanCorruption."""
+
+    def lengths(self, raw_lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Lengths of the inputs and targets that chunks of these lengths become."""
+        ...
+
+    def apply(
+        self,
+        chunks: list[np.ndarray],
+        seed: int,
+        epochs: np.ndarray,
+        rows: np.ndarray,
+        vocabulary: seqio.Vocabulary,
+    ) -> list[Pair]:
+        """The pair of each chunk, which depends on the seed, the epoch and the row alone."""
+        ...
+
+
 @dataclass(frozen=True)
 class TokenizedSplit:
     """One split of one task as tokens.
@@ -58,7 +79,7 @@ class TokenizedSplit:
     columns: Mapping[str, Ragged]
     other: Ragged
     dtypes: Mapping[str, object]
-    online: object | None
+    online: OnlineTransform | None
     sha256: str
 
     def __len__(self) -> int:
@@ -120,14 +141,14 @@ def to_json(value: object) -> object:
     return value
 
 
-def type_names(spec: object) -> object:
+def type_names(spec: Any) -> object:
     """Names of types, in dictionaries where features are nested."""
     if isinstance(spec, Mapping):
         return {name: type_names(part) for name, part in spec.items()}
     return spec.dtype.name
 
 
-def from_json(value: object, dtype: object) -> object:
+def from_json(value: Any, dtype: Any) -> object:
     if isinstance(dtype, Mapping):
         return {name: from_json(value[name], part) for name, part in dtype.items()}
     if dtype != "string":
@@ -135,7 +156,7 @@ def from_json(value: object, dtype: object) -> object:
     return value.encode("latin-1") if isinstance(value, str) else np.array(_encoded(value), object)
 
 
-def _encoded(value: object) -> object:
+def _encoded(value: Any) -> object:
     if isinstance(value, list):
         return [_encoded(part) for part in value]
     return value.encode("latin-1")
