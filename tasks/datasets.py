@@ -16,6 +16,7 @@ import seqio
 from pemt_jax.tasks import metrics
 from pemt_jax.tasks.registry import Dataset, register_packaged
 from pemt_jax.tasks.rendering import marked_spans, padded_question, record_passage, without_markup
+from pemt_jax.tasks.sources.split_source import SplitSource
 from pemt_jax.tasks.splits import Halves, HeldOut, Own
 from pemt_jax.tasks.targets import Answers, Label, Number, Option
 
@@ -267,7 +268,9 @@ for _row in (*SOURCES, *GLUE, *SUPER_GLUE, *MRQA, *OTHERS, *EXTRAS):
 
 def number_of_rows(task: seqio.Task) -> float:
     """The mixing rate of a task: its number of training rows."""
-    return float(len(task.source.rows("train")))
+    source = task.source
+    assert isinstance(source, SplitSource)
+    return float(len(source.rows("train")))
 
 
 for _name, _rows in {

@@ -37,7 +37,7 @@ def training_lines(corpus: str, sample: int, seed: int) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--corpus", required=True, help="folder of *.txt and *.txt.xz files")
     parser.add_argument("--output", required=True, help="where to write spiece.model")
     parser.add_argument("--pieces", type=int, default=8000)

@@ -12,6 +12,7 @@ import re
 import string
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import gin
 import numpy as np
@@ -26,7 +27,7 @@ def gold_answers(every: bool = True) -> bool:
 
 
 def postprocess(
-    text: str, example: Mapping[str, object] | None = None, is_target: bool = False, **_
+    text: str, example: Mapping[str, Any] | None = None, is_target: bool = False, **_
 ) -> object:
     """What the metrics compare.
 
@@ -59,7 +60,9 @@ def accuracy_and_f1(targets: Sequence[str], predictions: Sequence[str], *, posit
     from sklearn.metrics import f1_score
 
     f1 = f1_score(
-        np.array(targets) == positive, np.array(predictions) == positive, zero_division=0.0
+        np.array(targets) == positive,
+        np.array(predictions) == positive,
+        zero_division=0.0,  # pyright: ignore[reportArgumentType]  # "warn" or a number
     )
     return {**accuracy(targets, predictions), "f1": 100 * float(f1)}
 
@@ -76,7 +79,13 @@ def accuracy_and_macro_f1(
     from sklearn.metrics import f1_score
 
     # nan leaves a class out of the mean that neither targets nor predictions have.
-    f1 = f1_score(targets, predictions, labels=list(words), average="macro", zero_division=np.nan)
+    f1 = f1_score(
+        targets,
+        predictions,
+        labels=list(words),
+        average="macro",
+        zero_division=np.nan,  # pyright: ignore[reportArgumentType]  # "warn" or a number
+    )
     return {**accuracy(targets, predictions), "f1": 100 * float(f1)}
 
 
@@ -95,9 +104,12 @@ def correlations(targets: Sequence[str], predictions: Sequence[str]) -> Scores:
     wanted, found = ([_number(text) for text in texts] for texts in (targets, predictions))
     scores = {"pearson": 0.0, "spearmanr": 0.0}
     if len(set(wanted)) > 1 and len(set(found)) > 1:
+        # SciPy makes the classes of these results at run time.
+        pearson: Any = stats.pearsonr(wanted, found)
+        spearman: Any = stats.spearmanr(wanted, found)
         scores = {
-            "pearson": 100 * float(stats.pearsonr(wanted, found).statistic),
-            "spearmanr": 100 * float(stats.spearmanr(wanted, found).statistic),
+            "pearson": 100 * float(pearson.statistic),
+            "spearmanr": 100 * float(spearman.statistic),
         }
     return {**scores, "average": float(np.mean(list(scores.values())))}
 
@@ -125,8 +137,13 @@ def multirc(targets: Sequence[tuple[str, str]], predictions: Sequence[str]) -> S
     questions: dict[str, list[bool]] = defaultdict(list)
     for (question, _), a, b in zip(targets, wanted, found, strict=True):
         questions[question].append(a == b)
+    f1 = f1_score(
+        wanted,
+        found,
+        zero_division=0.0,  # pyright: ignore[reportArgumentType]  # "warn" or a number
+    )
     scores = {
-        "f1": 100 * float(f1_score(wanted, found, zero_division=0.0)),
+        "f1": 100 * float(f1),
         "em": 100 * float(np.mean([all(rows) for rows in questions.values()])),
     }
     return {**scores, "average": float(np.mean(list(scores.values())))}

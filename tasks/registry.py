@@ -112,7 +112,12 @@ def _check_template(row: Dataset) -> None:
 def _check_name(name: str, dataset: Dataset) -> None:
     """Refuse names that are taken, except by what `register` made of a data set of this name."""
     task = seqio.TaskRegistry.get(name) if name in seqio.TaskRegistry.names() else None
-    again = task and task is _registered.get(name) and task.source.base == dataset.name
+    again = (
+        task
+        and task is _registered.get(name)
+        and isinstance(task.source, SplitSource)
+        and task.source.base == dataset.name
+    )
     kind = "task" if task else "mixture" if name in seqio.MixtureRegistry.names() else None
     if kind and not again:
         raise UsageError(f"There is a {kind} {name!r} already, expected a name that is free.")
@@ -133,7 +138,7 @@ def _add(row: Dataset, name: str, few_shot: Mapping[str, int] | None) -> seqio.T
     )
     return seqio.TaskRegistry.add(
         name,
-        source=source,
+        source=source,  # pyright: ignore[reportArgumentType]  # SeqIO's own may know no size
         preprocessors=[
             functools.partial(
                 render, template=row.inputs, target=row.target, clean=row.clean, group=row.group

@@ -70,9 +70,11 @@ def from_rows(
     if isinstance(labels, str) or not isinstance(labels, Label | Number | Option | Answers):
         labels = Label(_words(name, labels))
     if metric is None:
-        metric = {Answers: metrics.squad, Number: metrics.correlations}.get(
-            type(labels), metrics.accuracy
-        )
+        defaults: dict[type, Callable[..., Mapping[str, float]]] = {
+            Answers: metrics.squad,
+            Number: metrics.correlations,
+        }
+        metric = defaults.get(type(labels), metrics.accuracy)
     _check_splits(name, data, splits)
     dataset = Dataset(
         name=name,

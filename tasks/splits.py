@@ -140,7 +140,9 @@ class FewShot:
         if self.shots < 1:
             raise UsageError(f"FewShot.shots is {self.shots}, expected 1 or more.")
 
-    def draw(self, train: Sequence[int], size: int, labels: np.ndarray | None) -> np.ndarray:
+    def draw(
+        self, train: Sequence[int] | np.ndarray, size: int, labels: np.ndarray | None
+    ) -> np.ndarray:
         """Positions of the drawn rows.
 
         Args:

@@ -14,6 +14,7 @@ import binascii
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from pemt_jax.common.errors import PemtError
 from pemt_jax.common.storage import cache_folder, replacing
@@ -56,8 +57,9 @@ def sentencepiece_model(content: bytes, path: str) -> bytes:
             f"{path} is not the tokenizer.json of a sentencepiece unigram model "
             f"({str(error).splitlines()[0]}), expected a T5's."
         ) from error
-    kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
-    made = sentencepiece_model_pb2.ModelProto()
+    messages: Any = sentencepiece_model_pb2  # protobuf makes its classes at import
+    kinds = messages.ModelProto.SentencePiece
+    made = messages.ModelProto()
     for number, (piece, score) in enumerate(pieces):
         if piece.startswith(SENTINEL):
             continue

@@ -3,6 +3,7 @@
 import fnmatch
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import seqio
 
@@ -47,9 +48,11 @@ def table(names: Sequence[str]) -> str:
 
 
 def _line(task: seqio.Task) -> tuple[str, ...]:
-    source, sizes, data, name = task.source, {}, "-", type(task.source).__name__
+    source, data, name = task.source, "-", type(task.source).__name__
+    sizes: dict[str, int | str | None] = {}
     if isinstance(source, SplitSource):
-        sizes, name = source.known_sizes(), str(source.data)
+        sizes |= source.known_sizes()
+        name = str(source.data)
         if source.few_shot:
             each = " per label" if source.target.counted else ""
             sizes["train"] = f"{source.few_shot.shots}{each}"
@@ -89,7 +92,7 @@ def examples(task: seqio.Task, split: str, count: int) -> str:
     return "\n".join(lines)
 
 
-def _shown(value: object) -> str:
+def _shown(value: Any) -> str:
     if isinstance(value, bytes):
         return repr(value.decode())
     if hasattr(value, "tolist") and getattr(value, "ndim", 0):

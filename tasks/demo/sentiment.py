@@ -22,6 +22,9 @@ all the same, or an expert's small change never turns a mask's prediction into a
 the questions with one of the two answers drawn at random.
 """
 
+# tf.data's stub knows no dictionaries, and SeqIO's own sources may not know their size.
+# pyright: reportArgumentType=false
+
 import functools
 from collections.abc import Callable, Sequence
 

@@ -140,9 +140,13 @@ def rows(domain: str) -> tuple[Row, ...]:
     """All rows of a domain in the order of its file, neutral ones included."""
     expected = DOMAINS[domain]
     with tarfile.open(fetch()) as outer:
-        inner = outer.extractfile(INNER_ARCHIVE).read()
+        member = outer.extractfile(INNER_ARCHIVE)
+        assert member is not None  # it is a regular file
+        inner = member.read()
     with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
-        data = archive.extractfile(f"hutto_ICWSM_2014/{expected.file}").read()
+        member = archive.extractfile(f"hutto_ICWSM_2014/{expected.file}")
+        assert member is not None  # it is a regular file
+        data = member.read()
     found = parse(domain, data)
     if len(found) != expected.rows:
         raise PemtError(f"{expected.file} has {len(found)} rows but {expected.rows} were expected")

@@ -95,7 +95,7 @@ def paragraph_dataset(split: str) -> tf.data.Dataset:
 def tokenize_join_and_cut(
     dataset: tf.data.Dataset,
     sequence_length: Mapping[str, int],
-    output_features: Mapping[str, seqio.Feature],
+    output_features: Mapping[str, seqio.utils.Feature],
 ) -> tf.data.Dataset:
     """Join the paragraphs' tokens and cut them into chunks, all full but the last."""
     vocabulary = output_features["targets"].vocabulary
@@ -114,7 +114,9 @@ def tokenize_join_and_cut(
 
 seqio.TaskRegistry.add(
     SPAN_CORRUPTION,
-    source=TrackedSource(paragraph_dataset, corpus_fingerprint, splits=("train", "validation")),
+    source=TrackedSource(  # pyright: ignore[reportArgumentType]  # SeqIO's own may know no size
+        paragraph_dataset, corpus_fingerprint, splits=("train", "validation")
+    ),
     preprocessors=[tokenize_join_and_cut, SpanCorruption()],
     output_features=FEATURES,
     metric_fns=[],

@@ -146,23 +146,26 @@ class SpanCorruption:
         vocabulary: seqio.Vocabulary,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Corrupt chunks of any lengths; returns (inputs, targets) for each."""
+        eos_id = vocabulary.eos_id
+        assert eos_id is not None
         lengths = np.array([len(chunk) for chunk in chunks])
         pairs: list = [None] * len(chunks)
         for length in np.unique(lengths):
             where = np.flatnonzero(lengths == length)
             keys = random_keys(seed, epochs[where], rows[where], int(length))
             inputs, targets = corrupt(
-                np.stack([chunks[i] for i in where]), keys, vocabulary.vocab_size, vocabulary.eos_id
+                np.stack([chunks[i] for i in where]), keys, vocabulary.vocab_size, eos_id
             )
             for i, pair in zip(where, zip(inputs, targets, strict=True), strict=True):
                 pairs[i] = pair
         return pairs
 
     def __call__(
-        self, dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
+        self, dataset: tf.data.Dataset, output_features: Mapping[str, seqio.utils.Feature]
     ) -> tf.data.Dataset:
         vocabulary = output_features["targets"].vocabulary
         vocab_size, eos_id = vocabulary.vocab_size, vocabulary.eos_id
+        assert eos_id is not None
 
         def corrupt_one(tokens, seed):
             epoch, row = np.asarray(seed, np.int64).astype(np.uint32)
@@ -180,4 +183,4 @@ class SpanCorruption:
                 "targets": tf.ensure_shape(targets, [None]),
             }
 
-        return to_pair(dataset)
+        return to_pair(dataset)  # pyright: ignore[reportCallIssue]  # SeqIO passes the seed

@@ -53,7 +53,9 @@ def usable(task: seqio.Task, split: str) -> bool:
 
 def identity(task: seqio.Task, split: str) -> list:
     """A value that changes when the cached examples of a split do."""
-    files = sorted(epath.Path(folder(task)).glob(f"{split}.tfrecord-*"))
+    where = folder(task)
+    assert where is not None  # only examples that are usable are identified
+    files = sorted(epath.Path(where).glob(f"{split}.tfrecord-*"))
     return ["cached", split, [(file.name, file.stat().length, file.stat().mtime) for file in files]]
 
 
@@ -65,10 +67,12 @@ def write(task: seqio.Task, root: str, shown: bool) -> None:
       root: the folder of all cached tasks.
       shown: whether to show a progress bar.
     """
+    source = task.source
+    assert isinstance(source, SplitSource)
     task_folder = Path(root) / seqio.get_task_dir_from_name(task.name)
     for split in task.splits:
         made_from = task_folder / f"source.{split}.json"
-        now = _made_from(task.source, split)
+        now = _made_from(source, split)
         if made_from.is_file() and json.loads(made_from.read_text(encoding="utf-8")) == now:
             continue
         (task_folder / "COMPLETED").unlink(missing_ok=True)

@@ -22,7 +22,7 @@ import numpy as np
 from pemt_jax.common.errors import PemtError
 
 
-@gin.configurable("index_files")
+@gin.configurable("index_files")  # pyright: ignore[reportCallIssue]  # gin has no types
 def folder_of_index_files(folder: str | None = None) -> str | None:
     """The folder of the index files: gin's `index_files.folder`, else the environment's."""
     return folder or os.environ.get("PEMT_JAX_INDEX_FILES")

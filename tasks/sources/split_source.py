@@ -9,6 +9,7 @@ task, the split and the row instead of an error inside a TensorFlow graph.
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import seqio
@@ -19,7 +20,7 @@ from pemt_jax.tasks.sources import index_files
 from pemt_jax.tasks.sources.json_rows import JsonRows
 from pemt_jax.tasks.sources.tfds_rows import TfdsRows
 from pemt_jax.tasks.splits import FewShot, Halves, Policy, question_groups
-from pemt_jax.tasks.targets import Target, as_numbers
+from pemt_jax.tasks.targets import Answers, Target, as_numbers
 
 
 class SplitSource(seqio.DataSource):
@@ -51,7 +52,7 @@ class SplitSource(seqio.DataSource):
         group: Sequence[str] = (),
         drop_unlabelled: bool = False,
         base: str | None = None,
-        few_shot: Mapping[str, int] | None = None,
+        few_shot: Mapping[str, Any] | None = None,
     ):
         self.data = TfdsRows(data, task) if isinstance(data, str) else JsonRows(data, task)
         self.task, self.base, self.policy, self.target = task, base or task, policy, target
@@ -184,16 +185,18 @@ class SplitSource(seqio.DataSource):
 
     def _column(self, part: str, field: str) -> np.ndarray:
         """A field of all rows; all that selections and checks look at is read in one go."""
-        checked = [self.target.field] if hasattr(self.target, "faulty") else []
+        checked = [] if isinstance(self.target, Answers) else [self.target.field]
         fields = sorted({*self._order, *self._group, *checked})
-        return self.data.columns(part, fields)[field]
+        # A list of texts only where a label is expected, which _check_labels refuses.
+        return cast(np.ndarray, self.data.columns(part, fields)[field])
 
     def _check_labels(self, split: str, keep: np.ndarray) -> None:
-        if not hasattr(self.target, "faulty"):
+        target = self.target
+        if isinstance(target, Answers):
             self._check_answers(split, keep)
             return
-        values = self._column(self._part(split), self.target.field)
-        faulty = np.flatnonzero(keep & (isinstance(values, list) or self.target.faulty(values)))
+        values = self._column(self._part(split), target.field)
+        faulty = np.flatnonzero(keep & (isinstance(values, list) or target.faulty(values)))
         if not len(faulty):
             return
         row, value = faulty[0], values[faulty[0]]
@@ -202,7 +205,7 @@ class SplitSource(seqio.DataSource):
         meaning = ", which means that it is not labelled" if unlabelled else ""
         raise PemtError(
             f"Row {row} of split {split!r} of task {self.task!r} has the label "
-            f"{value!r}{meaning}, expected {self.target.expected}."
+            f"{value!r}{meaning}, expected {target.expected}."
         )
 
     def _check_answers(self, split: str, keep: np.ndarray) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import seqio
@@ -127,17 +128,18 @@ class TfdsRows:
                 "split": tf.fill(tf.shape(numbers), named),
             }
 
-        def rows_of(files: tf.Tensor, start: tf.Tensor) -> tf.data.Dataset:
+        def rows_of(files: tf.Tensor | list[str], start: tf.Tensor) -> tf.data.Dataset:
             batches = tf.data.TFRecordDataset(files).batch(BATCH).enumerate()
             return batches.map(functools.partial(parsed, start)).unbatch()
 
         if len(wanted) == 1 or not (shuffle or shards):  # files that follow one another
             return rows_of([paths[i] for i in wanted], starts[wanted[0]])
+        of_pair: Any = rows_of  # the stub knows functions of one argument only
         files = tf.data.Dataset.from_tensor_slices(([paths[i] for i in wanted], starts[wanted]))
         if not shuffle:
-            return files.flat_map(rows_of)
+            return files.flat_map(of_pair)
         files = files.shuffle(len(wanted), seed=seed)
-        return files.interleave(rows_of, cycle_length=16, block_length=16)
+        return files.interleave(of_pair, cycle_length=16, block_length=16)
 
     def _spec(self, split: str, fields: Sequence[str]) -> dict:
         """How the fields lie in a record."""
@@ -160,7 +162,7 @@ class TfdsRows:
             )
         return splits[split]
 
-    def _builder(self):
+    def _builder(self) -> Any:
         info = self.folder / "dataset_info.json"
         if not info.exists():
             raise PemtError(
@@ -172,11 +174,11 @@ class TfdsRows:
 
 
 @functools.lru_cache(64)
-def _open(folder: str, changed: int):
+def _open(folder: str, changed: int) -> Any:  # whose stub has None where a builder has all
     del changed  # a folder that was prepared anew is opened anew
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(folder)
+    builder: Any = tfds.builder_from_directory(folder)
     file_format = builder.info.file_format.value
     if file_format != "tfrecord":
         raise PemtError(f"The data in {folder} are {file_format} files, expected tfrecord.")
