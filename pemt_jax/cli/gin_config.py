@@ -15,6 +15,7 @@ import tokenize
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import gin
 
@@ -190,12 +191,14 @@ def _hints(function_or_class: Callable) -> dict[str, object]:
         return {}
 
 
-def _expected(value: object, hint: object) -> str:
+def _expected(value: object, hint: Any) -> str:
     """What `hint` wants when the plain `value` certainly is no such thing, else ""."""
     union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
     members = typing.get_args(hint) if union else (hint,)
     plain = [member for member in members if member in SIMPLE_TYPES]
-    kinds = [typing.get_origin(member) or member for member in members if member not in plain]
+    kinds: list[Any] = [
+        typing.get_origin(member) or member for member in members if member not in plain
+    ]
     if (
         type(value) not in SIMPLE_TYPES
         or type(value) in plain

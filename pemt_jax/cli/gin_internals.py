@@ -11,6 +11,7 @@ import importlib.metadata
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from gin import config, config_parser
 
@@ -148,7 +149,7 @@ def macros_in_force() -> set[str]:
     return {name for name in map(macro_of, references) if name}
 
 
-def macro_of(value: object) -> str | None:
+def macro_of(value: Any) -> str | None:
     """The name of the macro that `value` refers to, or None."""
     is_macro = isinstance(
         value, _gin("ConfigurableReference")
@@ -161,7 +162,7 @@ def reference_to(macro: str) -> object:
     return _gin("parse_value")(f"%{macro}")
 
 
-def is_required(value: object) -> bool:
+def is_required(value: Any) -> bool:
     """Whether `value` is %gin.REQUIRED, which stands for a value that is still missing."""
     return isinstance(value, _gin("ConfigurableReference")) and value.config_key == (
         "gin.REQUIRED",
@@ -172,6 +173,7 @@ def is_required(value: object) -> bool:
 def original(error: BaseException) -> BaseException:
     """The exception that was raised, where gin raised a copy with the path to the failing call."""
     while "augment_exception_message_and_reraise" in type(error).__str__.__qualname__:
+        assert error.__context__ is not None  # gin raises the copy while it handles the original
         error = error.__context__  # a copy keeps neither attributes nor a plain message
     return error
 

@@ -61,17 +61,17 @@ def save_weights(
     Raises:
       PemtError: the file cannot be written; what stood at `path` before stands there still.
     """
-    codes = {
-        name: CODES.get(np.dtype(array.dtype).newbyteorder("=")) for name, array in arrays.items()
-    }
-    for name, code in codes.items():
-        if code is None:
+    codes = {}
+    for name, array in arrays.items():
+        dtype = np.dtype(array.dtype).newbyteorder("=")
+        if dtype not in CODES:
             raise PemtError(
-                f"Cannot write {path}: {name!r} is an array of {arrays[name].dtype}, "
+                f"Cannot write {path}: {name!r} is an array of {array.dtype}, "
                 f"expected one of {', '.join(map(str, CODES))}."
             )
+        codes[name] = CODES[dtype]
     names = sorted(codes, key=lambda name: (list(DTYPES).index(codes[name]), name))
-    header = {"__metadata__": dict(metadata)} if metadata else {}
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name in names:
         start, end = end, end + nbytes(arrays[name])

@@ -34,7 +34,7 @@ def load_base(path: str | os.PathLike) -> tuple[T5Config, dict[str, np.ndarray]]
     }
 
 
-def open_base(path: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray]]:
+def open_base(path: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray | np.ndarray]]:
     """As `load_base`, but parameters in their stored dtypes, each read when it is asked for."""
     path = os.fspath(path)
     path = path if "://" in path else os.fspath(current(Path(path)))
@@ -66,7 +66,7 @@ class Base:
     t5: T5Config
     params: dict[str, np.ndarray]
     fingerprint: str
-    stored_embedding: LazyArray
+    stored_embedding: LazyArray | np.ndarray
 
     def embedding_rows(self, tokens: Sequence[int]) -> np.ndarray:
         """Float32 embedding rows [len(tokens), D], from what is stored and not what is kept."""
@@ -93,6 +93,7 @@ def read_base(path: str | os.PathLike, kept_dtype: Callable[[str], np.dtype]) ->
             before = hashing.submit(digest.update, name, values)
             params[name] = aligned(values.shape, kept_dtype(name))
             params[name][...] = values
+        assert before  # a T5 has parameters
         before.result()
     return Base(t5, params, digest.hexdigest(), stored["token_embedder/embedding"])
 

@@ -47,7 +47,7 @@ def load_hf(folder: str | os.PathLike) -> tuple[T5Config, dict[str, np.ndarray]]
     }
 
 
-def open_hf(folder: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray]]:
+def open_hf(folder: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray | np.ndarray]]:
     """As `load_hf`, but parameters in their stored dtypes, each read when it is asked for."""
     folder = Path(folder)
     if not folder.is_dir():

@@ -76,12 +76,14 @@ def import_peft(request: Request) -> Card:
         if card
         else {"imported": "peft", "prompt": "rows of the base's vocabulary, not trained"}
     )
+    prompt_text = card.description if card else request.prompt
+    assert prompt_text is not None  # asked for above, where there is no card
     return save_expert(
         request.library,
         request.name,
         adapter.lora | {PROMPT: prompt},
         task=request.task or (card.task if card else request.name),
-        prompt_text=card.description if card else request.prompt,
+        prompt_text=prompt_text,
         base_fingerprint=base_print,
         base_name=base_name,
         method=card.method if card else "lora",
@@ -173,6 +175,7 @@ def check_fits(
 
 def vocabulary_rows(request: Request, t5: T5Config, base: Mapping[str, np.ndarray]) -> np.ndarray:
     """The base's embedding rows [P, D] of the prompt's tokens."""
+    assert request.base is not None and request.prompt is not None  # import_peft asks for both
     vocabulary = open_vocabulary(request.base, request.vocabulary)
 
     check_vocabulary(vocabulary, t5, request.base)

@@ -255,7 +255,9 @@ def _scale(config: Mapping[str, object], module: str, rank: int, source: str) ->
     return alpha / (math.sqrt(r) if config.get("use_rslora") else r)
 
 
-def _of_module(config: Mapping[str, object], patterns: str, default: str, module: str, source: str):
+def _of_module(
+    config: Mapping[str, object], patterns: str, default: str, module: str, source: str
+) -> float:
     value, table = config.get(default, 8), config.get(patterns) or {}  # 8 is PEFT's default
     for key, of_key in table.items() if isinstance(table, dict) else [("", None)]:
         if not re.fullmatch(r"\^?[\w.]+", key):  # a pattern of a stranger can run for years
@@ -263,7 +265,7 @@ def _of_module(config: Mapping[str, object], patterns: str, default: str, module
         if re.match(rf"(.*\.)?({key})$", module):
             value = of_key
             break
-    if type(value) not in (int, float) or not 0 < value < 1e9:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
         raise PemtError(
             f"{source} has {value!r} for the {default} of {module}, expected a positive number."
         )

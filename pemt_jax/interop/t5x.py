@@ -19,6 +19,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import flax.serialization
 import flax.traverse_util
@@ -236,7 +237,7 @@ def _inline(folder: epath.Path) -> Iterator[tuple[str, np.ndarray]]:
             "one of T5X, to which t5x.scripts.convert_tf_checkpoint converts it."
         )
     try:
-        tree = flax.serialization.msgpack_restore(content)
+        tree: Any = flax.serialization.msgpack_restore(content)
         target = tree.get("optimizer", tree)["target"]
         leaves = flax.traverse_util.flatten_dict(target, sep="/")
     except Exception as error:  # msgpack and flax raise whatever they meet in a damaged file
@@ -270,7 +271,8 @@ def _array(folder: epath.Path, kvstore: dict, name: str, driver: str) -> LazyArr
 
     def read() -> np.ndarray:
         try:
-            rows = store.chunk_layout.read_chunk.shape[0] if store.rank else 0
+            chunk = store.chunk_layout.read_chunk.shape
+            rows = (chunk[0] or 0) if chunk else 0
             if not 0 < rows < store.shape[0]:
                 return store.read().result()
             values = np.empty(store.shape, store.dtype.numpy_dtype)

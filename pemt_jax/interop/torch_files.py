@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -82,7 +83,7 @@ def _refusal(path: Path, message: str) -> PemtError:
     )
 
 
-def _to_numpy(torch, path: Path, name: object, value: object) -> np.ndarray:
+def _to_numpy(torch, path: Path, name: object, value: Any) -> np.ndarray:
     if not isinstance(name, str) or not isinstance(value, torch.Tensor):
         raise PemtError(
             f"{path} holds a {type(value).__name__} under {name!r}, expected named tensors only."

@@ -7,7 +7,7 @@ then the target adapter.  Gates and sparsity losses leave through the collection
 
 import flax.linen as nn
 import jax
-from flax.linen import with_logical_constraint
+from flax.linen.spmd import with_logical_constraint
 from jax import Array
 
 from pemt_jax.config import PemtConfig, T5Config

@@ -1,6 +1,7 @@
 """Initial parameters of a model: given values in their places, the rest drawn from a seed."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,7 +35,7 @@ def initial_parameters(
 
     def init(rng):
         variables = model.get_initial_variables(rng, tokens)
-        params = traverse_util.flatten_dict(variables["params"], sep="/")
+        params: dict[str, Any] = traverse_util.flatten_dict(variables["params"], sep="/")
         axes.update(variables["params_axes"])
         shapes.update({path: value.shape for path, value in params.items()})
         return {path: value for path, value in params.items() if path not in given}

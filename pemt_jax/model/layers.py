@@ -12,8 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.linen import with_logical_constraint
 from flax.linen.partitioning import param_with_axes
+from flax.linen.spmd import with_logical_constraint
 from jax import Array
 
 # exp(-1e10) is 0 in float32 and bfloat16 alike; finite, so that a row with nothing to attend to

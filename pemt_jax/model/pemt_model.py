@@ -9,6 +9,7 @@ only fills the batch or the mesh: it counts in no loss, metric, mean gate or spa
 """
 
 from collections.abc import Mapping
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +74,9 @@ class PemtModel:
         )
         return {name: variables[name] for name in ("params", "params_axes")}
 
-    def apply(self, params: Mapping, batch: Batch, dropout_rng: Array | None = None):
+    def apply(
+        self, params: Mapping, batch: Batch, dropout_rng: Array | None = None
+    ) -> tuple[Array, dict[str, Array]]:
         """Return logits [B, T, V] and the collection "pemt", flat: gates [B, E], losses [].
 
         Raises:
@@ -92,7 +95,7 @@ class PemtModel:
             rngs=None if dropout_rng is None else {"dropout": dropout_rng},
             mutable=["pemt"],
         )
-        return logits_BTV, traverse_util.flatten_dict(collected.get("pemt", {}), sep="/")
+        return logits_BTV, _flat(collected.get("pemt", {}))
 
     def loss_fn(
         self, params: Mapping, batch: Batch, dropout_rng: Array | None
@@ -118,7 +121,7 @@ class PemtModel:
         correct_BT = (label_logits_BT >= jnp.max(logits_BTV, axis=-1)) * weights_BT
         tsl = [value for path, value in collected.items() if path.endswith("/tsl")]
         loss = ce
-        metrics = {
+        metrics: dict[str, clu_metrics.Metric] = {
             "cross_entropy": average(jnp.sum(ce_BT * weights_BT), tokens),
             "token_accuracy": average(jnp.sum(correct_BT), tokens),
         }
@@ -207,7 +210,7 @@ class PemtModel:
         cache = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         aux = {}
         if self.pemt.num_experts:
-            aux["gate"] = mean_gate(traverse_util.flatten_dict(collected["pemt"], sep="/"))
+            aux["gate"] = mean_gate(_flat(collected["pemt"]))
         if num_decodes == 1:
             tokens, scores = decoding.greedy_search(next_logits, cache, rows_N, length)
             tokens, scores = tokens[:, None], scores[:, None]
@@ -244,6 +247,11 @@ class PemtModel:
         }
 
 
+def _flat(collected: Any) -> dict[str, Array]:
+    """The collection "pemt" by '/'-joined path."""
+    return cast(dict[str, Array], traverse_util.flatten_dict(collected, sep="/"))
+
+
 def row_weights(batch: Batch) -> Array:
     """[B]: 1 for real rows, 0 for rows that only fill the batch."""
     return jnp.any(batch["decoder_loss_weights"] > 0, axis=1).astype(jnp.float32)
@@ -252,8 +260,9 @@ def row_weights(batch: Batch) -> Array:
 def mean_gate(collected: Mapping[str, Array]) -> Array:
     """gate_BE averaged over the layers that were run, from the flat collection "pemt"."""
     gates = [value for path, value in collected.items() if path.endswith("/gate")]
-    return sum(gates) / len(gates)
+    return cast(Array, sum(gates) / len(gates))
 
 
 def average(total: Array, count: Array) -> clu_metrics.Average:
-    return clu_metrics.Average(total=total, count=count)
+    # clu's stub does not show that it is a dataclass.
+    return clu_metrics.Average(total=total, count=count)  # pyright: ignore[reportCallIssue]

@@ -7,7 +7,7 @@ The feed-forward output has experts and an adapter where a `PemtConfig` asks for
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.linen import with_logical_constraint
+from flax.linen.spmd import with_logical_constraint
 from jax import Array
 
 from pemt_jax.config import PemtConfig, T5Config

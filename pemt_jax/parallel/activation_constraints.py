@@ -9,8 +9,9 @@ splits feed-forward and attention activations over model, and gathers what is sp
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
-import flax.linen.partitioning as flax_partitioning
+import flax.linen as nn
 import jax
 from flax import traverse_util
 from jax.sharding import Mesh
@@ -32,10 +33,7 @@ def constrained(function: Callable, mesh: Mesh, params_axes: Mapping | None) -> 
     @functools.wraps(function)
     def on_mesh(params, *args, **kwargs):
         rules = axis_rules(params, params_axes, mesh)
-        with (
-            jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
-            flax_partitioning.axis_rules(rules),
-        ):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(rules):
             return function(params, *args, **kwargs)
 
     return on_mesh
@@ -51,10 +49,11 @@ def axis_rules(
     """
     named = logical_axes(params_axes)
     sizes: dict[str | None, set[int]] = {}
-    for path, value in traverse_util.flatten_dict(params, sep="/").items():
+    flat: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
+    for path, value in flat.items():
         for axis, size in zip(named.get(path, ()), value.shape, strict=False):
             sizes.setdefault(axis, set()).add(size)
-    rules = [("batch", batch_axes(mesh))]
+    rules: list[tuple[str, str | tuple[str, ...] | None]] = [("batch", batch_axes(mesh))]
     for axis, mesh_axis in LOGICAL_AXIS_RULES.items():
         if axis != "batch":
             parts = mesh.shape.get(mesh_axis, 1)

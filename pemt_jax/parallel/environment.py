@@ -33,7 +33,9 @@ class Limits:
         """Read the variables; raise UsageError for a value that is not a positive number."""
         return cls(
             **{
-                field.name: _seconds(f"PEMT_JAX_{field.name.upper()}_SECONDS", field.default)
+                field.name: _seconds(
+                    f"PEMT_JAX_{field.name.upper()}_SECONDS", getattr(cls, field.name)
+                )
                 for field in dataclasses.fields(cls)
             }
         )
@@ -72,6 +74,7 @@ def find_member(address: str | None, count: int | None, index: int | None) -> Me
             "all three or none."
         )
     address, count, index = given.values()
+    assert address is not None and count is not None and index is not None  # none is missing
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise UsageError(f"Found the coordinator address {address!r}, expected HOST:PORT.")

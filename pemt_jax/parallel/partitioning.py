@@ -19,12 +19,13 @@ empty ones, which count in no loss, metric or gate (models.py).
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen.partitioning as flax_partitioning
 import flax.traverse_util
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from pemt_jax.common.errors import UsageError, nearest
 
@@ -78,7 +79,7 @@ def make_mesh(data: int | None = None, model: int = 1, expert: int = 1, devices=
     )
 
 
-def batch_axes(mesh: Mesh) -> tuple[str, ...]:
+def batch_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
     """Return the mesh axes over which the rows of a batch are dealt."""
     return tuple(axis for axis in ("data", "expert") if axis in mesh.shape)
 
@@ -90,7 +91,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def logical_axes(params_axes: Mapping) -> dict[str, tuple[str | None, ...]]:
     """Flatten the `params_axes` collection to {parameter path: logical axis names}."""
-    flat = flax.traverse_util.flatten_dict(
+    flat: dict[str, Any] = flax.traverse_util.flatten_dict(
         params_axes, sep="/", is_leaf=lambda _, x: isinstance(x, flax_partitioning.AxisMetadata)
     )
     axes = {}
@@ -101,22 +102,31 @@ def logical_axes(params_axes: Mapping) -> dict[str, tuple[str | None, ...]]:
 
 
 def parameter_spec(
-    axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh, fully_sharded: bool = False
+    axes: tuple[str | None, ...],
+    shape: tuple[int, ...],
+    mesh: Mesh | AbstractMesh,
+    fully_sharded: bool = False,
 ) -> PartitionSpec:
     """Return where the dimensions of one parameter lie; each mesh axis is used at most once.
 
     Fully sharded, a matrix of the backbone also lies split over the axes of the batch, along the
     longest dimension that is free and that they, or data alone, divide.
     """
-    spec, used = [], set()
+    spec: list[str | tuple[str, ...] | None] = []
+    used: set[str] = set()
     for axis, size in zip(axes, shape, strict=True):
         if axis is not None and axis not in LOGICAL_AXIS_RULES:
             raise UsageError(
                 f"There is no logical axis {axis!r}, expected one of "
                 f"{', '.join(LOGICAL_AXIS_RULES)}{nearest(axis, LOGICAL_AXIS_RULES)}."
             )
-        mesh_axis = LOGICAL_AXIS_RULES.get(axis)
-        if mesh_axis not in mesh.shape or mesh_axis in used or size % mesh.shape[mesh_axis]:
+        mesh_axis = LOGICAL_AXIS_RULES[axis] if axis is not None else None
+        if (
+            mesh_axis is None
+            or mesh_axis not in mesh.shape
+            or mesh_axis in used
+            or size % mesh.shape[mesh_axis]
+        ):
             spec.append(None)
         else:
             spec.append(mesh_axis)
@@ -126,13 +136,16 @@ def parameter_spec(
             parts = math.prod(mesh.shape[axis] for axis in over)
             free = [i for i, where in enumerate(spec) if where is None and shape[i] % parts == 0]
             if free:
-                spec[max(free, key=lambda i: shape[i])] = over if len(over) > 1 else over[0]
+                spec[max(free, key=lambda i: shape[i])] = over[0] if len(over) == 1 else over
                 break
     return PartitionSpec(*spec)
 
 
 def parameter_shardings(
-    params: Mapping[str, jax.Array], params_axes: Mapping, mesh: Mesh, fully_sharded: bool = False
+    params: Mapping[str, jax.Array],
+    params_axes: Mapping,
+    mesh: Mesh | AbstractMesh,
+    fully_sharded: bool = False,
 ) -> dict[str, NamedSharding]:
     """Return the sharding of each entry of a flat {path: array} dict; see `parameter_spec`.
 
@@ -159,7 +172,7 @@ def optimizer_shardings(opt_state, trainable_shardings: Mapping[str, NamedShardi
     replicated = NamedSharding(mesh, PartitionSpec())
 
     def sharding(path, leaf):
-        key = getattr(path[-1], "key", None) if path else None
+        key = getattr(path[-1], "key", "") if path else ""
         owner = trainable_shardings.get(key)
         if owner is None or len(owner.spec) != len(leaf.shape):
             return replicated
@@ -178,7 +191,7 @@ def check_batch_size(batch_size: int) -> None:
         raise UsageError(f"Found a batch of {batch_size} rows, expected 1 or more.")
 
 
-def padded_rows(batch_size: int, mesh: Mesh) -> int:
+def padded_rows(batch_size: int, mesh: Mesh | AbstractMesh) -> int:
     """Return how many rows a batch has on the mesh, the empty ones that fill it included."""
     parts = math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
     return -(-batch_size // parts) * parts

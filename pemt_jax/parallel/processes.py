@@ -105,9 +105,11 @@ def _join(member: Member, limits: Limits) -> None:
         _keep_standard_output()
         atexit.register(_end_together)
         sys.excepthook = _end_alone
+        coordinator = global_state.coordinator_address
+        assert coordinator is not None  # every process of several has one
         _watchdog = Watchdog(
             global_state.client,
-            global_state.coordinator_address.rpartition(":")[0].strip("[]"),
+            coordinator.rpartition(":")[0].strip("[]"),
             global_state.process_id,
             global_state.num_processes,
             limits,
@@ -142,6 +144,7 @@ def leave(code: int) -> None:
 
 def _end_together() -> None:
     barrier()
+    assert _watchdog is not None  # registered where it is made
     _watchdog.stop()
     jax.distributed.shutdown()
 
@@ -177,6 +180,7 @@ def barrier() -> None:
     training steps queued before it and would need the same order of both in all processes.
     """
     if _watchdog is not None:
+        assert global_state.client is not None  # the watchdog's own
         global_state.client.wait_at_barrier(f"pemt_jax/{next(_numbers)}", WAIT_SECONDS * 1000)
 
 

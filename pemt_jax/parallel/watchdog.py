@@ -140,9 +140,10 @@ class Watchdog:
 
     def _judge_places(self, passed: float) -> None:
         """Count `passed` seconds for those that hold up others, and end the run for too many."""
-        places = dict(self._places)
-        if None in places.values():  # it may hold up all others for as long as it likes
-            self._behind = dict.fromkeys(places, 0.0)
+        current = dict(self._places)
+        places = {process: place for process, place in current.items() if place is not None}
+        if len(places) < len(current):  # one may hold up all others for as long as it likes
+            self._behind = dict.fromkeys(current, 0.0)
             return
         earliest, latest = min(places.values()), max(places.values())
         for process, place in places.items():

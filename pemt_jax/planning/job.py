@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +72,7 @@ class Job:
     def state(self, trainable: Mapping) -> TrainState:
         """Return the shapes of the train state."""
         return TrainState(
-            jax.ShapeDtypeStruct((), jnp.int32),
+            cast(jax.Array, jax.ShapeDtypeStruct((), jnp.int32)),
             dict(trainable),
             jax.eval_shape(self.optimizer.init, dict(trainable)),
         )
@@ -122,4 +123,5 @@ def job_of_shape(t5: T5Config, method: str, **choices) -> Job:
         assumed = (f"prompts of {PROMPT} tokens",)
     if pemt.num_experts:
         assumed += (f"{SOURCES} experts of rank {pemt.expert_rank}",)
-    return Job(t5, pemt, method, optimizers.make_optimizer(), assumed=assumed, **choices)
+    optimizer = cast(optax.GradientTransformation, optimizers.make_optimizer())
+    return Job(t5, pemt, method, optimizer, assumed=assumed, **choices)

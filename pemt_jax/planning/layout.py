@@ -23,7 +23,11 @@ class Layout:
 
     @classmethod
     def over(
-        cls, devices: Sequence[jax.Device], model: int, expert: int, fully_sharded: bool
+        cls,
+        devices: Sequence[jax.Device],  # pyright: ignore[reportInvalidTypeForm]  # jaxlib's stub
+        model: int,
+        expert: int,
+        fully_sharded: bool,
     ) -> "Layout":
         """The layout whose data axis takes the devices that are left, as `train` lays a run out."""
         sizes = partitioning.make_mesh(None, model, expert, devices).shape
@@ -43,7 +47,10 @@ class Layout:
         """The mesh without devices, which is enough to say where parameters lie."""
         return AbstractMesh((self.data, self.expert, self.model), ("data", "expert", "model"))
 
-    def mesh(self, devices: Sequence[jax.Device]) -> Mesh:
+    def mesh(
+        self,
+        devices: Sequence[jax.Device],  # pyright: ignore[reportInvalidTypeForm]  # jaxlib's stub
+    ) -> Mesh:
         """The mesh over devices; UsageError when they are not as many."""
         return partitioning.make_mesh(self.data, self.model, self.expert, devices)
 

@@ -80,7 +80,7 @@ def lower_bound(step: dict, by_arithmetic: float, chip: Chip) -> dict:
         "memory": step["bytes"] / chip.bandwidth,
         "messages": sent_bytes(step["collectives"]) / chip.ici,
     }
-    limit = max(parts, key=parts.get)
+    limit = max(parts, key=parts.__getitem__)
     return {"step_seconds": parts[limit], "limited_by": limit, **parts}
 
 
