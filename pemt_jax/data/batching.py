@@ -17,6 +17,7 @@ With window=1 nothing is sorted between batches, and the batches of a mixture ar
 import functools
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import grain
 import numpy as np
@@ -213,8 +214,15 @@ class BatchSource:
         return plan[np.lexsort((keys[:, 1], keys[:, 0]))]
 
 
+class StepSource(Protocol):
+    """Random access by step number, as grain reads it."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, step: int, /) -> Batch: ...
+
+
 def train_iterator(
-    source: BatchSource, start_step: int, num_steps: int, num_threads: int = 1
+    source: StepSource, start_step: int, num_steps: int, num_threads: int = 1
 ) -> Iterator[Batch]:
     """Batches of steps start_step .. start_step + num_steps - 1, read ahead in threads.
 

@@ -1,7 +1,7 @@
-"""Greedy and beam search over a decoding cache, as loops that a device runs by itself.
+"""Greedy and beam search over a decoding cache, as loops that run entirely on the device.
 
-Both are functions of `next_logits(tokens_N, cache, position) -> (logits_NV, cache)` and know
-nothing of the model.  0 is padding and the start token, 1 ends a sequence.
+Both are functions of `next_logits(tokens_N, cache, position) -> (logits_NV, cache)` and do not
+depend on the model. Token 0 is padding and the start token, token 1 ends a sequence.
 """
 
 from collections.abc import Callable
@@ -24,9 +24,9 @@ def greedy_search(
 
     Args:
       next_logits: one step of the decoder.
-      cache: its state, made for B rows.
-      rows_B: 0 for rows that only fill the batch: they end at once.
-      max_length: T, the most tokens generated, the end token included.
+      cache: the decoder's state for B rows.
+      rows_B: 0 for rows that only fill the batch; they end at once.
+      max_length: T, the maximum number of tokens to generate, including the end token.
     """
     batch = rows_B.shape[0]
 
@@ -58,7 +58,7 @@ def greedy_search(
 
 
 def length_penalty(length: Array | int, alpha: float) -> Array:
-    """((5 + length) / 6)^alpha, by which log probabilities are divided (Wu et al., 2016)."""
+    """Return ((5 + length) / 6)^alpha, which divides log probabilities (Wu et al., 2016)."""
     return jnp.power((5.0 + length) / 6.0, alpha)
 
 
@@ -72,17 +72,17 @@ def beam_search(
 ) -> tuple[Array, Array]:
     """Return tokens [B, K, T] and scores [B, K], best beam first.
 
-    Every step keeps the K best unfinished and the K best finished sequences.  A sequence that
-    reaches `max_length` without its end competes with the finished ones.
+    Each step keeps the K best unfinished and the K best finished sequences. A sequence that
+    reaches `max_length` without an end token competes with the finished ones.
 
     Args:
       next_logits: one step of the decoder on B*K rows.
-      cache: its state for B*K rows, the K rows of an example side by side; leaves whose first
-        axis is not B*K are shared.
+      cache: the decoder's state for B*K rows, the K rows of an example next to each other; leaves
+        whose first axis is not B*K are shared by all rows.
       rows_B: 0 for rows that only fill the batch.
       max_length: T.
       num_beams: K.
-      alpha: of the length penalty.
+      alpha: exponent of the length penalty.
     """
     batch, beams = rows_B.shape[0], num_beams
 
@@ -97,7 +97,7 @@ def beam_search(
 
     def unfinished(state):
         step, _, live_scores_BK, _, done_scores_BK, _ = state
-        # The best that an unfinished sequence can still reach is its score at full length.
+        # The best score an unfinished sequence can still reach is its present one at full length.
         bound_B = jnp.max(live_scores_BK, axis=1) / length_penalty(max_length, alpha)
         settled_B = (jnp.min(done_scores_BK, axis=1) >= bound_B) | (rows_B <= 0)
         return (step < max_length) & ~jnp.all(settled_B)
@@ -109,7 +109,7 @@ def beam_search(
         vocabulary = logits_NV.shape[-1]
         log_probs = jax.nn.log_softmax(logits_NV.astype(jnp.float32))
         scores = live_scores_BK[:, :, None] + log_probs.reshape(batch, beams, vocabulary)
-        # Twice as many candidates as beams leave K unfinished ones even if K of them end.
+        # With twice as many candidates as beams, K remain unfinished even if K of them end.
         top_scores_BC, top_BC = jax.lax.top_k(scores.reshape(batch, -1), 2 * beams)
         beam_BC, token_BC = top_BC // vocabulary, top_BC % vocabulary
         candidates_BCT = gather(live_BKT, beam_BC)

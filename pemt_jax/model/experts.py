@@ -1,9 +1,10 @@
 """What PEMT adds to a feed-forward output: a source expert, a mixture of them, a target adapter.
 
-An expert is a low-rank pair on the feed-forward activation u: e = (u A) B.  Stage 1 trains one;
-stage 2 holds E of them frozen as one stacked bank and adds sum_i g_i e_i.  The bank is one matmul
-to E*R channels, a multiplication by the gate and one matmul back; the E outputs [E, B, L, D] are
-never formed (losses.py gets along without them too).  The authors write one module an expert.
+An expert is a low-rank pair of matrices on the feed-forward activation u: e = (u A) B. Stage 1
+trains one; stage 2 keeps E frozen ones in one stacked bank and adds sum_i g_i e_i. The bank costs
+one matmul to E*R channels, a multiplication by the gate and one matmul back; the E outputs
+[E, B, L, D] are never computed (losses.py does not need them either). The authors' code has one
+module per expert.
 """
 
 import math
@@ -18,7 +19,7 @@ from pemt_jax.model.layers import Dense
 
 
 def uniform(bound: float):
-    """Initialiser U(-bound, bound)."""
+    """Return an initialiser that draws from U(-bound, bound)."""
 
     def init(key, shape, dtype=jnp.float32):
         return jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -29,8 +30,8 @@ def uniform(bound: float):
 class SourceExpert(nn.Module):
     """The trainable expert of stage 1: [B, L, F] -> [B, L, D], alpha / R = 1.
 
-    A starts as U(+-1/sqrt(F)); B as zeros, so that training starts from the pretrained model, or,
-    as in the authors' code, as U(+-1/sqrt(R)).
+    A is drawn from U(+-1/sqrt(F)). B is zero, so that training starts from the pretrained model,
+    or drawn from U(+-1/sqrt(R)) as in the authors' code.
     """
 
     rank: int
@@ -61,8 +62,8 @@ class SourceExpert(nn.Module):
 class ExpertMixture(nn.Module):
     """The frozen bank of stage 2; its weights come from the expert library.
 
-    Both factors lie in memory as the matrices [F, E*R] and [E*R, D] that are multiplied with, so
-    that no step copies the bank into another order (a seventh of a small step on a CPU).
+    The memory layout of both factors is that of the matrices [F, E*R] and [E*R, D] used in the
+    products, so no step has to transpose the bank (which took a seventh of a small CPU step).
     """
 
     num_experts: int
@@ -88,7 +89,7 @@ class ExpertMixture(nn.Module):
             jnp.float32,
             axes=("experts", "expert_rank", "embed"),
         ).astype(self.dtype)
-        # Matrices, not einsums over E and R: XLA would transpose the bank for those.
+        # Matrix products, not einsums over E and R: XLA would transpose the bank for those.
         channels_BLC = jnp.dot(hidden_BLF, lora_a_FER.reshape(width, experts * rank))
         gate_BC = jnp.repeat(gate_BE.astype(self.dtype), rank, axis=1)
         gated_BLC = channels_BLC * gate_BC[:, None, :]
@@ -100,7 +101,8 @@ class ExpertMixture(nn.Module):
 class TargetAdapter(nn.Module):
     """Bottleneck y + gelu(y W_down + b_down) W_up + b_up after the feed-forward output.
 
-    N(0, 0.01^2) kernels and zero biases; gelu is its tanh approximation; no norm.
+    Kernels are drawn from N(0, 0.01^2), biases are zero, gelu is the tanh approximation, and there
+    is no norm.
     """
 
     bottleneck: int

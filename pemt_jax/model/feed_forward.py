@@ -1,8 +1,8 @@
-"""The feed-forward sublayer, the one place of a layer where PEMT enters.
+"""The feed-forward sublayer, the only part of a layer that PEMT changes.
 
-T5's act(x W_i) W_o, then the trainable expert of stage 1 or the gated frozen experts of stage 2,
-then the target adapter.  Gates and sparsity losses leave through the collection "pemt" (`gate`
-[B, E] and `tsl` [] a layer) when it is mutable.
+It is T5's act(x W_i) W_o, then the trainable expert of stage 1 or the gated frozen experts of
+stage 2, then the target adapter. Each layer stores its gate [B, E] and its sparsity loss `tsl` []
+in the collection "pemt" when that is mutable.
 """
 
 import flax.linen as nn
@@ -44,12 +44,12 @@ class FeedForward(nn.Module):
         """Return the sublayer's output z [B, L, D], before its residual dropout.
 
         Args:
-          x_BLD: normed input.
-          prompt_states_BPD: encoder output at the prompt, read by the gates of the decoder; the
-            encoder's gates read this layer's own activation.
-          token_weights_BL: which tokens the sparsity loss counts; None where it is not needed.
-          prompt_weights_BP: 0 where a prompt is padded on the left; None where none is.
-          deterministic: no dropout.
+          x_BLD: normalised input.
+          prompt_states_BPD: encoder output at the prompt positions, read by the decoder's gates;
+            the encoder's gates read this layer's own activation.
+          token_weights_BL: 1 for tokens that the sparsity loss counts; None if it is not computed.
+          prompt_weights_BP: 0 for left padding of a prompt; None if no prompt is padded.
+          deterministic: whether to apply no dropout.
         """
         t5, pemt, dtype = self.t5, self.pemt, self.t5.compute_dtype
         hidden_BLF = None

@@ -1,8 +1,9 @@
-"""The correlation gate: how much of each expert an example uses, read from the prompt.
+"""The correlation gate: how much of each expert an example uses, computed from the prompt.
 
-g = softmax(a W / tau), a = mean over the prompt positions (PEMT, section 3.3).  In the encoder
-`a` is the feed-forward activation of the same layer, in the decoder the encoder's output, so that
-the gate sees how the input has changed the prompt; every position of an example shares its gate.
+g = softmax(a W / tau), where a is the mean over the prompt positions (PEMT, section 3.3) of the
+same layer's feed-forward activation in the encoder, and of the encoder's output in the decoder.
+The gate thus depends on how the input has changed the prompt. All positions of an example share
+one gate.
 """
 
 import flax.linen as nn
@@ -18,13 +19,13 @@ def correlation_gate(
     temperature: float = 1.0,
     prompt_weights_BP: Array | None = None,
 ) -> Array:
-    """Return gate_BE, rows of non-negative weights that sum to one, in float32.
+    """Return gate_BE, float32: for each example non-negative weights that sum to one.
 
     Args:
-      states_BPX: hidden states at the prompt positions, X features wide.
+      states_BPX: hidden states at the prompt positions, of width X.
       kernel_XE: the gate's linear map.
       temperature: tau.
-      prompt_weights_BP: 1 for rows of the prompt, 0 for its padding; None where there is none.
+      prompt_weights_BP: 1 for tokens of the prompt, 0 for its padding; None without padding.
     """
     states_BPX = states_BPX.astype(jnp.float32)
     if prompt_weights_BP is None:
@@ -32,13 +33,13 @@ def correlation_gate(
     else:
         weights_BP1 = prompt_weights_BP.astype(jnp.float32)[..., None]
         mean_BX = jnp.sum(states_BPX * weights_BP1, axis=1) / jnp.sum(weights_BP1, axis=1)
-    # Accelerators would multiply float32 in fewer bits; this product is too small to save on.
+    # Accelerators multiply float32 in lower precision by default, which would save nothing here.
     logits_BE = jnp.dot(mean_BX, kernel_XE, precision=jax.lax.Precision.HIGHEST)
     return jax.nn.softmax(logits_BE / temperature, axis=-1)
 
 
 class CorrelationGate(nn.Module):
-    """`correlation_gate` with its kernel, zero at first: every expert starts with 1/E."""
+    """`correlation_gate` with its kernel, initially zero: every expert starts with weight 1/E."""
 
     num_experts: int
     feature_axis: str

@@ -1,4 +1,4 @@
-"""Initial parameters of a model: given values in their places, the rest drawn from a seed."""
+"""Initial parameters of a model: given values where there are any, the rest drawn from a seed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,15 +14,15 @@ from pemt_jax.model.pemt_model import PemtModel
 def initial_parameters(
     model: PemtModel, seed: int, given: Mapping[str, np.ndarray] | None = None
 ) -> tuple[dict[str, np.ndarray], Mapping]:
-    """Return parameters, flat on the host, and their logical axes.
+    """Return parameters as a flat dict of host arrays, and their logical axes.
 
     Args:
       model: the model.
-      seed: of the values that are not given.
-      given: values by path; only the others are drawn, which they are as if none were given.
+      seed: for the values that are not given.
+      given: values by path. The others do not depend on which values are given.
 
     Raises:
-      UsageError: a given value is no parameter of the model or has another shape.
+      UsageError: a given value is not a parameter of the model, or has a different shape.
     """
     given = given or {}
     tokens = {
@@ -30,7 +30,7 @@ def initial_parameters(
         "decoder_input_tokens": (1, 1),
         "decoder_target_tokens": (1, 1),
     }
-    # A jitted function returns arrays; what else is known of all parameters the trace leaves here.
+    # A jitted function can only return arrays, so tracing stores axes and shapes here.
     axes, shapes = {}, {}
 
     def init(rng):

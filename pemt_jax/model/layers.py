@@ -1,9 +1,9 @@
-"""The parts of T5 and nothing else: norm, dense, relative position bias, attention, embedding.
+"""The building blocks of T5: norm, dense, relative position bias, attention, embedding.
 
-Raffel et al., 2020 (arXiv 1910.10683).  T5 departs from the first transformer in its norm (no
-mean, no bias, before the sublayer), in attention without 1/sqrt(K), and in positions that enter
-as a bias by bucketed distance.  Parameters are created by `param_with_axes` under T5X's names,
-so that T5X reads their logical axes and its checkpoints load unrenamed.
+Raffel et al., 2020 (arXiv 1910.10683). T5 differs from the original transformer in its norm (no
+mean, no bias, before the sublayer), in attention without 1/sqrt(K), and in representing positions
+by a bias on bucketed distances. Parameters are created by `param_with_axes` under T5X's names, so
+that T5X reads their logical axes and its checkpoints load without renaming.
 """
 
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from flax.linen.partitioning import param_with_axes
 from flax.linen.spmd import with_logical_constraint
 from jax import Array
 
-# exp(-1e10) is 0 in float32 and bfloat16 alike; finite, so that a row with nothing to attend to
-# gives numbers and not NaN.
+# exp(-1e10) is 0 in both float32 and bfloat16. It is finite, so that a query with nothing to attend
+# to gives numbers instead of NaN.
 MASKED = -1e10
 
 fan_in_normal = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
@@ -29,7 +29,7 @@ def attend_where(allowed: Array) -> Array:
 
 
 class RMSNorm(nn.Module):
-    """scale * x / sqrt(mean(x^2) + 1e-6) along the last axis, in float32."""
+    """scale * x / sqrt(mean(x^2) + 1e-6) over the last axis, computed in float32."""
 
     dtype: jnp.dtype = jnp.float32
     epsilon: float = 1e-6
@@ -46,9 +46,9 @@ class RMSNorm(nn.Module):
 
 
 class Dense(nn.Module):
-    """x W over the last axis of x [B, L, in]; the kernel is [in, out] under two logical axes.
+    """x W over the last axis of x [B, L, in], with a kernel [in, out] that has two logical axes.
 
-    T5 has no biases; the target adapter has.
+    T5 has no biases; the target adapter does.
     """
 
     features: int
@@ -72,7 +72,7 @@ class Dense(nn.Module):
 
 
 class Embed(nn.Module):
-    """Token embedding [V, D], which also gives the logits where they are tied."""
+    """Token embedding [V, D], which also computes the logits of models that tie them to it."""
 
     num_embeddings: int
     features: int
@@ -91,7 +91,7 @@ class Embed(nn.Module):
         return jnp.asarray(self.embedding, self.dtype)[tokens_BL]
 
     def attend(self, x_BLD: Array) -> Array:
-        """Logits [B, L, V] against the embedding rows, summed and given in float32."""
+        """Return logits [B, L, V], the products with the embeddings, accumulated in float32."""
         table_VD = jnp.asarray(self.embedding, self.dtype)
         return jnp.dot(x_BLD, table_VD.T, preferred_element_type=jnp.float32)
 
@@ -99,11 +99,11 @@ class Embed(nn.Module):
 def relative_position_bucket(
     distance: Array | np.ndarray, bidirectional: bool, num_buckets: int, max_distance: int
 ) -> np.ndarray:
-    """Bucket of key position minus query position.
+    """Return the bucket of each distance (key position minus query position).
 
-    Half of the buckets (of each direction) hold one distance each, the other half grow
-    logarithmically up to `max_distance`.  The logarithm is taken in float32 and truncated, as
-    T5's TensorFlow and PyTorch codes do: in float64 some distances fall into the next bucket.
+    Half of the buckets of each direction hold a single distance, the others grow logarithmically
+    up to `max_distance`. The logarithm is computed in float32 and truncated, as in T5's TensorFlow
+    and PyTorch code; in float64 some distances would fall into the next bucket.
     """
     distance = np.asarray(distance)
     bucket = np.zeros(distance.shape, np.int32)
@@ -122,7 +122,7 @@ def relative_position_bucket(
 
 
 class RelativePositionBias(nn.Module):
-    """Bias [1, H, Q, K] added to attention scores; one table, shared by a stack's layers."""
+    """Bias [1, H, Q, K] added to attention scores, from one table for all layers of a stack."""
 
     num_heads: int
     num_buckets: int
@@ -149,8 +149,8 @@ class RelativePositionBias(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention softmax(q k^T + bias) v with float32 softmax and a decoding cache.
 
-    The cache (collection "cache": keys, values [B, T, H, K] and an index) is made by
-    `init_cache` calls with the full length and then written one position a call.
+    The cache (collection "cache": keys and values [B, T, H, K], and an index) is created by a call
+    with inputs of the full length T. Each later call writes one position.
     """
 
     num_heads: int
@@ -172,16 +172,16 @@ class Attention(nn.Module):
         """Attend from the query's positions to the memory's.
 
         Args:
-          query_BLD: activations that ask.
-          memory_BMD: activations that are attended to.
+          query_BLD: activations of the attending positions.
+          memory_BMD: activations of the positions attended to.
           bias_BHLM: relative positions and mask, broadcastable to the scores.
-          deterministic: no dropout.
-          decode: use the cache; after its creation the query has length 1.
+          deterministic: whether to apply no dropout.
+          decode: whether to use the cache; once it exists, the query has length 1.
         """
         width = self.num_heads * self.head_dim
 
         def project(name: str, x_BLD: Array) -> Array:
-            # T5 folds 1/sqrt(K) into the initial query kernel instead of scaling the scores.
+            # T5 folds 1/sqrt(K) into the query kernel's initial values and does not scale scores.
             scale = 1.0 / self.head_dim if name == "query" else 1.0
             init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
             y = Dense(width, ("embed", "joined_kv"), self.dtype, init, name=name)(x_BLD)
@@ -201,18 +201,18 @@ class Attention(nn.Module):
         return Dense(query_BLD.shape[-1], ("joined_kv", "embed"), self.dtype, init, name="out")(y)
 
     def _weighted(self, scores_BHLM: Array, value_BMHK: Array, deterministic: bool) -> Array:
-        """Drop(softmax(scores)) values, the softmax's division last.
+        """Return Drop(softmax(scores)) values, with the division of the softmax done last.
 
-        A training step keeps the scores' exponentials and nothing else of their size: dividing
-        after the values are summed, and dropping values where a mask is the same for all queries,
-        give the same sums in another order.
+        A training step thus stores the exponentials of the scores and nothing else of their size.
+        Dividing after the sum over values, and applying a mask shared by all queries to the values
+        instead of the weights, computes the same sums in a different order.
         """
         dropout = nn.Dropout(self.dropout_rate, self.dropout_dims, deterministic=deterministic)
         largest = jax.lax.stop_gradient(jnp.max(scores_BHLM, axis=-1, keepdims=True))
         exponentials_BHLM = jnp.exp(scores_BHLM - largest)
         total_BHL = jnp.sum(exponentials_BHLM, axis=-1)
         exponentials_BHLM = exponentials_BHLM.astype(self.dtype)
-        # Scales stay float32: rounded to bfloat16 they would move a whole row one way.
+        # The scales stay float32: rounding them to bfloat16 would bias whole rows.
         if self.dropout_dims and not deterministic:
             kept_BH1M = dropout(jnp.ones_like(scores_BHLM[:, :, :1]))
             kept_BMH1 = kept_BH1M[:, :, 0].transpose(0, 2, 1)[..., None]
@@ -223,7 +223,7 @@ class Attention(nn.Module):
         return (y_BLHK / total_BHL.transpose(0, 2, 1)[..., None]).astype(self.dtype)
 
     def _cached(self, key_BMHK: Array, value_BMHK: Array, bias_BHLM: Array):
-        """Write this position into the cache; return all keys, values and this row of the bias."""
+        """Write this position to the cache; return all keys, all values, this row of the bias."""
         filling = self.has_variable("cache", "cached_key")
         keys = self.variable("cache", "cached_key", jnp.zeros_like, key_BMHK)
         values = self.variable("cache", "cached_value", jnp.zeros_like, value_BMHK)

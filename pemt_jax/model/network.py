@@ -1,4 +1,4 @@
-"""The encoder-decoder: T5 under T5X's parameter names, with PEMT at the feed-forward output.
+"""The encoder-decoder: T5 with T5X's parameter names, and PEMT at the feed-forward output.
 
 Three places differ from T5, and only where a `PemtConfig` asks for them: the prompt precedes the
 embedded text in the encoder, the feed-forward output has experts and an adapter
@@ -17,7 +17,7 @@ from pemt_jax.model.stack import Stack
 
 
 class Transformer(nn.Module):
-    """Prompted encoder-decoder from token ids to logits; 0 is padding and the start token."""
+    """Encoder-decoder with a prompt, from token ids to logits; 0 is padding and start token."""
 
     t5: T5Config
     pemt: PemtConfig
@@ -35,7 +35,7 @@ class Transformer(nn.Module):
             self.source_prompts = SourcePrompts(pemt.source_prompt_lengths, t5.emb_dim, rate)
 
     def task_prompt(self, *, deterministic: bool = True) -> Array | None:
-        """The prompt rows [P, D] fed to the encoder (mixed with the sources', if any), or None."""
+        """Return the encoder's prompt [P, D], mixed with source prompts if any; or None."""
         if not self.pemt.prompt_length:
             return None
         prompt_PD = self.prompt()
@@ -51,14 +51,13 @@ class Transformer(nn.Module):
         *,
         enable_dropout: bool = False,
     ) -> Array:
-        """Return encoder output [B, P+S, D]; the prompt keeps its positions in it.
+        """Return the encoder's output [B, P+S, D], of which the first P positions are the prompt.
 
         Args:
-          encoder_input_tokens: [B, S] token ids, 0 padded.
+          encoder_input_tokens: [B, S] token ids, padded with 0.
           row_weights_B: 0 for rows that only fill the batch.
-          prompt_weights_BP: 0 where the prompt is padded, which is on the left, so that distances
-            from prompt to text stay what they were; None where it is not.
-          enable_dropout: training.
+          prompt_weights_BP: None, or 0 for padding, on the left to keep the distances to the text.
+          enable_dropout: whether to apply dropout.
         """
         deterministic = not enable_dropout
         x_BSD = self.token_embedder(encoder_input_tokens)
@@ -96,12 +95,10 @@ class Transformer(nn.Module):
         Args:
           encoded_BMD: output of `encode`.
           encoder_input_tokens: [B, S], for the mask.
-          decoder_input_tokens: [B, T], targets shifted right; T is 1 with a filled cache.
-          decoder_target_tokens: [B, T], for the padding mask; ignored in decoding.
-          row_weights_B: 0 for rows that only fill the batch.
-          prompt_weights_BP: as in `encode`.
-          enable_dropout: training.
-          decode: use the cache.
+          decoder_input_tokens: [B, T], targets shifted right; T is 1 once the cache exists.
+          decoder_target_tokens: [B, T], for the padding mask; ignored with `decode`.
+          row_weights_B, prompt_weights_BP, enable_dropout: as in `encode`.
+          decode: whether to use the cache.
           max_decode_length: length of the cache.
         """
         length = max_decode_length if decode else decoder_input_tokens.shape[1]
@@ -127,7 +124,7 @@ class Transformer(nn.Module):
         )
         if not self.t5.logits_via_embedding:
             return y
-        # T5 scales the decoder's output when it shares the embedding.
+        # T5 scales the decoder's output if the logits share the embedding.
         return self.token_embedder.attend(y / np.sqrt(self.t5.emb_dim).astype(y.dtype))
 
     def __call__(
@@ -161,7 +158,7 @@ class Transformer(nn.Module):
     def _present(
         self, encoder_input_tokens: Array, prompt_weights_BP: Array | None = None
     ) -> Array:
-        """[B, P+S]: which encoder positions may be attended to; all of an unpadded prompt."""
+        """Return [B, P+S]: which encoder positions hold a token of the prompt or the text."""
         if prompt_weights_BP is not None:
             return jnp.concatenate([prompt_weights_BP > 0, encoder_input_tokens > 0], axis=1)
         prompt = ((0, 0), (self.pemt.prompt_length, 0))
@@ -170,7 +167,7 @@ class Transformer(nn.Module):
     def _token_weights(
         self, present_BL: Array, row_weights_B: Array, prompt_weights_BP: Array | None = None
     ) -> Array:
-        """[B, L]: which tokens the sparsity loss counts; never the padding of a prompt."""
+        """Return [B, L]: 1 for tokens that the sparsity loss counts; 0 for padding of a prompt."""
         counted = jnp.ones_like(present_BL) if self.pemt.tsl_counts_padding else present_BL
         if prompt_weights_BP is not None:
             counted = counted.at[:, : self.pemt.prompt_length].set(prompt_weights_BP > 0)

@@ -1,11 +1,11 @@
-"""PemtModel: the model as T5X's drivers and ours see it.
+"""PemtModel: the model's interface to training, evaluation and decoding, T5X's drivers or ours.
 
 The protocol is T5X's (`loss_fn`, `eval_fn`, `predict_batch`, `predict_batch_with_aux`,
-`score_batch`, `get_initial_variables`, `FEATURE_CONVERTER_CLS`, vocabularies), so that no driver
-needs to know PEMT.  A batch is T5X's: `encoder_input_tokens` [B, S], `decoder_input_tokens`,
-`decoder_target_tokens` and `decoder_loss_weights` [B, T], and where prompts are padded on the left
-`encoder_prompt_weights` [B, P], 0 for padding.  A row whose loss weights are all zero
-only fills the batch or the mesh: it counts in no loss, metric, mean gate or sparsity loss.
+`score_batch`, `get_initial_variables`, `FEATURE_CONVERTER_CLS`, vocabularies), so a driver need not
+know PEMT. A batch is T5X's: `encoder_input_tokens` [B, S], `decoder_input_tokens`,
+`decoder_target_tokens` and `decoder_loss_weights` [B, T]; if prompts are padded on the left, also
+`encoder_prompt_weights` [B, P], 0 for padding. A row whose loss weights are all zero only fills the
+batch or the mesh: it counts in no loss, metric, mean gate or sparsity loss.
 """
 
 from collections.abc import Mapping
@@ -27,13 +27,14 @@ Batch = Mapping[str, Array]
 
 
 class PemtModel:
-    """A T5 with what a `PemtConfig` adds, its losses, metrics and decoding.
+    """A T5 with the additions of a `PemtConfig`, its losses, metrics and decoding.
 
     Attributes:
       t5, pemt: the configurations.
       module: the Flax module.
-      input_vocabulary, output_vocabulary: seqio vocabularies, opened by those who need them.
-      max_decode_length: most tokens to generate; None for the length of the batch's targets.
+      input_vocabulary, output_vocabulary: SeqIO vocabularies; the model itself does not use them.
+      max_decode_length: maximum number of tokens to generate; None for the length of the batch's
+        targets.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class PemtModel:
 
     @property
     def FEATURE_CONVERTER_CLS(self):  # T5X spells it so
-        import seqio  # brings TensorFlow, which the model itself does not need
+        import seqio  # imports TensorFlow, which the model itself does not need
 
         return seqio.EncDecFeatureConverter
 
@@ -57,10 +58,10 @@ class PemtModel:
         input_shapes: Mapping[str, tuple[int, ...]],
         input_types: Mapping[str, jnp.dtype] | None = None,
     ) -> dict:
-        """Return {"params", "params_axes"} of freshly initialised parameters.
+        """Return {"params", "params_axes"} of newly initialised parameters.
 
         Args:
-          rng: key.
+          rng: key of the initial values.
           input_shapes: shapes of the batch, by feature.
           input_types: ignored; tokens are int32.
         """
@@ -77,13 +78,13 @@ class PemtModel:
     def apply(
         self, params: Mapping, batch: Batch, dropout_rng: Array | None = None
     ) -> tuple[Array, dict[str, Array]]:
-        """Return logits [B, T, V] and the collection "pemt", flat: gates [B, E], losses [].
+        """Return logits [B, T, V] and the flat collection "pemt": gates [B, E], losses [].
 
         Raises:
-          UsageError: the batch is packed: its rows would share one prompt and one gate.
+          UsageError: the batch is packed; the examples of a row would share one prompt and gate.
         """
         if "encoder_segment_ids" in batch:
-            raise UsageError("Found a packed batch, expected one example a row (pack=False).")
+            raise UsageError("Found a packed batch, expected one example per row (pack=False).")
         logits_BTV, collected = self.module.apply(
             {"params": params},
             batch["encoder_input_tokens"],
@@ -104,8 +105,8 @@ class PemtModel:
 
         Args:
           params: nested parameters.
-          batch: see the module.
-          dropout_rng: key of the step's dropout; None for evaluation.
+          batch: see the module's docstring.
+          dropout_rng: key of the step's dropout; None for no dropout.
         """
         logits_BTV, collected = self.apply(params, batch, dropout_rng)
         targets_BT = batch["decoder_target_tokens"]
@@ -116,7 +117,7 @@ class PemtModel:
         tokens = jnp.sum(weights_BT)
         rows_B = row_weights(batch)
         rows = jnp.sum(rows_B)
-        # Comparing with the maximum is several times cheaper on a CPU than the arg-max.
+        # On a CPU a comparison with the maximum is several times cheaper than the arg-max.
         label_logits_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
         correct_BT = (label_logits_BT >= jnp.max(logits_BTV, axis=-1)) * weights_BT
         tsl = [value for path, value in collected.items() if path.endswith("/tsl")]
@@ -156,15 +157,17 @@ class PemtModel:
 
         Args:
           params: nested parameters.
-          batch: see the module; T is the most tokens generated unless `max_decode_length` is set.
-          rng: not used, decoding is deterministic.
-          decoder_params: `alpha` of the length penalty of beam search.
-          return_all_decodes: return [B, num_decodes, T], best last as in T5X, instead of the best.
-          num_decodes: 1 for greedy search, more for that many beams.
+          batch: see the module's docstring; at most T tokens are generated unless
+            `max_decode_length` is set.
+          rng: ignored; decoding is deterministic.
+          decoder_params: `alpha`, the exponent of beam search's length penalty.
+          return_all_decodes: whether to return all [B, num_decodes, T], best last as in T5X, or
+            only the best.
+          num_decodes: 1 for greedy search, otherwise the number of beams.
 
         Returns:
-          Tokens and {"scores": log probabilities, for beams divided by the length penalty}, [B]
-          or, where all decodes are returned, [B, num_decodes]; for a model with experts also
+          Tokens [B, T], or [B, num_decodes, T] with `return_all_decodes`, and a dict: "scores", the
+          log probabilities (of beams divided by the length penalty), and for a model with experts
           "gate", the mean gate of the encoder's layers [B, E].
         """
         del rng
@@ -201,7 +204,7 @@ class PemtModel:
             )
 
         def next_logits(tokens_N, cache, position):
-            del position  # the cache counts
+            del position  # the cache has its own index
             logits_N1V, variables = decode(tokens_N[:, None], cache, mutable=["cache"])
             return logits_N1V[:, 0], variables["cache"]
 
@@ -253,16 +256,17 @@ def _flat(collected: Any) -> dict[str, Array]:
 
 
 def row_weights(batch: Batch) -> Array:
-    """[B]: 1 for real rows, 0 for rows that only fill the batch."""
+    """Return [B]: 1 for examples, 0 for rows that only fill the batch."""
     return jnp.any(batch["decoder_loss_weights"] > 0, axis=1).astype(jnp.float32)
 
 
 def mean_gate(collected: Mapping[str, Array]) -> Array:
-    """gate_BE averaged over the layers that were run, from the flat collection "pemt"."""
+    """Return gate_BE averaged over the layers in the flat collection "pemt"."""
     gates = [value for path, value in collected.items() if path.endswith("/gate")]
     return cast(Array, sum(gates) / len(gates))
 
 
 def average(total: Array, count: Array) -> clu_metrics.Average:
+    """Return the metric `total / count`, which merges over steps and devices."""
     # clu's stub does not show that it is a dataclass.
     return clu_metrics.Average(total=total, count=count)  # pyright: ignore[reportCallIssue]

@@ -1,7 +1,7 @@
 """Task description prompts, and the correlation-guided mixing of source prompts into the target's.
 
-A prompt has as many rows as its description has tokens.  The target prompt attends to each frozen
-source prompt, without projections and without a scale, and adds what it finds (PEMT, section 3.2):
+A prompt has one embedding per token of its description. The target prompt attends to each frozen
+source prompt, without projections or scaling, and adds the result (PEMT, section 3.2):
 
     P = E_t + sum_i Drop(softmax(E_t E_i^T)) E_i
 """
@@ -25,11 +25,11 @@ def prompt_attention(prompt_PD: Array, sources_EQD: Array, lengths: tuple[int, .
 
     Args:
       prompt_PD: the target prompt.
-      sources_EQD: the source prompts, zero-padded on the right to the longest, Q rows.
-      lengths: how many rows of each source are real.
+      sources_EQD: the source prompts, zero-padded on the right to the longest length Q.
+      lengths: the length of each source prompt without padding.
     """
-    # Unscaled scores are large (a deviation of 28 at D = 768 and N(0, 1) rows): fewer bits, as
-    # accelerators multiply float32 by default, would move the weights visibly.
+    # Unscaled scores are large (standard deviation 28 for D = 768 and N(0, 1) embeddings), so the
+    # lower precision in which accelerators multiply float32 would change the weights visibly.
     highest = jax.lax.Precision.HIGHEST
     scores_EPQ = jnp.einsum("pd,eqd->epq", prompt_PD, sources_EQD, precision=highest)
     real_EQ = jnp.arange(sources_EQD.shape[1])[None, :] < jnp.asarray(lengths)[:, None]
@@ -37,15 +37,15 @@ def prompt_attention(prompt_PD: Array, sources_EQD: Array, lengths: tuple[int, .
 
 
 def mix_prompts(prompt_PD: Array, sources_EQD: Array, weights_EPQ: Array) -> Array:
-    """Return the mixed prompt [P, D]: every source has weight one, the gate is elsewhere."""
+    """Return the mixed prompt [P, D]: every source prompt has weight one; no gate is applied."""
     return prompt_PD + jnp.einsum("epq,eqd->pd", weights_EPQ, sources_EQD)
 
 
 class TaskPrompt(nn.Module):
     """A trainable prompt [P, D].
 
-    The initial rows here are N(0, 1), as in the authors' code; "vocab" rows are put in by
-    assembly.py, which knows the backbone's embedding and the description's tokens.
+    It is initialised from N(0, 1), as in the authors' code. With `prompt_init="vocab"`
+    runs/build_model.py replaces it by the backbone's embeddings of the description's tokens.
     """
 
     length: int
@@ -63,7 +63,7 @@ class TaskPrompt(nn.Module):
 
 
 class SourcePrompts(nn.Module):
-    """The frozen bank of source prompts [E, Q, D]; its rows come from the expert library."""
+    """The frozen bank of source prompts [E, Q, D]; its values come from the expert library."""
 
     lengths: tuple[int, ...]
     features: int

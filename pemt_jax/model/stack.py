@@ -16,9 +16,9 @@ from pemt_jax.model.layers import Attention, Dense, RelativePositionBias, RMSNor
 
 
 class Layer(nn.Module):
-    """One layer of either stack: self attention, in the decoder cross attention, feed-forward.
+    """One layer of either stack: self attention, cross attention in the decoder, feed-forward.
 
-    Every sublayer is x + Drop(sublayer(norm(x))).
+    Each is applied as x + Drop(sublayer(norm(x))).
     """
 
     t5: T5Config
@@ -68,23 +68,23 @@ class Layer(nn.Module):
         return with_logical_constraint(x_BLD, ("batch", "length", "embed"))
 
 
-# What the backward pass may keep of a layer; the names and what they keep are T5X's.
+# What is stored of a layer for the backward pass; names and policies are T5X's.
 CHECKPOINT_POLICIES = {
     "minimal": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
-    "full": None,  # nothing but the layer's input
+    "full": None,  # only the layer's input
 }
 
 
 def layer_class(policy: str) -> type[nn.Module]:
-    """`Layer`, or one that computes its inside again in the backward pass; same parameters."""
+    """Return `Layer`, or its variant that recomputes activations in the backward pass."""
     if policy == "none":
         return Layer
-    # Arguments 7 and 8, counted from self, are Python's: deterministic and decode.
+    # Arguments 7 and 8, counting self as 0, are Python values: deterministic and decode.
     return nn.remat(Layer, policy=CHECKPOINT_POLICIES[policy], static_argnums=(7, 8))
 
 
 class Stack(nn.Module):
-    """Encoder or decoder: embedded input, layers that share one position bias, a final norm."""
+    """Encoder or decoder: layers that share one position bias, applied to embeddings; a norm."""
 
     t5: T5Config
     pemt: PemtConfig

@@ -1,10 +1,10 @@
-"""Where activations lie while a function of the model runs on a mesh.
+"""How activations are sharded while a function of the model runs on a mesh.
 
-The modules name the logical axes of their activations, and `param_with_axes` those of parameters,
-by flax's `with_sharding_constraint`; it does nothing until rules and a mesh are set. T5X sets its
-own; here they are set while our functions are traced, so that XLA keeps rows on their devices,
-splits feed-forward and attention activations over model, and gathers what is split over more axes
-(fully sharded matrices, a bank of experts) only where it is used.
+The model's modules name the logical axes of their activations in flax's `with_sharding_constraint`
+and those of their parameters in `param_with_axes`. Neither has an effect until rules and a mesh are
+set. T5X sets its own. Ours are set while a function is traced, so that XLA keeps each example on
+its device, shards feed-forward and attention activations over `model`, and gathers arrays sharded
+over further axes (fully sharded matrices, banks of experts) only where they are used.
 """
 
 import functools
@@ -20,12 +20,12 @@ from pemt_jax.parallel.partitioning import LOGICAL_AXIS_RULES, batch_axes, logic
 
 
 def constrained(function: Callable, mesh: Mesh, params_axes: Mapping | None) -> Callable:
-    """Return `function`(params, ...) that constrains its activations to `mesh` when it is traced.
+    """Return `function`, with its activations sharded over `mesh` when it is traced.
 
     Args:
-        function: its first argument is the model's nested parameters.
-        mesh: one of a single device changes nothing.
-        params_axes: the model's logical axes; None changes nothing.
+        function: takes the model's nested parameters as its first argument.
+        mesh: with a single device, `function` is returned unchanged.
+        params_axes: the model's logical axes; with None, `function` is returned unchanged.
     """
     if mesh.size == 1 or not params_axes:
         return function
@@ -42,10 +42,10 @@ def constrained(function: Callable, mesh: Mesh, params_axes: Mapping | None) -> 
 def axis_rules(
     params: Mapping, params_axes: Mapping, mesh: Mesh
 ) -> list[tuple[str, str | tuple[str, ...] | None]]:
-    """Return flax's rules: those of partitioning.py whose mesh axis divides all that has the name.
+    """Return LOGICAL_AXIS_RULES for flax, without those whose mesh axis does not divide a size.
 
-    A model has one size for each name (its heads, its experts), so what divides its parameters
-    divides its activations; XLA would refuse anything else.
+    A logical axis (heads, experts) has the same size in a model's parameters and activations, so a
+    mesh axis that divides the former divides the latter. XLA accepts nothing else.
     """
     named = logical_axes(params_axes)
     sizes: dict[str | None, set[int]] = {}

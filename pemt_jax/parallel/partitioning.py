@@ -1,20 +1,20 @@
 """Mesh, logical axis rules and shardings.
 
-Every parameter carries logical axis names (flax partitioning, collection `params_axes`). The
-rules map a logical axis to an axis of the mesh: ('data', 'model'), or ('data', 'expert', 'model')
-where an expert axis is asked for; one device is a mesh of 1 x 1. A dimension that its mesh axis
-does not divide is replicated.
+Every parameter has logical axis names (flax partitioning, collection `params_axes`). The rules map
+each to an axis of the mesh, which has the axes ('data', 'model') or, with expert parallelism,
+('data', 'expert', 'model'); a single device is a mesh of 1 x 1. A dimension that its mesh axis does
+not divide is replicated.
 
-    batch                            data, and expert: the backbone's work is never done twice
+    batch                            data and expert, so that no device repeats another's work
     vocab, mlp, heads, joined_kv     model, as in T5X
-    experts                          expert: a device keeps only its experts of the frozen bank,
-                                     and a layer's are gathered where they are used
-    expert_rank                      expert where it does not divide the number of experts
-    the rest                         replicated
+    experts                          expert: a device stores only its experts of the frozen bank,
+                                     and those of a layer are gathered where they are used
+    expert_rank                      expert, if that does not divide the number of experts
+    all others                       replicated
 
-Fully sharded, the matrices of the backbone are split over data (and expert) as well, frozen or
-trained, and gathered layer by layer. Rows of a batch that the mesh does not divide are made up by
-empty ones, which count in no loss, metric or gate (models.py).
+With full sharding, the matrices of the backbone, frozen or trained, are also sharded over data (and
+expert) and gathered layer by layer. A batch that the mesh does not divide is filled up with empty
+rows, which count in no loss, metric or gate (model/pemt_model.py).
 """
 
 import math
@@ -40,7 +40,7 @@ LOGICAL_AXIS_RULES = {
     "length": None,
     "layers": None,
     "relpos_buckets": None,
-    # PEMT. What is trained is small: to split it would cost more in messages than it saves.
+    # PEMT. Trained parameters are small: sharding them would cost more communication than it saves.
     "experts": "expert",
     "expert_rank": "expert",
     "gate": None,
@@ -51,10 +51,11 @@ PEMT_AXES = {"experts", "expert_rank", "gate", "prompt", "adapter"}
 
 
 def make_mesh(data: int | None = None, model: int = 1, expert: int = 1, devices=None) -> Mesh:
-    """Return the mesh over all devices, with an expert axis when `expert` is more than 1.
+    """Return the mesh over all devices, with an expert axis if `expert` is more than 1.
 
-    `data` defaults to what is left. `devices` may be those of a topology that is not attached;
-    None for the ones that are.
+    Args:
+        data: None for the number of devices divided by `model * expert`.
+        devices: attached devices, or those of a topology to compile for; None for all attached.
 
     Raises:
         UsageError: data * expert * model is not the number of devices.
@@ -80,12 +81,12 @@ def make_mesh(data: int | None = None, model: int = 1, expert: int = 1, devices=
 
 
 def batch_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
-    """Return the mesh axes over which the rows of a batch are dealt."""
+    """Return the mesh axes over which a batch is sharded."""
     return tuple(axis for axis in ("data", "expert") if axis in mesh.shape)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Return where a batch lies: its first axis is split by rows."""
+    """Return the sharding of a batch, along its first axis."""
     return NamedSharding(mesh, PartitionSpec(batch_axes(mesh)))
 
 
@@ -107,10 +108,10 @@ def parameter_spec(
     mesh: Mesh | AbstractMesh,
     fully_sharded: bool = False,
 ) -> PartitionSpec:
-    """Return where the dimensions of one parameter lie; each mesh axis is used at most once.
+    """Return how the dimensions of one parameter are sharded; each mesh axis is used at most once.
 
-    Fully sharded, a matrix of the backbone also lies split over the axes of the batch, along the
-    longest dimension that is free and that they, or data alone, divide.
+    With full sharding, a matrix of the backbone is also sharded over the axes of the batch, along
+    the longest dimension that is not sharded yet and that they, or data alone, divide.
     """
     spec: list[str | tuple[str, ...] | None] = []
     used: set[str] = set()
@@ -142,15 +143,15 @@ def parameter_spec(
 
 
 def parameter_shardings(
-    params: Mapping[str, jax.Array],
+    params: Mapping[str, Any],
     params_axes: Mapping,
     mesh: Mesh | AbstractMesh,
     fully_sharded: bool = False,
 ) -> dict[str, NamedSharding]:
     """Return the sharding of each entry of a flat {path: array} dict; see `parameter_spec`.
 
-    A parameter that `params_axes` does not name, or names with another number of axes than its
-    array has, is replicated.
+    A parameter without an entry in `params_axes`, or whose entry has a different number of axes, is
+    replicated.
     """
     axes = logical_axes(params_axes)
     shardings = {}
@@ -164,10 +165,10 @@ def parameter_shardings(
 
 
 def optimizer_shardings(opt_state, trainable_shardings: Mapping[str, NamedSharding], mesh: Mesh):
-    """Return shardings like `opt_state`: a slot lies where its parameter lies, the rest everywhere.
+    """Return a tree of shardings for `opt_state`: a slot's is its parameter's, all else replicated.
 
-    A slot is known by its path, which ends in the parameter's, and by being of a rank that the
-    parameter's spec fits (Adafactor's row and column factors do not, and are replicated).
+    A slot is an array whose path ends in a parameter's and whose shape the parameter's sharding
+    fits. It does not fit Adafactor's row and column factors, which are replicated.
     """
     replicated = NamedSharding(mesh, PartitionSpec())
 
@@ -178,7 +179,7 @@ def optimizer_shardings(opt_state, trainable_shardings: Mapping[str, NamedShardi
             return replicated
         try:
             owner.shard_shape(leaf.shape)
-        except ValueError:  # it does not divide
+        except ValueError:  # the sharding does not divide the shape
             return replicated
         return owner
 
@@ -192,20 +193,20 @@ def check_batch_size(batch_size: int) -> None:
 
 
 def padded_rows(batch_size: int, mesh: Mesh | AbstractMesh) -> int:
-    """Return how many rows a batch has on the mesh, the empty ones that fill it included."""
+    """Return the number of rows of a batch on the mesh, including empty ones that fill it up."""
     parts = math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
     return -(-batch_size // parts) * parts
 
 
 def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
-    """Return which rows of the padded batch lie on devices of this process, in order."""
+    """Return the indices of the padded batch's rows on this process's devices, in order."""
     total = padded_rows(batch_size, mesh)
     held = batch_sharding(mesh).addressable_devices_indices_map((total,)).values()
     return np.unique(np.concatenate([np.arange(total)[index] for index in held]))
 
 
 def row_share(mesh: Mesh) -> float:
-    """Return the part of a batch's rows that this process holds."""
+    """Return the fraction of a batch's rows that this process's devices hold."""
     if jax.process_count() == 1:
         return 1.0
     parts = padded_rows(1, mesh)
@@ -213,7 +214,7 @@ def row_share(mesh: Mesh) -> float:
 
 
 def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Put a host batch on the mesh: all rows, or of several processes each one's `local_rows`."""
+    """Put a host batch on the mesh; with several processes, it has this one's `local_rows`."""
     sharding = batch_sharding(mesh)
     if jax.process_count() == 1:
         rows = {value.shape[0] for value in batch.values()}
@@ -237,7 +238,7 @@ def _filled(value: np.ndarray, rows: int) -> np.ndarray:
 
 
 def place(tree, shardings):
-    """Put a tree of host or device arrays on the mesh with the given tree of shardings."""
+    """Put a tree of host or device arrays on the devices, by a tree of shardings."""
 
     def put(value, sharding):
         if jax.process_count() == 1 or isinstance(value, jax.Array):

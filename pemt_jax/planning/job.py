@@ -123,5 +123,4 @@ def job_of_shape(t5: T5Config, method: str, **choices) -> Job:
         assumed = (f"prompts of {PROMPT} tokens",)
     if pemt.num_experts:
         assumed += (f"{SOURCES} experts of rank {pemt.expert_rank}",)
-    optimizer = cast(optax.GradientTransformation, optimizers.make_optimizer())
-    return Job(t5, pemt, method, optimizer, assumed=assumed, **choices)
+    return Job(t5, pemt, method, optimizers.make_optimizer(), assumed=assumed, **choices)

@@ -1,4 +1,4 @@
-"""How far a run is: a tqdm bar on a terminal, one plain line per log point elsewhere."""
+"""The progress of a run: a tqdm bar on a terminal, one plain line per log point elsewhere."""
 
 import sys
 import time
@@ -9,9 +9,13 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Shows loss, real examples per second and time left; silent when not `shown`.
+    """Prints the loss, examples per second and the time left to stderr.
 
-    With a `name`, that of one task among many, it shows lines that begin with it, and no bar.
+    Args:
+        total: number of steps of the run.
+        done: number of steps already made.
+        shown: whether to print; processes other than the first never do.
+        name: the task of a job with several, which begins each line; such a job has no bars.
     """
 
     def __init__(self, total: int, done: int, shown: bool = True, name: str = ""):
@@ -21,12 +25,12 @@ class Progress:
         self._bar = None
         if self._shown and not name and sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True)
-            # tqdm reads the wall clock, and stands still for as long as that is set back.
-            self._bar._time = time.monotonic
+            # By default tqdm reads the wall clock, and stops updating while that is set back.
+            vars(self._bar)["_time"] = time.monotonic
             self._bar.start_t = self._bar.last_print_t = time.monotonic()
         self._note = ""
         self._values: dict[str, str] = {}
-        self._rows, self._window_start = 0, time.perf_counter()
+        self._examples, self._window_start = 0, time.perf_counter()
         self._first, self._start = done, self._window_start
 
     def __enter__(self) -> "Progress":
@@ -36,22 +40,22 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def step(self, rows: int) -> None:
-        """Count one step over `rows` real examples."""
+    def step(self, examples: int) -> None:
+        """Count one step on a batch with so many examples."""
         self.done += 1
-        self._rows += rows
+        self._examples += examples
         if self._bar is not None:
             self._bar.update()
 
     def rates(self) -> dict[str, float]:
-        """Return examples and steps per second since the last call."""
+        """Return {"examples_per_second"} since the last call."""
         seconds = max(time.perf_counter() - self._window_start, 1e-9)
-        rates = {"examples_per_second": self._rows / seconds}
-        self._rows, self._window_start = 0, time.perf_counter()
+        rates = {"examples_per_second": self._examples / seconds}
+        self._examples, self._window_start = 0, time.perf_counter()
         return rates
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
-        """Show a log point."""
+        """Show the metrics of a log point."""
         self._values["loss"] = f"{values['loss']:.4f}"
         self._values["examples/s"] = f"{values['examples_per_second']:.1f}"
         if self._bar is not None:
@@ -65,7 +69,7 @@ class Progress:
             )
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show the result of an evaluation, and leave its time out of the rates."""
+        """Show the metrics of an evaluation, and exclude its time from the rates."""
         self.rates()
         if self._shown:
             shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
@@ -77,7 +81,7 @@ class Progress:
                 print(line, file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
-        """Show what takes long now, such as compiling; "" when it is over."""
+        """Show on the bar what takes long at the moment, such as compiling; "" for nothing."""
         if self._bar is not None and text != self._note:
             self._note = text
             self._bar.set_description_str(text)

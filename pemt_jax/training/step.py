@@ -1,9 +1,9 @@
 """One update of the trainable parameters, compiled for a mesh.
 
-The step takes the trainable parameters and the optimizer state, which it gives back changed in the
-same memory, and the frozen parameters, which it only reads: no gradient, optimizer slot or
-checkpoint entry exists for them. The random numbers of step n come from fold_in(key(seed), n), so
-that a run which stops and resumes is the run that never stopped, bit for bit.
+The step updates the trainable parameters and the optimizer state in place and only reads the frozen
+parameters, which have no gradients, optimizer slots or checkpoint entries. The random numbers of
+step n come from fold_in(key(seed), n), so that a resumed run equals an uninterrupted one bit for
+bit.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ LossFn = Callable[[dict, Mapping[str, jax.Array], jax.Array | None], tuple[jax.A
 
 @flax.struct.dataclass
 class TrainState:
-    """What a run changes: `step` updates made, flat trainable parameters, optimizer state."""
+    """What a step changes: the number of updates, flat trainable parameters, optimizer state."""
 
     # Any: trees of shapes and of shardings have this structure too.
     step: Any
@@ -40,11 +40,10 @@ class TrainState:
 
 @flax.struct.dataclass
 class FirstBadStep(clu.metrics.Metric):
-    """The first step with a loss or norm that was not finite; `step` is -1 for none.
+    """The first step with a loss or norm that was not finite; `step` is -1 if there is none.
 
-    `leaf` is its first_bad_leaf (pemt_jax.finiteness).
-
-    The update counts too: an optimizer can overflow on a finite gradient.
+    The norm of the update is checked too, because an optimizer can overflow on a finite gradient.
+    `leaf` is the step's `first_bad_leaf`.
     """
 
     step: jax.Array
@@ -65,12 +64,11 @@ class FirstBadStep(clu.metrics.Metric):
 def make_train_step(
     loss_fn: LossFn, optimizer: Transformation
 ) -> Callable[[TrainState, Params, Mapping[str, jax.Array], jax.Array], tuple[TrainState, dict]]:
-    """Return step(state, frozen, batch, key) -> (state, metrics); not yet jitted.
+    """Return step(state, frozen, batch, key) -> (state, metrics), not jitted.
 
-    The run's key is an argument, so that runs which differ by seed share one compiled step.
-
-    The loss is differentiated with respect to `state.trainable` only. metrics holds `loss` and
-    `gradient_norm` (before clipping) of the step, what the model reports, and `first_bad_step`.
+    The loss is differentiated with respect to `state.trainable` only. `metrics` contains `loss` and
+    `gradient_norm` (before clipping) of the step, the model's metrics, and `first_bad_step`. The
+    run's key is an argument so that runs with different seeds can share one compiled step.
     """
 
     def train_step(state: TrainState, frozen: Params, batch, key) -> tuple[TrainState, dict]:
@@ -107,7 +105,7 @@ def state_shardings(
     trainable_shardings: Mapping[str, NamedSharding],
     mesh: Mesh,
 ) -> TrainState:
-    """Return a TrainState of shardings; `trainable` may hold arrays or their shapes."""
+    """Return a TrainState of shardings; `trainable` contains arrays or their shapes."""
     opt_shapes = jax.eval_shape(optimizer.init, trainable)
     return TrainState(
         NamedSharding(mesh, PartitionSpec()),
@@ -124,7 +122,7 @@ def jit_train_step(
     mesh: Mesh,
     params_axes: Mapping | None = None,
 ) -> Callable:
-    """Return `make_train_step`'s function, jitted for a mesh; it reuses the state's memory."""
+    """Return the function of `make_train_step`, jitted for a mesh; it donates the state."""
     replicated = NamedSharding(mesh, PartitionSpec())
     return jax.jit(
         make_train_step(constrained(loss_fn, mesh, params_axes), optimizer),
@@ -141,11 +139,11 @@ def jit_train_step(
 
 @jax.jit
 def merge_metrics(total: dict, new: dict) -> dict:
-    """Merge two dicts of clu metrics on the device."""
+    """Merge two dicts of clu metrics without copying them to the host."""
     return {name: total[name].merge(metric) for name, metric in new.items()}
 
 
 def compute_metrics(metrics: Mapping[str, clu.metrics.Metric]) -> dict[str, float]:
-    """Bring merged metrics to the host as floats."""
+    """Return the values of metrics as floats on the host."""
     values = jax.device_get({name: metric.compute() for name, metric in metrics.items()})
     return {name: float(value) for name, value in values.items()}
