@@ -1,10 +1,10 @@
-"""Examples a second on GLUE-like lengths: bucketed batches over batches padded to 256.
+"""Examples per second with GLUE-like lengths: bucketed batches over batches padded to 256.
 
     python tests/benchmarks/bucketing.py --json
 
-Lengths are log-normal with mean 40 and a tail to 256. Each side makes its batches as a run would;
-every shape's step is timed, in turn with all others, and weighed by how many batches of an epoch
-have it. Both sides carry the prompt of 31.
+Lengths are log-normal with mean 40 and a tail to 256. Both sides make their batches as a run would
+and have a prompt of 31 tokens. The steps of all shapes are timed in turn and weighted by the number
+of batches of an epoch that have the shape.
 """
 
 import argparse
@@ -22,13 +22,13 @@ ROWS, BATCH, LONGEST, BUCKETS = 10_000, 32, 256, 8
 
 
 def glue_like_lengths(rows: int = ROWS) -> np.ndarray:
-    """Lengths with mean 40, median about 30 and a tail that is cut at 256."""
+    """Return lengths with mean 40, a median of about 30 and a tail that is cut off at 256."""
     drawn = np.random.default_rng(0).lognormal(np.log(30), 0.76, rows)
     return np.clip(drawn, 4, LONGEST).astype(int)
 
 
 def random_split(lengths: np.ndarray, vocabulary: int = 8100) -> TokenizedSplit:
-    """Rows of random tokens of the given lengths, with labels of two tokens."""
+    """Return examples of random tokens with the given lengths, and labels of two tokens."""
     random = np.random.default_rng(0)
     inputs = random.integers(2, vocabulary, lengths.sum(), np.int32)
     targets = random.integers(2, vocabulary, 2 * len(lengths), np.int32)
@@ -49,7 +49,7 @@ def random_split(lengths: np.ndarray, vocabulary: int = 8100) -> TokenizedSplit:
 
 
 def shapes_of_epoch(split: TokenizedSplit, buckets) -> tuple[collections.Counter, dict]:
-    """How many batches of an epoch have each input length, and one batch of each."""
+    """Return {input length: number of batches of an epoch} and one batch of each length."""
     source = BatchSource([(1.0, split)], BATCH, seed=0, buckets=buckets, target_buckets=(8,))
     counts, batches = collections.Counter(), {}
     for step in range(source.steps_per_epoch):
@@ -72,14 +72,14 @@ def measure(size: str = "small", repeats: int = 3) -> dict:
     }
     seconds = timing.interleaved(steps, repeats)
 
-    def examples_a_second(counts: collections.Counter, pick) -> float:
+    def examples_per_second(counts: collections.Counter, pick) -> float:
         return ROWS / sum(times * pick(seconds[n]) for n, times in counts.items())
 
     ratio, rates = {}, {}
     for name, pick in (("medians", np.median), ("minima", min)):
         rates[name] = {
-            "bucketed": examples_a_second(counts, pick),
-            "padded": examples_a_second(padded_counts, pick),
+            "bucketed": examples_per_second(counts, pick),
+            "padded": examples_per_second(padded_counts, pick),
         }
         ratio[name] = rates[name]["bucketed"] / rates[name]["padded"]
     return {
@@ -88,7 +88,7 @@ def measure(size: str = "small", repeats: int = 3) -> dict:
             3.0,
             at_least=True,
             ratio=ratio,
-            examples_a_second=rates,
+            examples_per_second=rates,
             mean_length=float(lengths.mean()),
             buckets=buckets,
             batches_of_each=dict(counts),

@@ -1,11 +1,11 @@
-"""Evaluation of the demo's trained target: early stop and buckets over fixed decoding.
+"""Evaluation of the demo's trained target: fixed decoding over early stop and buckets.
 
     python tests/benchmarks/evaluation.py --json --demo runs/demo
 
-Greedy predictions of the target's test split, in turn: as `evaluate` makes them, and with 8 tokens
-generated for every row whatever it says, inputs padded to 256 (and to 128). It needs a trained
-model, for a random one never ends a sequence: without the run the value is null. Predictions of
-both sides are compared.
+Greedy predictions of the target's test split are timed in turn: as `evaluate` makes them, and with
+8 tokens generated for every example and inputs padded to 256 (and to 128). This needs a trained
+model, because a random one never ends a sequence; without the demo's run the value is null. The
+predictions of both sides are compared.
 """
 
 import argparse
@@ -69,6 +69,6 @@ def measure(demo: str = DEMO, repeats: int = 3) -> dict:
 
 if __name__ == "__main__":
     options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--demo", default=DEMO, help="the folder that the demo wrote")
+    options.add_argument("--demo", default=DEMO, help="folder written by the demo")
     chosen, _ = options.parse_known_args()
     timing.main(__doc__, lambda: measure(chosen.demo), options)

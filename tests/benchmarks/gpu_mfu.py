@@ -1,9 +1,9 @@
-"""Share of an accelerator's peak that a stage-2 step reaches: T5-base, bfloat16, batch 128 x 256.
+"""Fraction of an accelerator's peak reached by a stage-2 step: T5-base, bfloat16, batch 128 x 256.
 
     python tests/benchmarks/gpu_mfu.py --json
 
-Where JAX finds no accelerator, or one whose peak is not listed here, the value is null. FLOPs are
-those that XLA counts in the compiled step.
+If JAX finds no accelerator, or one whose peak is not listed here, the value is null. FLOPs are
+those that XLA counts in the compiled step. Only jax, flax, optax, clu and numpy are needed.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import jax
 import systems
 import timing
 
-# Dense bfloat16 FLOP/s of one chip, from the makers' data sheets.
+# Dense bfloat16 FLOP/s of one chip, from the manufacturers' data sheets.
 PEAK = {
     "H100 80GB HBM3": 989e12,
     "H100 PCIe": 756e12,

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/growth.py --json
 
-Two layers a stack of T5-small's widths. Beside each step's time stand its FLOPs: where time grows
-faster than they do, something other than the matrix products grows. The value is how much faster
-time grows than FLOPs from 1 to 32 experts, as a ratio of slopes.
+The model has two layers per stack and T5-small's widths. Each step's FLOPs are reported with its
+time: if the time grows faster, something other than the matrix products grows. The value is the
+growth of time from 1 to 32 experts divided by the growth of FLOPs.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Batches a second that the input pipeline makes, over those that a training step consumes.
+"""Batches per second of the input pipeline over batches per second of a training step.
 
     python tests/benchmarks/input_pipeline.py --json
 
-The pipeline alone, as a run reads it, over its own steps of the demo's shape: the packaged mini
-T5, batch 8, inputs to 64, which is the quickest step there is. On the demo's task and on 100,000
-random rows of GLUE-like lengths. The value is the smaller of the two.
+The pipeline is run alone, as a run reads it. The step has the demo's shape (the packaged mini T5,
+batch 8, inputs up to 64 tokens), which is the fastest there is. The data are the demo's task and
+100,000 random examples with GLUE-like lengths; the value is the smaller ratio of the two.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from pemt_jax.data.token_cache import open_mixture
 BATCH, STEPS, WARM = 8, 500, 20
 
 
-def seconds_a_batch(source: BatchSource) -> float:
-    """Mean seconds of a batch after the first, which plans the epoch."""
+def seconds_per_batch(source: BatchSource) -> float:
+    """Return the mean seconds per batch, without the first ones, which plan the epoch."""
     batches = train_iterator(source, 0, STEPS + WARM)
     for _ in range(WARM):
         next(batches)
@@ -48,7 +48,7 @@ def measure(demo_task: str = "vader_movies", size: str = "mini", repeats: int = 
     step()
     for _ in range(repeats):
         for name, source in sources.items():
-            made[name].append(seconds_a_batch(source))
+            made[name].append(seconds_per_batch(source))
         steps += timing.interleaved({"step": step}, 10)["step"]
     ratio = {name: min(steps) / min(values) for name, values in made.items()}
     return {

@@ -2,12 +2,12 @@
 
     python tests/benchmarks/memory.py --json
 
-Nothing is run: parameters, state and temporary buffers of the compiled step, T5-base, batch
-8 x 256, both sides without rematerialisation and then both with it. Once for this machine in
-float32 (frozen parameters in bfloat16 are given beside it: XLA makes float32 copies of them here),
-and where libtpu is installed once for a chip of TPU v5e, in bfloat16 with frozen parameters in
-bfloat16. The value is the largest ratio. XLA's CPU compiler joins what rematerialisation computes
-twice, so that the policies differ on the TPU only.
+Nothing is run. Counted are parameters, state and temporary buffers of the compiled step of T5-base
+with batch 8 x 256, both sides first without and then with rematerialisation. It is compiled for
+this machine in float32 (and, for information, with frozen parameters in bfloat16, of which XLA
+makes float32 copies here) and, if libtpu is installed, for a TPU v5e chip with activations and
+frozen parameters in bfloat16. The value is the largest ratio. XLA's CPU compiler removes the
+repeated computations of rematerialisation, so the policies differ on the TPU only.
 """
 
 import argparse
@@ -21,7 +21,7 @@ ROWS, SOURCE = 8, 256
 
 
 def here(size: str, policy: str) -> dict[str, dict]:
-    """Bytes by kind on this machine."""
+    """Return the bytes by kind on this machine."""
     t5 = dataclasses.replace(systems.SIZES[size], remat_policy=policy)
     batch = systems.random_batch(ROWS, SOURCE)
 
@@ -36,8 +36,8 @@ def here(size: str, policy: str) -> dict[str, dict]:
 
 
 def on_tpu(size: str, policy: str) -> dict[str, dict]:
-    """Bytes by kind on one chip."""
-    # The planner depends on TensorFlow, which a machine that only measures itself may lack.
+    """Return the bytes by kind on one TPU chip."""
+    # The planner imports TensorFlow, which `here` does not need.
     from pemt_jax.planning import compiling
     from pemt_jax.planning.job import job_of_shape
     from pemt_jax.planning.layout import Layout

@@ -1,10 +1,10 @@
-"""What each piece of a stage-2 step costs, from a trace of the real step; table and bar picture.
+"""Time of each piece of a stage-2 step, from a trace of the real step, as a table and a figure.
 
     python tests/benchmarks/pieces.py --json --size small
 
-XLA names the source of every instruction it runs; the time of a fused instruction counts for the
-piece of its last operation. pieces.svg shows the step as bars on bars (an icicle): forward and
-backward, encoder and decoder, piece.
+XLA records the source of every instruction; the time of a fused instruction counts for the piece of
+its last operation. pieces.svg shows the step as an icicle chart: forward and backward, encoder and
+decoder, piece.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import jax
 import systems
 import timing
 
-# The first that matches, from the inside of a layer outwards.
+# The first match counts; from the inside of a layer outwards.
 PIECES = (
     ("attention", r"attention/|relpos_bias|attention_layer_norm"),
     ("gate and loss", r"/gate/|mlp/(bl[ed]|erd|bler|ble|be|reduce|dot)\W|cross_entropy"),
@@ -31,7 +31,7 @@ PICTURE = Path(__file__).with_name("pieces.svg")
 
 
 def piece_of(source: str) -> tuple[str, str, str]:
-    """(phase, stack, piece) of an instruction's source."""
+    """Return (phase, stack, piece) of an instruction's source."""
     inside = "Transformer" in source or "jvp" in source
     phase = "backward" if "transpose(" in source else "forward" if inside else "update"
     stack = next((s for s in ("encoder", "decoder") if f"/{s}/" in source), "around")
@@ -42,7 +42,7 @@ def piece_of(source: str) -> tuple[str, str, str]:
 
 
 def sources(compiled: jax.stages.Compiled) -> dict[str, str]:
-    """{instruction: where in the model it comes from}."""
+    """Return {instruction: its source in the model}."""
     found = {}
     for line in compiled.as_text().splitlines():
         if match := re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = .*?op_name=\"([^\"]*)\"", line):
@@ -51,7 +51,7 @@ def sources(compiled: jax.stages.Compiled) -> dict[str, str]:
 
 
 def traced_seconds(step: systems.Step) -> collections.Counter:
-    """Seconds of one call by (phase, stack, piece)."""
+    """Return the seconds of one call by (phase, stack, piece)."""
     known, seconds = sources(step.compiled), collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -67,7 +67,7 @@ def traced_seconds(step: systems.Step) -> collections.Counter:
 
 
 def draw(seconds: collections.Counter, title: str, path: Path = PICTURE) -> None:
-    """An icicle: each row of bars divides the bars under it."""
+    """Draw an icicle chart: each level of bars divides the bars of the level below."""
     import matplotlib
 
     matplotlib.use("svg")

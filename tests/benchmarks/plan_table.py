@@ -1,13 +1,13 @@
-"""The README's table of the smallest slice on which each T5 is trained, and its check.
+"""The table of the smallest slices on which each T5 can be trained, and its check by compilation.
 
-    python tests/benchmarks/plan_table.py --results FOLDER              # the table, by arithmetic
-    python tests/benchmarks/plan_table.py --results FOLDER --compile    # and by the TPU's compiler
+    python tests/benchmarks/plan_table.py --results FOLDER              # estimates
+    python tests/benchmarks/plan_table.py --results FOLDER --compile    # the TPU's compiler too
 
---compile runs `python -m pemt_jax.plan` for one cell after another, minutes each: the smallest
-slice that fits and the one below it; where the compiler refutes the arithmetic, the next slices,
-until it has confirmed both. What lies in FOLDER is not compiled again, so that the same command
-goes on. The table marks what the compiler has said with `c`, and the last lines tell how far the
-arithmetic is from the compiler.
+--compile runs `python -m pemt_jax.plan` for one cell after another, minutes each: for the smallest
+slice that fits and the next smaller one and, if the compiler contradicts the estimate, for further
+slices until it has confirmed both. Results in FOLDER are not compiled again, so the same command
+continues an interrupted one. The table marks compiled results with `c`; the lines below it compare
+estimates with compiled results.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from pemt_jax.planning.search import Sizing, candidates
 from pemt_jax.planning.shapes import shape_named
 
 SHAPES = ("base", "large", "3B", "11B", "1.1-XL", "1.1-XXL")
-METHODS = {"pemt_source": 128, "pemt_target": 32, "full": 32}  # rows an update, as in runs/*.gin
+METHODS = {"pemt_source": 128, "pemt_target": 32, "full": 32}  # examples per step, see runs/*.gin
 CHIP_COUNTS = (1, 4, 8, 16, 32, 64, 128, 256)
 COMPILED = [
     *((shape, "v5e") for shape in ("base", "3B", "11B")),
@@ -38,7 +38,7 @@ COMPILED = [
 
 
 def cells() -> dict[tuple[str, str, str], list]:
-    """(shape, method, chip): the ways that take least by arithmetic, one a slice."""
+    """Return {(shape, method, chip): for each slice the layout with the least estimated memory}."""
     found = {}
     for shape in SHAPES:
         for method, rows in METHODS.items():
@@ -64,20 +64,20 @@ def result_file(folder: Path, cell, way) -> Path:
 
 
 def mesh_of(layout: Layout) -> str:
-    """The layout in a word, data x model: "2x4", or "2x4s" fully sharded."""
+    """Return a layout as text, data x model: "2x4", or "2x4s" if fully sharded."""
     return f"{layout.data}x{layout.model}" + "s" * layout.fully_sharded
 
 
 def compiled(folder: Path, cell, way) -> dict | None:
-    """What the TPU's compiler said of this way, if it was asked."""
+    """Return the compiled result for this layout, if there is one."""
     path = result_file(folder, cell, way)
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def smallest(found, folder: Path, cell) -> int | None:
-    """Which way is the smallest that fits: by the compiler where it was asked, else by arithmetic.
+    """Return the index of the smallest slice that fits, or None.
 
-    None where none does.
+    Compiled results take precedence over estimates.
     """
     for index, way in enumerate(found[cell]):
         said = compiled(folder, cell, way)
@@ -87,7 +87,7 @@ def smallest(found, folder: Path, cell) -> int | None:
 
 
 def compile_cells(found, folder: Path, chips) -> None:
-    """Compile what COMPILED asks for, the quickest first; a failure is told and passed over."""
+    """Compile the cells of COMPILED, the fastest first; a failure is printed and skipped."""
     wanted = [cell for cell in found if (cell[0], cell[2]) in COMPILED and cell[2] in chips]
     for cell in sorted(wanted, key=lambda cell: (SHAPES.index(cell[0]), cell[2] != "v5e")):
         tried = []
@@ -105,7 +105,7 @@ def compile_cells(found, folder: Path, chips) -> None:
 
 
 def compile_one(cell, way, path: Path) -> None:
-    """Ask the TPU's compiler, and keep its answer in the file."""
+    """Compile for the TPU and store the result in the file."""
     shape, method, chip = cell
     done = subprocess.run(
         [
@@ -141,7 +141,7 @@ def compile_one(cell, way, path: Path) -> None:
 
 
 def table(found, folder: Path) -> str:
-    """The table as Markdown."""
+    """Return the table as Markdown."""
     lines = ["| T5, method | v4 | v5e | v5p |", "|---|---|---|---|"]
     for shape in SHAPES:
         for method in METHODS:
@@ -151,7 +151,7 @@ def table(found, folder: Path) -> str:
 
 
 def text_of(found, folder: Path, cell) -> str:
-    """A cell of the table: chips, layout, memory a chip, and what the compiler has said."""
+    """Return a cell of the table: chips, layout, memory per chip, and whether it was compiled."""
     index, ways = smallest(found, folder, cell), found[cell]
     if index is None:
         return f"more than {CHIP_COUNTS[-1]}"
@@ -164,7 +164,7 @@ def text_of(found, folder: Path, cell) -> str:
 
 
 def deviations(found, folder: Path) -> list[str]:
-    """How far the arithmetic is from the compiler, where the step fits and where it does not."""
+    """Return a comparison of estimates with compiled results, for steps that fit and others."""
     fitting, others, refuted = [], [], 0
     for cell, ways in found.items():
         for way in ways:
@@ -176,13 +176,13 @@ def deviations(found, folder: Path) -> list[str]:
             total = step["memory"]["total"] if "memory" in step else step["out_of_memory"]
             (fitting if said["fits"] else others).append(way.estimate.total / total - 1)
     return [
-        f"Arithmetic against the compiler, memory a chip, {len(errors)} cells that {what}: "
+        f"Estimated over compiled memory per chip, {len(errors)} cells that {what}: "
         f"{min(errors):+.0%} to {max(errors):+.0%}, median {statistics.median(errors):+.0%}."
         for what, errors in (("fit", fitting), ("do not fit", others))
         if errors
     ] + [
-        f"It says yes or no as the compiler does in {len(fitting + others) - refuted} of "
-        f"{len(fitting + others)} cells."
+        f"Estimate and compiler agree on whether the step fits in "
+        f"{len(fitting + others) - refuted} of {len(fitting + others)} cells."
     ]
 
 
@@ -195,7 +195,7 @@ def main() -> None:
         "--compile",
         nargs="*",
         metavar="CHIP",
-        help="compile the cells of these chips; of all when none is named",
+        help="compile the cells of these chips; of all chips if none is named",
     )
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,11 @@
-"""Run the benchmarks, each in a process of its own, and write RESULTS.md and results.json.
+"""Run the benchmarks, each in its own process, and write RESULTS.md and results.json.
 
     python tests/benchmarks/run_all.py --json
     python tests/benchmarks/run_all.py --rows warm_start_seconds bucketed_over_padded
 
-Prints one JSON object {row: {value, target, ok}}. On an idle machine of 2 cores all of them take
-about 25 minutes, most of it T5-base. With --rows only the scripts that make these rows are run,
-and the others stay as they were measured.
+Prints one JSON object {row: {value, target, ok}}. All of them take about 25 minutes on an idle
+machine with 2 cores, mostly for T5-base. With --rows only the scripts that measure these rows are
+run, and all other rows keep their values.
 """
 
 import argparse
@@ -39,13 +39,14 @@ SCRIPTS = {
     "tricks.py": ("tricks",),
     "growth.py": ("growth_with_experts",),
 }
-# Benchmarks of the data and of whole runs import TensorFlow: no notes of it, no GPU memory for it.
+# Benchmarks of data and of complete runs import TensorFlow, which should neither print notes nor
+# reserve the GPU's memory.
 TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pemt_jax")
 
 
 def run(script: str) -> dict:
-    """The rows that one script prints."""
+    """Return the rows that a script prints."""
     command = [sys.executable, str(HERE / script), "--json"]
     done = subprocess.run(
         command,
@@ -60,7 +61,7 @@ def run(script: str) -> dict:
 
 
 def machine() -> list[str]:
-    """What the numbers were measured on."""
+    """Return what describes this machine: processor, versions, settings."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = {
@@ -78,7 +79,7 @@ def machine() -> list[str]:
 
 
 def markdown(rows: dict) -> str:
-    """RESULTS.md: a table of all rows, then what stands behind each."""
+    """Return the text of RESULTS.md: a table of all rows, then the details of each."""
     out = [
         "# Benchmark results",
         "",
@@ -121,7 +122,7 @@ def markdown(rows: dict) -> str:
 
 
 def flatten(value, path: tuple[str, ...], timed: dict, facts: list) -> None:
-    """Sort the details of a row into summaries of repeats and single facts, by their path."""
+    """Sort the details of a row into summaries of repeats and single values, by their path."""
     if isinstance(value, dict):
         if "spread" in value:
             timed[", ".join(path)] = value
@@ -135,12 +136,12 @@ def flatten(value, path: tuple[str, ...], timed: dict, facts: list) -> None:
 
 
 def number(value) -> str:
-    """Three digits of a float; anything else as it is."""
+    """Return a float with three digits, anything else unchanged."""
     return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1e5 else str(value)
 
 
 def earlier() -> dict:
-    """The rows measured before."""
+    """Return the rows measured earlier."""
     return json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.is_file() else {}
 
 

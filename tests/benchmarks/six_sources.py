@@ -1,11 +1,12 @@
-"""Step time of six source tasks in one job over the sum of six runs of their own.
+"""Step time of six source tasks in one job over the sum of six separate runs.
 
     python tests/benchmarks/six_sources.py --json
 
 Stage 1 on the packaged mini T5 with the settings of configs/demo/stage1.gin and batches of equal
-lengths, after compilation, the two ways in turn. Start-up (placing, compiling, the first step) is
-reported apart: the runs share one compilation here, as commands do by the cache on disk.
-`one_active` is a step in which five of the six tasks have ended: they should cost nothing.
+lengths; both methods are timed in turn, after compilation. Start-up (transfer, compilation, the
+first step) is reported separately; the separate runs share one compilation, as commands do through
+the cache on disk. `one_active` is a step in which five of the six tasks have ended; these should
+cost nothing.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Stage-2 step against the stage-1 step, full fine-tuning and the machine's matrix product.
+"""The stage-2 step compared with the stage-1 step, full fine-tuning and a matrix product.
 
     python tests/benchmarks/step_ratios.py --json --size small --batch 8
 
-Everything of one size and batch runs in turn in one process, float32, source length 256 and no
-padding; full fine-tuning is this package's own, with the same optimizer and dropout and no prompt.
+All steps of one size and batch run in turn in one process, in float32 with source length 256 and no
+padding. Full fine-tuning is this package's own, with the same optimizer and dropout and no prompt.
 FLOPs are those that XLA counts in each compiled step. A row's value is the ratio of minima at the
-batch where it is worst.
+batch size with the worst ratio.
 """
 
 import argparse
@@ -25,7 +25,7 @@ SHARE = 0.60
 
 
 def measure_size(size: str, batch_size: int, repeats: int, source: int = SOURCE) -> dict:
-    """Times, FLOPs and ratios of one size at one batch."""
+    """Return times, FLOPs and ratios of one size at one batch size."""
     t5, batch = systems.SIZES[size], systems.random_batch(batch_size, source)
     runs = {method: systems.Step(method, t5, batch) for method in METHODS}
     flops = {method: step.flops for method, step in runs.items()}
@@ -49,7 +49,7 @@ def measure_size(size: str, batch_size: int, repeats: int, source: int = SOURCE)
 
 
 def measure(sizes=("small", "base"), batches=(8, 32), source: int = SOURCE) -> dict:
-    """The rows of this family."""
+    """Return the rows of all sizes."""
     found, share = {}, {}
     for size in sizes:
         made = {n: measure_size(size, n, REPEATS.get((size, n), 3), source) for n in batches}
@@ -69,6 +69,6 @@ if __name__ == "__main__":
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--size", nargs="+", default=("small", "base"), choices=sorted(TARGETS))
     options.add_argument("--batch", nargs="+", type=int, default=(8, 32))
-    options.add_argument("--source", type=int, default=SOURCE, help="tokens of a row")
+    options.add_argument("--source", type=int, default=SOURCE, help="source tokens per example")
     chosen, _ = options.parse_known_args()
     timing.main(__doc__, lambda: measure(chosen.size, chosen.batch, chosen.source), options)

@@ -1,7 +1,7 @@
 """Models of T5's published shapes with random weights, and their training steps, for benchmarks.
 
-Every step is the one that users run: the compiled update with dropout, clipping, AdamW and donated
-state. Only the weights are random, which changes no time.
+Each step is the one that users run: the compiled update with dropout, clipping, AdamW and donated
+state. Only the weights are random, which does not affect its time.
 """
 
 from collections.abc import Callable, Mapping
@@ -39,7 +39,7 @@ PROMPT, TARGET, EXPERTS, RANK = 31, 8, 6, 64
 def pemt_config(
     method: str, t5: T5Config, experts: int = EXPERTS, rank: int = RANK, prompt: int = PROMPT
 ) -> PemtConfig:
-    """The modules of a method, as assembly.py fills them in."""
+    """Return the modules of a method, as runs/build_model.py does."""
     chosen = get_method(method)
     experts = experts if chosen.experts else 0
     return PemtConfig(
@@ -53,7 +53,7 @@ def pemt_config(
 
 
 def random_batch(rows: int, source: int, target: int = TARGET, vocabulary: int = 8100) -> dict:
-    """A batch without padding."""
+    """Return a batch without padding."""
     random = np.random.default_rng(0)
     targets = random.integers(2, vocabulary, (rows, target)).astype(np.int32)
     shifted = np.concatenate([np.zeros_like(targets[:, :1]), targets[:, :-1]], axis=1)
@@ -66,16 +66,16 @@ def random_batch(rows: int, source: int, target: int = TARGET, vocabulary: int =
 
 
 class Step:
-    """One compiled training step with a state of its own; calling it makes an update and waits.
+    """A compiled training step with its own state; a call makes one update and waits for it.
 
     Args:
-      method: a row of methods.METHODS.
+      method: a key of methods.METHODS.
       t5: shape of the backbone.
-      batch: arrays of the batch; another batch of the same shapes may be given in a call.
-      pemt: modules; None for those of the method at the benchmarks' sizes.
-      frozen_dtype: in which frozen parameters are kept.
-      prng: generator of the dropout.
-      loaded: False to compile only, without one parameter in memory.
+      batch: arrays of the batch.
+      pemt: modules; None for those of the method in the benchmarks' sizes.
+      frozen_dtype: dtype of the frozen parameters.
+      prng: random number generator of the dropout.
+      loaded: False to compile only, without any parameter in memory.
     """
 
     def __init__(
@@ -113,12 +113,12 @@ class Step:
 
     @property
     def flops(self) -> float:
-        """Of the compiled step, as XLA counts them."""
+        """The FLOPs of the compiled step, as counted by XLA."""
         return float(self.compiled.cost_analysis()["flops"])
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes held at once: parameters and state, results elsewhere, temporary buffers."""
+        """Peak bytes: parameters and state, results not stored in them, temporary buffers."""
         found = self.compiled.memory_analysis()
         parts = {
             "arguments": found.argument_size_in_bytes,
@@ -129,7 +129,7 @@ class Step:
 
 
 def parameter_shapes(model: PemtModel) -> dict:
-    """Nested shapes of a model's parameters."""
+    """Return the nested shapes of a model's parameters."""
     tokens = {
         name: (1, 1)
         for name in ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
@@ -138,7 +138,7 @@ def parameter_shapes(model: PemtModel) -> dict:
 
 
 def random_values(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """Arrays of small numbers; no zeros, which would hide what they cost."""
+    """Return arrays of small random numbers; zeros could hide costs."""
     random = np.random.default_rng(0)
 
     def values(x: jax.ShapeDtypeStruct) -> jax.Array:
@@ -148,7 +148,7 @@ def random_values(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.A
 
 
 def matmul(size: int = 2048, dtype: str = "float32") -> tuple[Callable[[], None], float]:
-    """A call that multiplies two square matrices, and the FLOPs of it."""
+    """Return a function that multiplies two square matrices, and its FLOPs."""
     a = jnp.ones((size, size), dtype)
     product = jax.jit(jnp.dot)
 

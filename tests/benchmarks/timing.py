@@ -1,7 +1,7 @@
 """Timing shared by the benchmarks: interleaved repeats in one process, and rows of a report.
 
-A machine's speed drifts, so what is compared is run in turn, A B A B ..., and a ratio is given
-twice: of the medians, and of the minima, which other load disturbs least.
+The speed of a machine drifts, so the things compared run in turn, A B A B ... Ratios are given of
+the medians and of the minima, which other load on the machine affects least.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as launch/environment.sh has it
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as in launch/environment.sh
 
 
 def interleaved(
@@ -18,8 +18,8 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Return {name: seconds of each repeat}; each call must wait for its own result.
 
-    What takes very different amounts of memory leaves its successor another heap: `settle` calls
-    of its own, which are not timed, then come before each one that is.
+    Functions that use very different amounts of memory change the heap for their successor. Then
+    `settle` further calls, which are not timed, precede each timed one.
     """
     for _ in range(warmup):
         for run in runs.values():
@@ -36,7 +36,7 @@ def interleaved(
 
 
 def summary(values: list[float]) -> dict[str, float]:
-    """min, median and spread, (max - min) / median, of repeats."""
+    """Return minimum, median and spread, which is (max - min) / median, of repeats."""
     median = statistics.median(values)
     return {
         "min": min(values),
@@ -47,7 +47,7 @@ def summary(values: list[float]) -> dict[str, float]:
 
 
 def compare(seconds: Mapping[str, list[float]], numerator: str, denominator: str) -> dict:
-    """Return the ratio of medians and of minima, with the summaries of both sides."""
+    """Return the ratios of medians and of minima, and the summaries of both sides."""
     above, below = summary(seconds[numerator]), summary(seconds[denominator])
     return {
         "ratio_of_medians": above["median"] / below["median"],
@@ -57,13 +57,13 @@ def compare(seconds: Mapping[str, list[float]], numerator: str, denominator: str
 
 
 def row(value: float | None, target: float | None, at_least: bool = False, **details) -> dict:
-    """Return a row of the report; `ok` is None where nothing was measured or nothing is asked.
+    """Return a row of the report; `ok` is None without a value or a target.
 
     Args:
-      value: what was measured.
-      target: what it is to reach; None for what is only reported.
-      at_least: whether more is better.
-      details: what stands behind the value, for RESULTS.md.
+      value: the measured value; None if it could not be measured.
+      target: the value to reach; None if the row is for information only.
+      at_least: whether `target` is a lower bound.
+      details: the numbers behind the value, for RESULTS.md.
     """
     ok = None
     if value is not None and target is not None:
@@ -78,8 +78,8 @@ def main(
 
     Args:
       doc: the script's docstring, for --help.
-      measure: what to run.
-      options: a parser of the script's own options, already read, for --help.
+      measure: the function to run.
+      options: the parser of the script's own options, for --help; it has been used already.
     """
     parser = argparse.ArgumentParser(
         description=doc.splitlines()[0], parents=[options] if options else []
@@ -96,7 +96,7 @@ def main(
 
 
 def line(name: str, measured: Mapping) -> str:
-    """One row as a line of text."""
+    """Return a row as a line of text."""
     value, target = measured["value"], measured["target"]
     text = f"{name}: {'not measured' if value is None else f'{value:.3g}'}"
     if target is not None:

@@ -1,10 +1,11 @@
-"""What each trick of a stage-2 step is worth: the step without it over the step as it is.
+"""The gain of each optimisation of a stage-2 step: the step without it over the step as it is.
 
     python tests/benchmarks/tricks.py --json --size small
 
-Each alternative is the code that would be written without the trick, put in its place for one
-compilation; all steps then run in turn in one process. What changes random numbers is marked so.
-Huge pages are a matter of the environment, so that two processes are run for them, in turn.
+Each alternative is the code one would write without the optimisation, patched in for one
+compilation. All steps then run in turn in one process. Alternatives with different random numbers
+are marked as such. Huge pages are a setting of the environment, so processes with and without them
+run in turn.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from pemt_jax.model.experts import ExpertMixture
 
 
 class FormedExperts(ExpertMixture):
-    """The authors' way: every expert's output [B, L, D] is formed, and weighed by the gate."""
+    """The authors' method: each expert's output [B, L, D] is computed and weighted by the gate."""
 
     @nn.compact
     def __call__(self, hidden_BLF, gate_BE):
@@ -39,7 +40,7 @@ class FormedExperts(ExpertMixture):
 
 
 class BankByEinsum(ExpertMixture):
-    """The bank multiplied over its own axes, for which XLA transposes it in every step."""
+    """Einsums over the axes of the bank, for which XLA transposes it in every step."""
 
     @nn.compact
     def __call__(self, hidden_BLF, gate_BE):
@@ -50,7 +51,7 @@ class BankByEinsum(ExpertMixture):
 
 
 def bank(module: ExpertMixture, width: int):
-    """The frozen factors, under the names that ExpertMixture gives them."""
+    """Return the frozen factors, with the names that ExpertMixture gives them."""
     init = nn.initializers.normal(0.03)
     shapes = {
         "lora_a": (width, module.num_experts, module.rank),
@@ -67,21 +68,21 @@ def bank(module: ExpertMixture, width: int):
 
 
 def formed_cosines(z_BLD, e_BLED, _):
-    """cos(z, e_i) from the experts' outputs."""
+    """Return cos(z, e_i) from the experts' outputs."""
     dot_BLE = jnp.einsum("bld,bled->ble", z_BLD, e_BLED)
     norms_BLE = jnp.linalg.norm(e_BLED, axis=-1) * jnp.linalg.norm(z_BLD, axis=-1)[..., None]
     return dot_BLE / jnp.maximum(norms_BLE, 1e-8)
 
 
 def plain_attention(self, scores_BHLM, value_BMHK, deterministic):
-    """Drop(softmax(scores)) values, as it is written in a paper."""
+    """Return Drop(softmax(scores)) values as papers write it."""
     weights_BHLM = jax.nn.softmax(scores_BHLM, axis=-1)
     dropout = nn.Dropout(self.dropout_rate, self.dropout_dims, deterministic=deterministic)
     return jnp.einsum("bhlm,bmhk->blhk", dropout(weights_BHLM), value_BMHK)
 
 
 def alternatives(t5) -> dict:
-    """{trick: (patches, T5Config, options of systems.Step)} of the step without it."""
+    """Return {trick: (patches, T5Config, options of systems.Step)} for the step without it."""
     each = dataclasses.replace(t5, broadcast_dropout=False)
     patch = mock.patch.object
     return {
@@ -95,8 +96,12 @@ def alternatives(t5) -> dict:
         ),
         "bank as a matrix": ([patch(feed_forward, "ExpertMixture", BankByEinsum)], t5, {}),
         "softmax divides last": ([patch(layers.Attention, "_weighted", plain_attention)], t5, {}),
-        "one mask a row (other random numbers)": ([], each, {}),
-        "one mask a row, against rbg masks (other random numbers)": ([], each, {"prng": "rbg"}),
+        "one mask per example (other random numbers)": ([], each, {}),
+        "one mask per example, against rbg masks (other random numbers)": (
+            [],
+            each,
+            {"prng": "rbg"},
+        ),
     }
 
 
@@ -132,7 +137,7 @@ def measure(size: str, batch_size: int, source: int, repeats: int, pages: int) -
 
 
 def huge_pages(size: str, batch_size: int, source: int, repeats: int, processes: int) -> dict:
-    """The step in processes of their own, in turn, with and without huge pages."""
+    """Time the step in separate processes, in turn with and without huge pages."""
     seconds = {"huge pages": [], "as it is": []}
     for _ in range(processes):
         for name, pages in (
@@ -171,7 +176,7 @@ def main() -> None:
     options.add_argument(
         "--seconds_only",
         action="store_true",
-        help="print the seconds of repeats of the step as it is",
+        help="only print the seconds of repeats of the step as it is",
     )
     chosen, _ = options.parse_known_args()
     if chosen.seconds_only:

@@ -3,8 +3,8 @@
     python tests/benchmarks/warm_start.py --json
 
 The command is the demo's stage 1 on the packaged mini T5, each time into a new folder. The first
-run fills the caches of compiled steps and tokens, the later ones are timed: the whole, the import
-of pemt_jax.train, and the rest, which is the value.
+run fills the caches of compiled steps and tokens. The later runs are timed: the total, the imports,
+and the rest, which is the value.
 """
 
 import json
@@ -17,7 +17,7 @@ import time
 import timing
 
 REPEATS = 3
-# In the child: the first update ends the process.
+# The child process, which ends with the first update.
 CHILD = """
 import json, os, sys, time
 from pemt_jax import train
@@ -37,7 +37,7 @@ sys.exit(command.run(train.train, sys.argv[1:]))
 
 
 def start_once(task: str, gin_file: str) -> dict[str, float]:
-    """Run the command until its first update."""
+    """Run the command up to its first update."""
     with tempfile.TemporaryDirectory() as folder:
         flags = [
             f"--gin_file={gin_file}",

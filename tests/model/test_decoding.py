@@ -20,7 +20,7 @@ STATES, V, T = 97, 3, 3
 
 
 def start(num_rows, beams=1):
-    """One state a row (its number), K times, and a counter that is no row's."""
+    """One state per row (its number), K times, and a counter shared by all rows."""
     states = jnp.repeat(jnp.arange(num_rows, dtype=jnp.int32), beams)
     return {"state": states, "steps": jnp.zeros((), jnp.int32)}
 

@@ -1,4 +1,4 @@
-"""The feed-forward sublayer, where PEMT enters, against NumPy."""
+"""The feed-forward sublayer, the part of a layer that PEMT changes, against NumPy."""
 
 import dataclasses
 

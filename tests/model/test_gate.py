@@ -1,4 +1,4 @@
-"""The correlation gate: rows of weights, read at the prompt and nowhere else."""
+"""The correlation gate: weights of the experts, computed from the prompt positions only."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""The parts of T5 against NumPy."""
+"""The building blocks of T5 against NumPy."""
 
 import functools
 import math

@@ -20,7 +20,7 @@ def draw(random, *shape):
 
 
 def numpy_cosines(z_BLD, channels_BLER, lora_b_ERD):
-    """cos(z, e_i) with every e_i written out in float64; 0 where a norm is 0."""
+    """cos(z, e_i) with every e_i computed in float64; 0 where a norm is 0."""
     z = np.asarray(z_BLD, np.float64)[:, :, None]
     outputs_BLED = np.einsum("bler,erd->bled", np.asarray(channels_BLER, np.float64), lora_b_ERD)
     norms = np.linalg.norm(z, axis=-1) * np.linalg.norm(outputs_BLED, axis=-1)
@@ -158,7 +158,7 @@ LN2 = np.log(2)
     [
         ([[1, 1, 1], [1, 0, 0]], (1 + 2 + 1 + 2) / 4, (4 / 3 + 2) / 2),
         ([[1, 1, 0], [1, 1, 0]], (1 + 2 + 2 + 2) / 4, (3 / 2 + 2) / 2),
-        ([[1, 0, 1], [0, 0, 0]], 1, 1),  # a row that fills the batch is no sequence
+        ([[1, 0, 1], [0, 0, 0]], 1, 1),  # a row that only fills the batch is no example
         ([[0, 0, 0], [0, 0, 0]], 0, 0),
     ],
 )

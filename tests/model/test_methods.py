@@ -82,7 +82,7 @@ def test_unknown_method_is_one_sentence_with_the_nearest_name():
     assert message.endswith("(nearest: 'pemt_target').")
 
 
-M = 30  # rows of the task's prompt
+M = 30  # tokens of the task's prompt
 BASE = T5Config(vocab_size=32100)
 SIX = PemtConfig(
     prompt_length=M,

@@ -33,7 +33,7 @@ ONE_LAYER = T5Config(
     num_decoder_layers=1,
 )
 
-# What T5X creates for one layer a stack (`t5x/examples/t5/network.py`), T5 1.0 and 1.1 alike.
+# What T5X creates for one layer per stack (`t5x/examples/t5/network.py`), T5 1.0 and 1.1 alike.
 INTO, OUT_OF = ((D, H * K), ("embed", "joined_kv")), ((H * K, D), ("joined_kv", "embed"))
 NORM = ((D,), ("embed",))
 WI, WO = ((D, F), ("embed", "mlp")), ((F, D), ("mlp", "embed"))
@@ -73,7 +73,7 @@ ONLY_1_1 = {
     "decoder/logits_dense/kernel": ((D, V), ("embed", "vocab")),
 }
 
-# What PEMT adds: P 9 rows, experts of rank 5 with prompts of 7, 3 and 8 rows, an adapter of 2.
+# What PEMT adds: a prompt of 9, experts of rank 5 with prompts of 7, 3 and 8, an adapter of 2.
 PROMPT = {"prompt/embedding": ((9, D), ("prompt", "embed"))}
 SOURCE_PARAMETERS = PROMPT | {
     "encoder/layers_0/mlp/expert/lora_a": ((F, 5), ("mlp", "expert_rank")),
@@ -167,7 +167,7 @@ def test_decoder_padding_changes_only_its_own_positions():
 
 @functools.cache
 def gradients(policy: str):
-    """(loss, gradients, number of layers that are computed again) with dropout."""
+    """Return (loss, gradients, number of layers that are recomputed) with dropout."""
     t5 = dataclasses.replace(T5, dropout_rate=0.1, remat_policy=policy)
     model, batch = PemtModel(t5, SOURCE), make_batch([4, 2], [3, 2], 5, 4)
     params = random_params(t5, SOURCE)

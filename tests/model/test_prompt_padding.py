@@ -1,4 +1,4 @@
-"""A prompt padded on the left, as the shorter prompts of a job of many tasks are."""
+"""A prompt padded on the left, as the shorter prompts of a job with several tasks are."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ BATCH = make_batch([5, 2, 0], [3, 2, 0], S=6, T=4)  # the last row only fills th
 
 
 def padded(t5, pemt, filling=0.0):
-    """The model, parameters and batch of `pemt` with PADDING more rows before the prompt."""
+    """The model, parameters and batch of `pemt` with PADDING positions before the prompt."""
     params = flatten_dict(random_params(t5, pemt), sep="/")
     prompt = params["prompt/embedding"]
     params["prompt/embedding"] = np.pad(prompt, ((PADDING, 0), (0, 0)), constant_values=filling)
