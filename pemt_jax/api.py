@@ -15,9 +15,10 @@ with the same checkpoints, that a second call resumes. What is not named here is
 run_config.TrainConfig, given by its own name.
 """
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from pemt_jax.config import PemtConfig, T5Config
 from pemt_jax.finished_config import EvaluateConfig, FinishedConfig, PredictConfig
@@ -59,7 +60,7 @@ class Library:
 
     folder: str | os.PathLike
 
-    def __iter__(self) -> Iterable[str]:
+    def __iter__(self) -> Iterator[str]:
         """The names of the experts, sorted."""
         return iter(expert_names(self.folder))
 
@@ -96,7 +97,7 @@ class Model:
         config = EvaluateConfig.of(
             **vars(self._config), split=split, mixture_or_task_name=name, **options
         )
-        return evaluating.evaluate(config, self.run)
+        return evaluate_run(config, self.run)
 
     def predict(self, texts: Iterable[str], **options: object) -> list[Prediction]:
         """A prediction for each text, with its score and gates; options of PredictConfig."""
@@ -132,7 +133,7 @@ def train_expert(
       UsageError, PemtError: see runs.train.train.
     """
     config = make_config(task, library, model_dir, train_steps, learning_rate, options)
-    training.train(config.replace(method="pemt_source"))
+    train_run(config.replace(method="pemt_source"))
     return library[config.experts.expert_name or name_of(task)]
 
 
@@ -154,13 +155,30 @@ def adapt(
     """
     config = make_config(task, library, model_dir, train_steps, learning_rate, options)
     method = "pemt_target" if experts else "adapter"
-    training.train(config.replace(method=method, experts=tuple(experts)))
+    train_run(config.replace(method=method, experts=tuple(experts)))
     return Model(model_dir)
 
 
-def train_run(config: TrainConfig) -> dict[str, float]:
+def train_run(
+    config: TrainConfig, config_text: Callable[[], str] | None = None
+) -> dict[str, float]:
     """Train any run; what `python -m pemt_jax.train` calls. See runs.train.train."""
-    return training.train(config)
+    keep_tensorflow_off_the_gpu()
+    return training.train(config, config_text)
+
+
+def evaluate_run(config: EvaluateConfig, run: FinishedRun | None = None) -> dict[str, float]:
+    """Evaluate a finished run; what `python -m pemt_jax.evaluate` calls. See runs.evaluate."""
+    keep_tensorflow_off_the_gpu()
+    return evaluating.evaluate(config, run)
+
+
+def keep_tensorflow_off_the_gpu() -> None:
+    """Leave an accelerator's memory to JAX, as the commands do; TensorFlow only reads data."""
+    import tensorflow as tf
+
+    with contextlib.suppress(RuntimeError):  # it is in use already
+        tf.config.set_visible_devices([], "GPU")
 
 
 def make_config(

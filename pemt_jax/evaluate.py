@@ -17,10 +17,10 @@ from pemt_jax.finished_config import EvaluateConfig
 @configured(EvaluateConfig)
 def evaluate(config: EvaluateConfig) -> dict[str, float]:
     """Return and print the metrics of a finished run."""
+    from pemt_jax import api  # brings TensorFlow, which a command silences first
     from pemt_jax.parallel import processes
-    from pemt_jax.runs.evaluate import evaluate as evaluate_run
 
-    metrics = evaluate_run(config)
+    metrics = api.evaluate_run(config)
     if processes.is_first():
         print(json.dumps(metrics))
     processes.barrier()

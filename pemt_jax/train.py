@@ -22,9 +22,9 @@ from pemt_jax.run_config import TrainConfig
 @configured(TrainConfig)
 def train(config: TrainConfig, config_text: Callable[[], str] | None = None) -> dict[str, float]:
     """Train one model, keep the best checkpoint and publish it; return the validation metrics."""
-    from pemt_jax.runs import train  # brings TensorFlow, which a command silences first
+    from pemt_jax import api  # brings TensorFlow, which a command silences first
 
-    return train.train(config, config_text)
+    return api.train_run(config, config_text)
 
 
 if __name__ == "__main__":

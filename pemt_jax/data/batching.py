@@ -17,7 +17,7 @@ With window=1 nothing is sorted between batches, and the batches of a mixture ar
 import functools
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import grain
 import numpy as np
@@ -229,7 +229,9 @@ def train_iterator(
     The iterator is grain's, with `get_state` and `set_state`. Threads, never processes: grain's
     workers need parsed absl flags.
     """
-    steps = grain.MapDataset.source(source).slice(slice(start_step, start_step + num_steps))
+    steps = grain.MapDataset.source(cast(Sequence, source)).slice(
+        slice(start_step, start_step + num_steps)
+    )
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
     return iter(steps.to_iter_dataset(options))
 
