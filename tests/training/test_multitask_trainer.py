@@ -2,6 +2,10 @@
 
 import dataclasses
 import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -295,3 +299,40 @@ def test_tasks_are_dealt_to_the_groups_with_the_least_work(
     assert found.axis_names == ("task", "data", "model")
     assert found.devices.shape == (*expected, model)
     assert sorted(found.devices.ravel()) == list(range(devices))
+
+
+FULLY_SHARDED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import tiny_model
+from pemt_jax import optimizers
+from pemt_jax.config import PemtConfig
+from pemt_jax.model import methods
+from pemt_jax.model.pemt_model import PemtModel
+from pemt_jax.parallel import partitioning
+from pemt_jax.training.multitask.trainer import MultitaskTrainer
+import jax
+
+model = PemtModel(tiny_model.T5, PemtConfig())
+features = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
+shapes = dict.fromkeys(features, (1, 1))
+axes = model.get_initial_variables(jax.random.key(0), shapes)["params_axes"]
+params, frozen = methods.split(tiny_model.random_params(tiny_model.T5, PemtConfig()),
+                               methods.get_method("full"))
+for fully_sharded in (False, True):
+    trainer = MultitaskTrainer(
+        model.loss_fn, [params, params], frozen, optimizers.make_optimizer(), 4,
+        mesh=partitioning.make_mesh(), params_axes=axes, fully_sharded=fully_sharded)
+    spec = trainer.shardings.trainable["encoder/layers_0/mlp/wi/kernel"].spec
+    print(trainer.mesh.shape["task"], trainer.mesh.shape["data"], "data" in spec)
+"""
+
+
+def test_trained_matrices_of_a_job_are_sharded_over_the_data_too():
+    done = subprocess.run(
+        [sys.executable, "-c", FULLY_SHARDED, Path(__file__).parents[1]],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+    )
+    assert done.stdout.splitlines() == ["2 2 False", "2 2 True"], done.stderr
