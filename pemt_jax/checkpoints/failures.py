@@ -29,8 +29,8 @@ def unreadable(path: Path, reason: str | None) -> PemtError:
     return PemtError(f"{path} cannot be read: {reason or 'no reason given'}.")
 
 
-def reason_of_failure(checkpoint: Path, error: BaseException) -> str | None:
-    """Return why reading `checkpoint` failed with `error`, or None when its files are damaged."""
+def reason_of_failure(error: BaseException) -> str | None:
+    """Return why a read failed, or None when `error` does not say more than damaged files would."""
     for cause in _causes(error):
         if isinstance(cause, MemoryError):
             return "out of memory"
@@ -42,7 +42,7 @@ def reason_of_failure(checkpoint: Path, error: BaseException) -> str | None:
                 return os.strerror(number)
         if found := _FAILURE.search(str(cause)):
             return found.group().lower().replace("_", " ")
-    return _fault_of_files(checkpoint)
+    return None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -58,8 +58,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         waiting += [error.__cause__, error.__context__, *getattr(error, "exceptions", ())]
 
 
-def _fault_of_files(checkpoint: Path) -> str | None:
-    """Return why a file of the folder cannot be read, or None when all can be, byte by byte."""
+def reason_of_files(checkpoint: Path) -> str | None:
+    """Return why a file of the folder cannot be read, or None when all can be, to the last byte."""
     folders = [checkpoint]
     try:
         while folders:

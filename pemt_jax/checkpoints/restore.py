@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from pemt_jax.checkpoints.agreement import decide
-from pemt_jax.checkpoints.failures import reason_of_failure, unreadable
+from pemt_jax.checkpoints.failures import reason_of_failure, reason_of_files, unreadable
 from pemt_jax.checkpoints.manifest import flatten_state, record_leaves
 from pemt_jax.common.errors import PemtError
 
@@ -64,7 +64,7 @@ def restore(checkpoint: Path, target, records: Mapping[str, Mapping]):
             )
         leaves = [found[path].astype(leaf.dtype) for path, leaf in flat.items()]
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        reason = reason_of_failure(checkpoint, error)
+        reason = reason_of_failure(error)
         if reason is None:
             raise
         raise unreadable(checkpoint, reason) from error
@@ -99,16 +99,18 @@ def _read(
         except PemtError as error:
             failure = error
             break
+    if failure is None and len(found) < len(abstract) and (reason := reason_of_files(checkpoint)):
+        failure = unreadable(checkpoint, reason)
     return found, decide(failure, abstract.keys() - found.keys())
 
 
 def _read_group(
     checkpoint: Path, abstract: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, jax.Array] | None:
-    """Return {path: array} of the named leaves, or None when their files are damaged.
+    """Return {path: array} of the named leaves, or None when their files seem damaged.
 
     Raises:
-        PemtError: the files cannot be read.
+        PemtError: reading failed for another reason.
     """
     tree = nested(abstract)
     args = ocp.args.PyTreeRestore(
@@ -124,7 +126,7 @@ def _read_group(
         # Reads that were under way end here, where their complaints are not heard.
         traceback.clear_frames(failure.__traceback__)
         gc.collect()
-    reason = reason_of_failure(checkpoint, failure)
+    reason = reason_of_failure(failure)
     if reason is None:
         return None
     raise unreadable(checkpoint, reason) from failure

@@ -108,9 +108,9 @@ def damage(folder, *steps):
     [
         ([0.9, 0.1, 0.5], True, [], 10),
         ([0.9, 0.1, 0.5], True, [10], 30),
-        ([0.9, 0.1, 0.5], True, [10, 30], 20),
-        ([0.1, 0.3, 0.2], False, [10], 30),
-        ([0.9, None, 0.5], True, [10, 30], 20),
+        pytest.param(*([0.9, 0.1, 0.5], True, [10, 30], 20), marks=pytest.mark.slow),
+        pytest.param(*([0.1, 0.3, 0.2], False, [10], 30), marks=pytest.mark.slow),
+        pytest.param(*([0.9, None, 0.5], True, [10, 30], 20), marks=pytest.mark.slow),
         ([0.9, None, None], True, [10], 30),
         ([0.9, None, None], True, [10, 30], 20),
         ([None, None], True, [], 20),
