@@ -3,13 +3,18 @@
 #     ./launch/local_processes.sh --processes 2 -- python -m pemt_jax.train --gin_file=...
 #
 #   --processes N     how many; 2 when not given
-#   --devices N       virtual CPU devices of each process; 1 when not given
+#   --devices N       virtual CPU devices per process; 1 when not given
 #   --port PORT       of process 0's coordinator; a free one when not given
 #   --dry-run         print every command and do nothing
 #
 # The processes compute on the CPU, with gloo between them, unless JAX_PLATFORMS says otherwise.
 # SIGTERM, SIGINT and SIGHUP reach every process as SIGTERM. The exit code is that of the first
 # process that fails, 0 if none does; the others end by themselves (pemt_jax/parallel/watchdog.py).
+#
+# How many seconds the processes wait for each other:
+#   PEMT_JAX_START_SECONDS    for all to join; 300 when not set
+#   PEMT_JAX_SILENCE_SECONDS  for a sign of life, and in a training step; 40 when not set
+#   PEMT_JAX_READ_SECONDS     for one that reads its batch; 600 when not set
 set -uo pipefail
 
 fail() {

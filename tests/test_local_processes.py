@@ -1,10 +1,13 @@
 """launch/local_processes.sh as a launcher of any command; test_processes.py trains with it."""
 
+import dataclasses
 import os
 import signal
 import subprocess
 import time
 from pathlib import Path
+
+from pemt_jax.parallel.environment import Limits
 
 LAUNCH = Path(__file__).parents[1] / "launch" / "local_processes.sh"
 
@@ -47,3 +50,11 @@ def test_the_launcher_passes_signals_on_and_refuses_wrong_use():
         "error: Found --processes 'none', expected a positive number.\n",
     )
     assert "Found no command" in launch("--processes", "2").stderr
+
+
+def test_the_help_names_the_limits_and_their_defaults():
+    printed = launch("--help").stdout
+    for limit in dataclasses.fields(Limits):
+        name = f"PEMT_JAX_{limit.name.upper()}_SECONDS"
+        (line,) = (line for line in printed.splitlines() if line.strip().startswith(name))
+        assert line.endswith(f"; {limit.default} when not set")
