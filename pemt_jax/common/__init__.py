@@ -1,1 +1,1 @@
-"""What everything else stands on: errors, storage, hashes, weight files."""
+"""What everything else is built on: errors, storage, hashes, weight files."""

@@ -55,7 +55,7 @@ class Fingerprint:
 
 
 def write_checksums(folder: Path) -> None:
-    """Write SHA256SUMS of the files that lie in `folder` and in its folders."""
+    """Write SHA256SUMS of the files in `folder` and its sub-folders."""
     names = sorted(_files(folder))
     text = "".join(f"{sha256_file(folder / name)}  {name}\n" for name in names)
     with replacing(folder / SUMS) as partial:

@@ -1,7 +1,7 @@
 """Arrays on disk: the one place that writes and reads safetensors, and their hashes.
 
 Every weight file of the project goes through `save_weights`. It writes each array in the order of
-its indices: safetensors 0.8.0 takes the memory of a transposed view as it lies and writes wrong
+its indices: safetensors 0.8.0 takes a transposed view's memory in its own order and writes wrong
 numbers without a word, and every kernel that comes from PyTorch is a transposed view. And it writes
 one array after the other, where the library's own writer wants all of them in memory; the bytes are
 the same. A file is written beside its place, flushed to the disk and renamed, so a reader never

@@ -215,7 +215,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _shards(index: Path, suffix: str) -> list[Path]:
-    """The files that an index names, which must lie beside it."""
+    """The files that an index names, which must be in its folder."""
     shards = _read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise PemtError(f"{index} has no weight_map, expected tensor names and their files.")

@@ -197,7 +197,7 @@ def _canonical(
 
 
 def _values(array: np.ndarray | LazyArray) -> tuple:
-    """What equal arrays have in common, small: two of the largest never lie in memory together."""
+    """A small value, equal for equal arrays: two large ones are never in memory together."""
     digest = hashlib.sha256()
     for row in np.asarray(array):  # row by row, so that a cast takes no memory either
         digest.update(np.asarray(row, np.float32, order="C"))

@@ -1,7 +1,7 @@
 """Experts from elsewhere, made experts of the library: of PEFT, and of the authors' code.
 
-An expert stands on a base and has a prompt. Where the files do not bring these, they are given: the
-base's path, whose weights are hashed and whose shape the expert must fit, and the text of the
+An expert depends on a base and has a prompt. Where the files lack these, they are given: the base's
+path, whose weights are hashed and whose shape the expert must fit, and the text of the
 prompt, whose rows are then those of the base's embedding, from which stage 1 starts as well.
 """
 
@@ -51,7 +51,7 @@ def import_peft(request: Request) -> Card:
     if card is None and (request.base is None or request.prompt is None):
         lacks = "--base" if request.base is None else "--prompt"
         raise UsageError(
-            f"A PEFT adapter knows neither the weights it stands on nor a prompt, expected {lacks}."
+            f"A PEFT adapter knows neither its base's weights nor a prompt, expected {lacks}."
         )
     if card is not None and request.prompt is not None:
         raise UsageError(
@@ -103,7 +103,7 @@ def import_reference(request: Request) -> Card:
     """
     _check_target(request)
     if request.base is None:
-        raise UsageError("The authors' files do not say what they stand on, expected --base.")
+        raise UsageError("The authors' files do not name their base, expected --base.")
     source, tensors = str(request.path), load_reference(request.path, stage=1)
     t5, base = load_base(request.base)
     rows = len(tensors.get("shared.weight", base["token_embedder/embedding"]))

@@ -37,7 +37,7 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 OLD_TENSORS = "adapter_model.bin"
 OUR_PROMPT, OUR_CARD, README = "pemt_prompt.safetensors", "pemt_card.json", "README.md"
 WITHOUT_PROMPT = (
-    f"PEFT loads the expert without its task prompt, which lies in {OUR_PROMPT} and "
+    f"PEFT loads the expert without its task prompt, which is stored in {OUR_PROMPT} and "
     "comes back when the folder is imported."
 )
 TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
@@ -235,7 +235,7 @@ def _check_plain(config: Mapping[str, object], source: str) -> None:
     if isinstance(init, str) and init.lower().startswith(CHANGES_BASE):
         raise PemtError(
             f"{source} was initialised with {init!r}, which changes the base's "
-            "weights, expected a LoRA that stands on the base as it is."
+            "weights, expected a LoRA on the unchanged base."
         )
     if config.get("bias", "none") != "none":
         raise PemtError(f"{source} has bias = {config['bias']!r}, expected 'none'.")

@@ -226,7 +226,7 @@ def _steps(folder: epath.Path) -> list[epath.Path]:
 
 
 def _inline(folder: epath.Path) -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays that lie in the msgpack file itself, where there is one."""
+    """The arrays inside the msgpack file itself, if there is one."""
     file = folder / INDEX
     if not file.is_file():
         return

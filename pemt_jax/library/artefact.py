@@ -1,6 +1,6 @@
 """What was trained, as a folder: `weights.safetensors` and `card.json`, for experts and targets.
 
-The card says what the weights are and what they stand on: method, task, prompt text, the
+The card says what the weights are and what they depend on: method, task, prompt text, the
 fingerprint of the base, the experts used with their sha256, metrics, versions. It also holds the
 sha256 of the weights and of itself, so that a flipped byte anywhere in the folder is found before
 a number is used. A folder is written beside its place and takes it whole (common/storage.py); one
@@ -74,7 +74,7 @@ def read_artefact(
 ) -> tuple[dict[str, np.ndarray], Card]:
     """Return the arrays and the card of `folder` after verifying both.
 
-    PemtError when it is missing, damaged, or stands on another base than `base_fingerprint`.
+    PemtError when it is missing, damaged, or depends on another base than `base_fingerprint`.
     """
     folder = current(Path(folder))
     card = read_card(folder)

@@ -93,13 +93,13 @@ def load_expert(
 ) -> Expert:
     """Read and verify the expert `name`.
 
-    UsageError for an unknown name; PemtError when it is damaged or stands on another base.
+    UsageError for an unknown name; PemtError when it is damaged or depends on another base.
     """
     return read_expert(expert_folder(library, name), name, base_fingerprint)
 
 
 def read_expert(folder: Path, name: str, base_fingerprint: str | None = None) -> Expert:
-    """Read and verify the expert in `folder`, wherever that lies; PemtError as `load_expert`."""
+    """Read and verify the expert in any `folder`; PemtError as `load_expert`."""
     arrays, card = read_artefact(folder, base_fingerprint)
     if card.kind != "expert":
         raise PemtError(f"{folder} is a {card.kind} artefact, expected an expert.")
@@ -164,7 +164,7 @@ def stack_experts(
             raise UsageError(f"The expert {expert.name!r} was named twice, expected once.")
         if expert.base_fingerprint != first.base_fingerprint:
             raise PemtError(
-                f"Expert {expert.name!r} stands on the base "
+                f"Expert {expert.name!r} depends on the base "
                 f"{expert.base_fingerprint[:12]}, expected that of {first.name!r}, "
                 f"{first.base_fingerprint[:12]}."
             )

@@ -37,10 +37,10 @@ class Estimate:
 class Sizes:
     """Elements of all parameters and of those on one chip, by what happens to them.
 
-    What lies split over the rows' chips too is gathered where it is used: `gathered` comes from
+    What is sharded over the batch's chips too is gathered where it is used: `gathered` comes from
     others in a forward pass, of which `gathered_at_once` is the most for one layer. Gradients of
-    trainables so split are summed to where they lie, `reduce_scattered` of them go to others; those
-    of the other trainables to all, `all_reduced`.
+    trainables sharded like that are summed on their own chips, `reduce_scattered` of them go to
+    others; those of the other trainables to all, `all_reduced`.
     """
 
     trainable: int

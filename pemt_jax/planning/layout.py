@@ -39,12 +39,12 @@ class Layout:
 
     @property
     def row_parts(self) -> int:
-        """Over how many chips the rows of a batch are dealt."""
+        """The number of chips over which a batch is sharded."""
         return partitioning.padded_rows(1, self.abstract_mesh)
 
     @property
     def abstract_mesh(self) -> AbstractMesh:
-        """The mesh without devices, which is enough to say where parameters lie."""
+        """The mesh without devices, which is enough to say how parameters are sharded."""
         return AbstractMesh((self.data, self.expert, self.model), ("data", "expert", "model"))
 
     def mesh(

@@ -55,7 +55,7 @@ class Sizing:
 
 
 def layouts(chips: int, job: Job) -> Iterator[Layout]:
-    """All layouts over `chips` to whose parts the batch can be dealt without empty rows."""
+    """All layouts over `chips` over which the batch can be sharded without empty rows."""
     for model in range(1, chips + 1):
         if chips % model or job.batch_size % (chips // model):
             continue

@@ -3,7 +3,7 @@
 A task's metric functions see what they would see in SeqIO's evaluator: targets from the text
 before tokenisation, predictions decoded to text, both postprocessed with the example at hand.
 For a mixture each task is evaluated by itself and reported as `task/metric`; `average` is the mean
-over tasks of a task's own `average`, or of its metrics where it has none, and is there for a single
+over tasks of a task's own `average`, or of its metrics if it has none, and exists for a single
 task too.
 """
 

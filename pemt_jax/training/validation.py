@@ -1,4 +1,4 @@
-"""How a run is judged: a task's metrics where it has some, and the model's mean loss and gates."""
+"""How a run is evaluated: a task's metrics if it has any, and the model's mean loss and gates."""
 
 from collections.abc import Sequence
 

@@ -114,7 +114,7 @@ def test_experts_that_do_not_fit_together_are_refused(expert_arrays):
         library.stack_experts([])
     with pytest.raises(UsageError, match="'one' was named twice"):
         library.stack_experts([one, one])
-    with pytest.raises(PemtError, match="'two' stands on the base cccccccccccc, .*bbbbbbbbbbbb"):
+    with pytest.raises(PemtError, match="'two' depends on the base cccccccccccc, .*bbbbbbbbbbbb"):
         library.stack_experts([one, make_expert("two", expert_arrays(), base="c" * 64)])
     with pytest.raises(PemtError, match="'two' has .* widths 6 and 12, expected 6 and 10 .*'one'"):
         library.stack_experts([one, make_expert("two", expert_arrays(F=12))])

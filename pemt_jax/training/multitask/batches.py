@@ -34,12 +34,12 @@ class MultitaskSource:
     """Random access by step number to {feature: [slots, B, ...]}, as grain reads it.
 
     Args:
-      sources: one a task, of one batch size.
+      sources: one per task, of one batch size.
       ends: the step at which each task ends, or has ended.
       slots: length of the task axis; slots after the last task stay empty.
       prompt_lengths: rows of each task's prompt.
       local_rows: of each task the rows that are read, in order; the others stay empty. Several
-        processes then read each what lies on its devices.
+        processes then each read what is on their devices.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ def task_mesh(mesh: Mesh, tasks: int, batch_size: int) -> Mesh:
     """
     axis = mesh.axis_names.index("data")
     devices = mesh.devices.shape[axis]
-    others = partitioning.padded_rows(1, mesh) // devices  # over which rows are dealt too
+    others = partitioning.padded_rows(1, mesh) // devices  # over which a batch is sharded too
 
     def work(groups: int) -> tuple[int, int]:
         rows = -(-batch_size // (devices // groups * others))
@@ -100,14 +100,14 @@ class MultitaskTrainer:
         self._tasks = partitioning.place(tasks, self._per_slot)
         axes = params_axes or {}
         self._axes, self._whole = axes, whole
-        # Frozen parameters lie as they do in a run alone, whose evaluation reads the same arrays.
+        # Frozen parameters are sharded as in a run alone, whose evaluation reads the same arrays.
         self.frozen = partitioning.place(
             dict(frozen), partitioning.parameter_shardings(frozen, axes, whole, fully_sharded)
         )
         states = [self._initial(trainable, optimizer, fully_sharded) for trainable in trainables]
         self._alone = [jax.tree.map(like, state) for state in states]
         self._shapes_of_all = jax.tree.map(longest, *states)
-        # Each leaf lies where it lies in a run alone, behind the task axis.
+        # Each leaf is sharded as in a run alone, behind the task axis.
         self.shardings = jax.tree.map(
             lambda x: NamedSharding(self.mesh, PartitionSpec("task", *x.sharding.spec)), states[0]
         )
@@ -161,7 +161,7 @@ class MultitaskTrainer:
         return metrics
 
     def local_rows(self, slot: int, batch_size: int) -> np.ndarray:
-        """Which rows of a slot's batch, filled up for the mesh, lie on this process, in order."""
+        """Which rows of a slot's batch, filled up for the mesh, are on this process, in order."""
         total = partitioning.padded_rows(batch_size, self.mesh)
         held = self._batch_sharding.addressable_devices_indices_map((self.slots, total)).values()
         slices = [index for index in held if index is not None]
@@ -219,7 +219,7 @@ class MultitaskTrainer:
         return jax.tree.map(stack, self._shapes_of_all, *states)
 
     def _make_step(self, loss_fn: LossFn, optimizer, task_loop: str):
-        if self.mesh.shape["task"] == 1:  # else XLA places activations as their inputs lie
+        if self.mesh.shape["task"] == 1:  # else XLA shards activations like their inputs
             loss_fn = constrained(loss_fn, self.mesh, self._axes)
         optimizer = with_task(optimizer)
 
