@@ -1,9 +1,6 @@
 """A `Job` from the configuration of a training run."""
 
 import dataclasses
-from typing import cast
-
-import optax
 
 from pemt_jax import tasks
 from pemt_jax.common.errors import PemtError, UsageError
@@ -61,7 +58,7 @@ def job_of_training(config: TrainConfig, t5: T5Config | None = None) -> Job:
         t5,
         pemt_of(method.name, t5, options, prompt, experts),
         method.name,
-        cast(optax.GradientTransformation, config.optimizer),  # an Optimizer has its functions
+        config.optimizer,
         batch_size=data.batch_size,
         inputs=lengths["inputs"],
         targets=lengths["targets"],
