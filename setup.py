@@ -49,7 +49,7 @@ setup(
     entry_points={"console_scripts": ["pemt-jax = pemt_jax.cli.console:main"]},
     # The lower bounds are proved by `.ci/run --lowest`.
     install_requires=[
-        "numpy>=1.26",
+        "numpy>=2.0",
         "ml_dtypes>=0.5.1",
         "absl-py>=2.1",
         "jax>=0.8.1",
