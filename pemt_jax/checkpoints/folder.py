@@ -48,7 +48,7 @@ def mend(folder: Path, found: Mapping[int, dict | None], damaged: Collection[int
     newest = max(found.keys() - set(damaged), default=-1)
     for step, manifest in found.items():
         path = folder / str(step)
-        if step not in damaged:
+        if manifest is not None and step not in damaged:
             mend_score(path, manifest["score"])
             continue
         try:

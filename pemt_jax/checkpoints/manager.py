@@ -19,8 +19,9 @@ error, never overwritten. In a run of several processes each of them calls every
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import cast
 
 import jax
 import orbax.checkpoint as ocp
@@ -83,10 +84,11 @@ class Checkpoints:
         if self.folder.exists() and not self.folder.is_dir():
             raise UsageError(f"{self.folder} is a file, expected a folder for checkpoints.")
         self._open()
-        best = _policies.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)
+        order = cast(Callable[..., float], rank)  # orbax only compares: tuples will do
+        best = _policies.BestN(get_metric_fn=order, n=1, keep_checkpoints_without_metrics=False)
         policy = _policies.AnyPreservationPolicy([_policies.LatestN(2), best])
         options = ocp.CheckpointManagerOptions(
-            best_fn=rank,
+            best_fn=order,
             preservation_policy=policy,
             save_interval_steps=1,
             create=True,
@@ -117,7 +119,7 @@ class Checkpoints:
         self.wait()
         ranks = {step: rank(manifest["score"]) for step, manifest in self._finished().items()}
         ranked = [step for step, rank in ranks.items() if rank[0] > -math.inf]
-        return max(ranked, key=ranks.get, default=None)
+        return max(ranked, key=lambda step: ranks[step], default=None)
 
     def manifest(self, step: int) -> dict:
         """Return the manifest of a finished checkpoint.
@@ -208,12 +210,14 @@ class Checkpoints:
         ranks.setdefault(last_step, rank(None))
         # By metric; those without one come last, the run's last step before the others.
         order = sorted(ranks, key=lambda step: (ranks[step], step == last_step, step))
-        step, values = first_complete(
+        found = first_complete(
             self,
             reversed(order),
             lambda step: self.restore_trainable(step, target),
             "The next best checkpoint is used, step {}.",
         )
+        assert found is not None  # there is last_step
+        step, values = found
         return step, values, self.manifest(step)["metrics"] or {}
 
     def wait(self) -> None:
@@ -273,7 +277,7 @@ class Checkpoints:
         if processes.is_first():
             folder = self.folder / str(step)
             # First the manifest, which decides; orbax's own copy of the score guides deletion.
-            replace_manifest(folder, self.manifest(step) | facts)
+            replace_manifest(folder, self.manifest(step) | dict(facts))
             disk.mend_score(folder, facts["score"])
         processes.barrier()
         self._manager.reload()
