@@ -60,7 +60,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def reason_of_files(checkpoint: Path) -> str | None:
     """Return why a file of the folder cannot be read, or None when all can be, to the last byte."""
-    folders = [checkpoint]
+    folders = [os.fspath(checkpoint)]
     try:
         while folders:
             with os.scandir(folders.pop()) as entries:

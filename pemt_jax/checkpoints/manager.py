@@ -84,12 +84,11 @@ class Checkpoints:
         if self.folder.exists() and not self.folder.is_dir():
             raise UsageError(f"{self.folder} is a file, expected a folder for checkpoints.")
         self._open()
-        best = _policies.BestN(
-            get_metric_fn=cast(Callable, rank), n=1, keep_checkpoints_without_metrics=False
-        )
+        order = cast(Callable[..., float], rank)  # orbax only compares: tuples will do
+        best = _policies.BestN(get_metric_fn=order, n=1, keep_checkpoints_without_metrics=False)
         policy = _policies.AnyPreservationPolicy([_policies.LatestN(2), best])
         options = ocp.CheckpointManagerOptions(
-            best_fn=cast(Callable, rank),  # orbax only sorts by it, as tuples are
+            best_fn=order,
             preservation_policy=policy,
             save_interval_steps=1,
             create=True,
@@ -217,7 +216,7 @@ class Checkpoints:
             lambda step: self.restore_trainable(step, target),
             "The next best checkpoint is used, step {}.",
         )
-        assert found is not None  # `order` has one step at least
+        assert found is not None  # there is last_step
         step, values = found
         return step, values, self.manifest(step)["metrics"] or {}
 

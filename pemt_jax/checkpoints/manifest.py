@@ -39,7 +39,7 @@ def leaf_record(array) -> dict:
     """Return {sha256, shape, dtype} of an array; the sha256 is of its bytes in C order."""
     shape = list(np.shape(array))
     array = np.ascontiguousarray(array)
-    digest = hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest()
+    digest = hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
     return {"sha256": digest, "shape": shape, "dtype": str(array.dtype)}
 
 
@@ -69,7 +69,7 @@ def _on_host(leaf) -> np.ndarray:
 class ManifestHandler(ocp.AsyncCheckpointHandler):
     """Writes the manifest of a checkpoint, in the background, when its leaves are hashed."""
 
-    async def async_save(self, directory, args: "ManifestSave"):
+    async def async_save(self, directory, args: "ManifestSave") -> list[future.Future] | None:
         return [future.CommitFutureAwaitingContractedSignals(_write(directory, args))]
 
     def save(self, directory, args: "ManifestSave"):

@@ -87,13 +87,12 @@ class Watch:
         from pemt_jax.checkpoints import manager as checkpoints
         from pemt_jax.data import token_cache as data
         from pemt_jax.runs import task_run
-        from pemt_jax.training import loop as trainer
-        from pemt_jax.training import validation
+        from pemt_jax.training import loop, run, validation
 
         for owner, name, phase in (
             (data, "_tokenize", "tokenising"),
-            (trainer, "restore_newest", "restoring"),
-            (trainer, "train", "training"),
+            (run, "restore_newest", "restoring"),
+            (loop, "run_loop", "training"),
             (validation.Validation, "__call__", "evaluating"),
             (checkpoints.Checkpoints, "save", "saving"),
             (task_run, "publish", "publishing"),

@@ -102,8 +102,8 @@ NAMES = {
     "mesh": (2, "3 model needs 3 devices", {"MODEL_PARALLEL": 3}),
     "no model axis": (2, "0 model", {"MODEL_PARALLEL": 0}),
     "expert axis": (2, "1 data x 2 expert x 1 model needs 2 devices", {"EXPERT_PARALLEL": 2}),
-    "no rows": (2, "a batch of 0 rows", "expected 1 or more", {"BATCH_SIZE": 0}),
-    "no rows to evaluate": (2, "a batch of 0 rows", "expected 1 or more", {"EVAL_BATCH_SIZE": 0}),
+    "no rows": (2, "Found BATCH_SIZE 0", "expected 1 or more", {"BATCH_SIZE": 0}),
+    "no rows to evaluate": (2, "Found EVAL_BATCH_SIZE 0", "expected 1 or more", {"EVAL_BATCH_SIZE": 0}),
     "seed": (2, "SEED -1", {"SEED": -1}),
     "dtype": (2, "'float23'", "nearest: 'float32'", {"FROZEN_DTYPE": "float23"}),
     "compute dtype": (2, "'float23'", "nearest: 'float32'", {"DTYPE": "float23"}),
@@ -316,7 +316,7 @@ def test_arguments_of_evaluate_and_predict(world, tmp_path, refused):
         "nearest: 'tiny_mood'",
         flags=[run, "--gin.MIXTURE_OR_TASK_NAME=tiny_mod"],
     )
-    refused("evaluate", 2, "a batch of 0 rows", flags=[run, "--gin.BATCH_SIZE=0"])
+    refused("evaluate", 2, "Found BATCH_SIZE 0", flags=[run, "--gin.BATCH_SIZE=0"])
     refused("evaluate", 1, "is empty", flags=[run, "--gin.MIXTURE_OR_TASK_NAME=tiny_empty"])
     refused("predict", 2, "num_beams is 0", flags=[run, "--gin.NUM_BEAMS=0"])
     refused(
@@ -361,7 +361,7 @@ def test_the_folder_of_another_run(world, own_run, refused):
             "train",
             2,
             "holds the checkpoints of another run",
-            f"whose {key} is",
+            f"whose {key}",
             flags=world.train_flags(own_run, **macros),
         )
 
