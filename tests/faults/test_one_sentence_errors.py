@@ -318,7 +318,7 @@ def test_arguments_of_evaluate_and_predict(world, tmp_path, refused):
     )
     refused("evaluate", 2, "Found BATCH_SIZE 0", flags=[run, "--gin.BATCH_SIZE=0"])
     refused("evaluate", 1, "is empty", flags=[run, "--gin.MIXTURE_OR_TASK_NAME=tiny_empty"])
-    refused("predict", 2, "num_beams is 0", flags=[run, "--gin.NUM_BEAMS=0"])
+    refused("predict", 2, "Found NUM_BEAMS 0", flags=[run, "--gin.NUM_BEAMS=0"])
     refused(
         "predict", 2, "There is no file nowhere.txt", flags=[run, "--gin.INPUT_FILE=nowhere.txt"]
     )
