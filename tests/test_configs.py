@@ -1,4 +1,4 @@
-"""Every installed gin file: it loads, needs what its header says, and the README names it."""
+"""Every installed gin file loads, needs what its header says, and is in configs/README.md."""
 
 import re
 from pathlib import Path
@@ -11,9 +11,11 @@ from pemt_jax.cli import command as cli
 from pemt_jax.cli.gin_config import load
 from pemt_jax.common.errors import UsageError
 from pemt_jax.evaluate import evaluate
+from pemt_jax.run_config import TrainConfig
 from pemt_jax.train import train
 
 ROOT = Path(configs.__file__).parent
+README = (Path(__file__).parents[1] / "configs" / "README.md").read_text(encoding="utf-8")
 NOT_RUNS = ("models", "t5x")  # t5x/ is for T5X's own commands: test_t5x.py
 RUNS = sorted(
     str(p.relative_to(ROOT)) for p in ROOT.glob("*/*.gin") if p.parent.name not in NOT_RUNS
@@ -79,5 +81,27 @@ def test_a_misspelled_macro_of_a_run_is_named(capsys):
 
 
 def test_the_readme_names_every_run():
-    readme = Path(__file__).parents[1].joinpath("README.md").read_text()
-    assert [name for name in RUNS if f"`{name}`" not in readme] == []
+    assert [name for name in RUNS if f"`{name}`" not in README] == []
+
+
+def test_the_readme_names_every_macro_and_no_other():
+    files = [path.read_text() for path in ROOT.glob("runs/*.gin")]
+    macros = {name for text in files for name in re.findall(r"^([A-Z]\w*) *=", text, re.M)}
+    fields = {name.upper() for name in TrainConfig.parameters()}
+    tables = README.partition("## Macros")[2].partition("\n## ")[0].split("\n\n| flag")
+    named = [set(re.findall(r"`([A-Z_]+)`", " ".join(rows(table)))) for table in tables]
+    assert named[0] == macros
+    assert named[1] <= fields - macros
+
+
+def rows(table):
+    """The first cells of a Markdown table."""
+    return re.findall(r"^\| (.*?) \|", table, re.M)
+
+
+def test_the_readme_has_the_values_of_the_reference_preset():
+    given = (ROOT / "runs/reference.gin").read_text()
+    table = README.partition("| choice | default |")[2]
+    bound = set(re.findall(r"^ *(?:\w+\.)*(\w+) = ", given, re.M))
+    named = {name.rpartition(".")[2] for name in re.findall(r"^\| `([\w.]+)`", table, re.M)}
+    assert named == bound

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -43,10 +44,14 @@ FENCE = re.compile(
     r"(?:^<!-- needs: (?P<needs>.*) -->\n)?^```(?P<language>.*)\n(?P<text>(?:.*\n)*?)```$", re.M
 )
 NEEDS = re.compile(r"(network|hardware)( \([^()]+\))?(, (network|hardware)( \([^()]+\))?)?")
-SLOW = ("local_processes.sh", "kill.py", "oracle.py", "--dtype=bfloat16 --frozen_dtype")
-# What makes a block short enough for a test.
+SLOW = ("local_processes", "kill.py", "oracle.py", "--model_parallel", "'lamps')", "XLA_FLAGS")
+# What makes a block short enough for a test. Steps of the same shapes are compiled only once, from
+# Python and by command.
+BASE = "INITIAL_CHECKPOINT_PATH=t5-base"
+LENGTHS = 'task_feature_lengths={"inputs": 64, "targets": 8}, buckets=(32, 64)'
 SHORTER = {
-    r"train_steps=\d+": 'train_steps=2, initial_checkpoint_path="t5-base"',
+    r"train_steps=\d+": f'train_steps=2, initial_checkpoint_path="t5-base", {LENGTHS}',
+    r"--gin_file=demo/\w+\.gin": rf"\g<0> --gin.{BASE} --gin.train.batch_size=16",
     "--runs 100": "--runs 1",
 }
 TRAIN = "--gin.TRAIN_STEPS=2 --gin.make_schedule.warmup_steps=0"
@@ -97,13 +102,18 @@ def shell(tmp_path_factory):
         yield started
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return random_base(tmp_path_factory.mktemp("base") / "t5")
+
+
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, base):
     """What a reader has at hand: the checkout's scripts, a base, the first README's tasks."""
     for name in ("launch", "tests"):
         (tmp_path / name).symlink_to(CHECKOUT / name)
     for name in ("t5-base", "phase3"):
-        random_base(tmp_path / name)
+        shutil.copytree(base, tmp_path / name)
     (tasks,) = (b.text for b in blocks("README.md") if b.text.startswith("# my_tasks.py"))
     (tmp_path / "my_tasks.py").write_text(tasks)
     (tmp_path / "my.gin").write_text("import my_tasks\n")
@@ -176,7 +186,7 @@ def check(command: list[str]) -> None:
             finally:
                 gin.clear_config()
         case ["python", "-m", "pemt_jax.tasks", "prepare", *names]:
-            assert all(preparing.tasks_named(name) for name in names)
+            assert preparing.tasks_named(names, "prepare")
         case ["python", "-m", "t5x.train", *flags]:
             files = [flag.partition("=")[2] for flag in flags if flag.startswith("--gin_file=pemt")]
             assert files and all((CHECKOUT / f.removeprefix("pemt_jax/")).is_file() for f in files)

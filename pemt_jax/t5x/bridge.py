@@ -32,7 +32,7 @@ try:
 except ImportError as error:
     raise UsageError(
         f"The T5X driver needs T5X, which cannot be imported here ({error}); expected T5X and what "
-        "it needs, installed by the three lines in the README's section 'Under T5X'."
+        "it needs, installed by the three lines in pemt_jax/t5x/README.md."
     ) from error
 
 Optimizer = optax.GradientTransformation | optimizers.OptimizerDef

@@ -62,7 +62,7 @@ def test_a_gin_file_of_the_driver_says_how_to_install_t5x(no_t5x, name, capsys):
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and "Traceback" not in message
     assert "The T5X driver needs T5X, which cannot be imported here" in message
-    assert "the README's section 'Under T5X'" in message
+    assert "installed by the three lines in pemt_jax/t5x/README.md" in message
 
 
 @pytest.mark.slow
