@@ -66,7 +66,7 @@ def reason_of_files(checkpoint: Path) -> str | None:
             with os.scandir(folders.pop()) as entries:
                 for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
-                        folders.append(Path(entry.path))
+                        folders.append(entry.path)
                     else:
                         _read_to_end(entry.path)
     except OSError as error:

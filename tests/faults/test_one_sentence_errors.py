@@ -103,7 +103,12 @@ NAMES = {
     "no model axis": (2, "0 model", {"MODEL_PARALLEL": 0}),
     "expert axis": (2, "1 data x 2 expert x 1 model needs 2 devices", {"EXPERT_PARALLEL": 2}),
     "no rows": (2, "Found BATCH_SIZE 0", "expected 1 or more", {"BATCH_SIZE": 0}),
-    "no rows to evaluate": (2, "Found EVAL_BATCH_SIZE 0", "expected 1 or more", {"EVAL_BATCH_SIZE": 0}),
+    "no rows to evaluate": (
+        2,
+        "Found EVAL_BATCH_SIZE 0",
+        "expected 1 or more",
+        {"EVAL_BATCH_SIZE": 0},
+    ),
     "seed": (2, "SEED -1", {"SEED": -1}),
     "dtype": (2, "'float23'", "nearest: 'float32'", {"FROZEN_DTYPE": "float23"}),
     "compute dtype": (2, "'float23'", "nearest: 'float32'", {"DTYPE": "float23"}),
