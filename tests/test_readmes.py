@@ -25,6 +25,7 @@ from shell import Shell
 from tiny_system import World, random_base
 
 import pemt_jax
+from pemt_jax.cli import library_command
 from pemt_jax.cli.command import arguments_of
 from pemt_jax.evaluate import evaluate
 from pemt_jax.tasks.commands import preparing
@@ -185,6 +186,8 @@ def check(command: list[str]) -> None:
                 arguments_of(train if module == "pemt_jax.train" else evaluate, flags)
             finally:
                 gin.clear_config()
+        case ["python", "-m", "pemt_jax.library", *arguments]:
+            library_command._parser().parse_args(arguments)
         case ["python", "-m", "pemt_jax.tasks", "prepare", *names]:
             assert preparing.tasks_named(names, "prepare")
         case ["python", "-m", "t5x.train", *flags]:
