@@ -25,6 +25,7 @@ from shell import Shell
 from tiny_system import World, random_base
 
 import pemt_jax
+from pemt_jax.cli import library_command
 from pemt_jax.cli.command import arguments_of
 from pemt_jax.evaluate import evaluate
 from pemt_jax.tasks.commands import preparing
@@ -44,7 +45,7 @@ FENCE = re.compile(
     r"(?:^<!-- needs: (?P<needs>.*) -->\n)?^```(?P<language>.*)\n(?P<text>(?:.*\n)*?)```$", re.M
 )
 NEEDS = re.compile(r"(network|hardware)( \([^()]+\))?(, (network|hardware)( \([^()]+\))?)?")
-SLOW = ("local_processes", "kill.py", "oracle.py", "--model_parallel", "'lamps')", "XLA_FLAGS")
+SLOW = "kill.py oracle.py local_processes XLA_FLAGS 'lamps') adamw_hf --topology=v5e".split()
 # What makes a block short enough for a test. Steps of the same shapes are compiled only once, from
 # Python and by command.
 BASE = "INITIAL_CHECKPOINT_PATH=t5-base"
@@ -185,6 +186,8 @@ def check(command: list[str]) -> None:
                 arguments_of(train if module == "pemt_jax.train" else evaluate, flags)
             finally:
                 gin.clear_config()
+        case ["python", "-m", "pemt_jax.library", *arguments]:
+            library_command._parser().parse_args(arguments)
         case ["python", "-m", "pemt_jax.tasks", "prepare", *names]:
             assert preparing.tasks_named(names, "prepare")
         case ["python", "-m", "t5x.train", *flags]:
