@@ -60,7 +60,7 @@ def find_member(address: str | None, count: int | None, index: int | None) -> Me
         UsageError: only some of the three are known, or they do not fit together.
     """
     given = {
-        "--coordinator_address": address or os.environ.get("JAX_COORDINATOR_ADDRESS"),
+        "--coordinator_address": address or os.environ.get("JAX_COORDINATOR_ADDRESS") or None,
         "--process_count": _number("JAX_NUM_PROCESSES") if count is None else count,
         "--process_index": _number("JAX_PROCESS_ID") if index is None else index,
     }

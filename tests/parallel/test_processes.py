@@ -498,5 +498,5 @@ def test_a_wrong_value_in_the_environment_is_one_sentence(monkeypatch, variable,
 
 def test_importing_and_running_alone_read_no_limits_from_the_environment():
     wrong = dict.fromkeys(("PEMT_JAX_SILENCE_SECONDS", "PEMT_JAX_START_SECONDS"), "2m")
-    done = joining(None, None, None, JAX_PLATFORMS="cpu", **wrong)
+    done = joining(None, None, None, JAX_PLATFORMS="cpu", JAX_COORDINATOR_ADDRESS="", **wrong)
     assert (done.returncode, done.stderr) == (0, "")
