@@ -1,4 +1,4 @@
-"""The study behind the README's table: 8 and 32 examples a label, five draws of them, five ways.
+"""The study behind launch/README.md's table: 8 and 32 examples per label, 5 draws, 5 ways.
 
 Run it as ./launch/demo.sh --study.  Every trained way has the same number of steps, and its
 learning rate is the one of the same grid with the best mean validation accuracy; the test split

@@ -98,7 +98,7 @@ class PemtConfig:
 
     A method (methods.py) fills in which modules exist; the rest are choices of the user.  Where
     the authors' code does something else than we do by default, the field has a value that
-    reproduces it (README, "reference and default behaviour").
+    reproduces it (configs/README.md).
 
     Attributes:
       prompt_length: P, tokens of the task's description; 0 for no prompt.

@@ -2,8 +2,8 @@
 
 The file holds, for both stages, every weight, one padded batch, and what the authors' PyTorch model
 gives for them: logits, losses, prompts, gates, gradients, a few optimizer steps, decoded tokens.
-Here the same weights go through our model with the reference options (README, "reference and
-default behaviour").  Each quantity is printed with its largest error; the exit code is 1 when one
+Here the same weights go through our model with the reference options (configs/README.md,
+"Reference and default behaviour").  Each quantity is printed with its largest error; the exit code is 1 when one
 is above its limit.  All sizes come from the file.
 
 Limits: forward 1e-5; gradients 2e-6 + 1e-4 relative; losses of the steps 1e-4 relative, gradient

@@ -3,6 +3,7 @@
 The command's module runs as __main__, exactly as Python's -m would run it.
 """
 
+import os
 import runpy
 import sys
 from collections.abc import Sequence
@@ -35,6 +36,8 @@ def _run(argv: Sequence[str]) -> None:
         return
     check_command(argv[0], COMMANDS)
     sys.argv = list(argv)
+    if not sys.flags.safe_path and sys.path[0] not in ("", os.getcwd()):
+        sys.path.insert(0, os.getcwd())  # as -m does, for the user's own task modules
     runpy.run_module(f"pemt_jax.{argv[0]}", run_name="__main__", alter_sys=True)
 
 

@@ -3,7 +3,7 @@
 What a chip keeps of parameters and optimizer is exact: it is what partitioning.py would give it.
 Temporaries are those that a backward pass needs: what is kept of each layer's forward pass (all of
 it, the results of weight matrices, or its input, as T5Config.remat_policy says), one layer at work
-with what is gathered for it, the logits, and gradients. README, "Planning", states how far this is
+with what is gathered for it, the logits, and gradients. README.md here states how far this is
 from the compiler.
 """
 

@@ -56,6 +56,22 @@ def test_every_program_of_the_package_is_a_command():
     assert all(importlib.util.find_spec(f"pemt_jax.{name}") for name in console.COMMANDS)
 
 
+def test_modules_in_the_working_directory_are_found_as_by_python_m(run, tmp_path):
+    elsewhere = tmp_path / "bin"
+    elsewhere.mkdir()
+    script = elsewhere / "pemt-jax"
+    script.write_text(
+        "import importlib.util, runpy\n"
+        "from pemt_jax.cli import console\n"
+        "found = importlib.util.find_spec\n"
+        "runpy.run_module = lambda *_, **__: print(found('my_own_tasks') is not None)\n"
+        "console.main(['tasks'])\n"
+    )
+    (tmp_path / "my_own_tasks.py").write_text("")
+    assert run(str(script)) == (0, "True\n", "")
+    assert run("-P", str(script)) == (0, "False\n", "")
+
+
 @pytest.mark.parametrize(
     "argv, sentence",
     [

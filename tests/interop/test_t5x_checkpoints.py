@@ -225,7 +225,7 @@ def test_writing_where_it_cannot_is_one_sentence(tmp_path, ours):
 @pytest.mark.parametrize("optimizer", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_t5x_reads_what_we_write(version, optimizer, tmp_path):
-    pytest.importorskip("t5x", reason="needs T5X, see the README")
+    pytest.importorskip("t5x", reason="needs T5X, see pemt_jax/t5x/README.md")
     import seqio
     from t5x import adafactor, checkpoints, models, partitioning, utils
     from t5x.examples.t5 import network

@@ -13,7 +13,7 @@ import seqio
 from flax import traverse_util
 
 if importlib.util.find_spec("t5x") is None:
-    pytest.skip("T5X is not installed (README, 'Under T5X')", allow_module_level=True)
+    pytest.skip("T5X is not installed (pemt_jax/t5x/README.md)", allow_module_level=True)
 
 import tiny_system
 from built import assemble
