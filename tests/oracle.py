@@ -3,8 +3,8 @@
 The file holds, for both stages, every weight, one padded batch, and what the authors' PyTorch model
 gives for them: logits, losses, prompts, gates, gradients, a few optimizer steps, decoded tokens.
 Here the same weights go through our model with the reference options (configs/README.md,
-"Reference and default behaviour").  Each quantity is printed with its largest error; the exit code is 1 when one
-is above its limit.  All sizes come from the file.
+"Reference and default behaviour").  Each quantity is printed with its largest error; the exit code
+is 1 when one is above its limit.  All sizes come from the file.
 
 Limits: forward 1e-5; gradients 2e-6 + 1e-4 relative; losses of the steps 1e-4 relative, gradient
 norms 1e-3; parameters after the steps 1e-2 of the way they went; tokens exact.  Both sides compute
