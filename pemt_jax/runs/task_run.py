@@ -111,6 +111,7 @@ class TaskRun:
             experts=self.identity["experts"],
             data=self.identity["data"],
             configuration=dataclasses.asdict(config.replace(optimizer=None)),
+            optimizer=self.identity["optimizer"],
             run=self.identity,
         )
         size = config.data.batch_size

@@ -410,7 +410,7 @@ def test_processes_that_were_given_different_things_say_which(world, tmp_path):
     code, stderr = Job(world, 2, "-c", script, *flags[2:]).finish()
     assert code == 1
     assert len(sentences(stderr)) == 2 and len(set(sentences(stderr))) == 1, stderr
-    assert "The processes do not agree on the configuration: " in stderr
+    assert "The processes do not agree on the optimizer: " in stderr
     assert " in 0; " in stderr and " in 1; " in stderr
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
