@@ -12,6 +12,7 @@ import textwrap
 from pathlib import Path
 
 import jax
+import pytest
 
 TESTS = Path(__file__).parent
 BENCHMARKS = TESTS / "benchmarks"
@@ -99,6 +100,7 @@ def test_stage_2_steps_run():
     assert 0 < second < first
 
 
+@pytest.mark.slow
 def test_step_benchmark_runs():
     options = "--seconds_only --size mini --batch 1 --source 8 --repeats 2"
     seconds = run_benchmark("tricks.py", *options.split())

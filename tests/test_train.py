@@ -271,6 +271,7 @@ def assert_close_to_one_device(world, tmp_path, method, folder, loss_rtol):
             np.testing.assert_allclose(trained[1][path], value, rtol=0, atol=1e-4, err_msg=path)
 
 
+@pytest.mark.slow
 def test_two_by_two_devices_resume_to_the_same_bits_and_agree_with_one(world, tmp_path):
     assert world.library
     four_devices(world, tmp_path, "pemt_target", "model")

@@ -242,6 +242,7 @@ def test_flipped_byte_of_a_leaf_is_found_and_named(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_flip_anywhere_is_found_or_harmless_and_says_one_sentence(tmp_path, capfd):
     random = np.random.default_rng(1)
     saved(tmp_path, 0.1)

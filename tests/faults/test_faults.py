@@ -78,13 +78,17 @@ def assert_as_undisturbed(world, run):
     assert (run / weights).read_bytes() == (world.source / weights).read_bytes()
 
 
-@pytest.mark.parametrize("name", ["KILL", pytest.param("TERM", marks=pytest.mark.slow)])
-def test_killed_at_random_moments_is_the_run_that_was_left_alone(world, name):
+@pytest.mark.parametrize(
+    "name, runs",
+    [("KILL", 1), *(pytest.param(name, 4, marks=pytest.mark.slow) for name in ("KILL", "TERM"))],
+)
+def test_killed_at_random_moments_is_the_run_that_was_left_alone(world, name, runs):
     script = Path(__file__).with_name("kill.py")
-    done = world.python(script, "--seed=3", "--runs=2", f"--signal={name}", f"--base={world.base}")
+    flags = ("--seed=3", f"--runs={runs}", f"--signal={name}", f"--base={world.base}")
+    done = world.python(script, *flags)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["mismatches"] == {} and report["runs"] == 2 and report["kills"] >= 2
+    assert report["mismatches"] == {} and report["runs"] == runs and report["kills"] >= runs
 
 
 @pytest.mark.parametrize(
@@ -339,6 +343,7 @@ def test_a_clock_that_jumps_by_years(world, forker, tmp_path):
     assert max(times) - min(times) > 1e8  # it did jump
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_within_a_save(world, forker, tmp_path):
     run = tmp_path / "run"
     at_once = JUMPING_CLOCK.replace("    self.wait()", "    ahead[0] += 10**9")
