@@ -96,8 +96,6 @@ class Run:
         versions: Mapping[str, str] | None = None,
         show_bar: bool = True,
     ):
-        if patience is not None and patience < 1:
-            raise UsageError(f"Found patience {patience}, expected 1 or more.")
         if patience is not None and (best_metric is None or evaluate is None):
             who = f", expected {name!r} to have a validation split" if name else ", expected both"
             raise UsageError(f"Patience needs a best metric and an evaluation{who}.")
@@ -231,14 +229,6 @@ class Run:
             f"{float(bad.gradient_norm):g} and update norm {float(bad.update_norm):g}, first in "
             f"{leaf}, expected finite numbers ({last})."
         )
-
-
-def at_boundaries(run: Run, evaluating: bool, saving: bool) -> None:
-    """Do what is due after a step: an evaluation saves too."""
-    if run.evaluates and evaluating:
-        run.evaluate()
-    elif saving:
-        run.save()
 
 
 def resume(

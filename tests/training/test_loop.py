@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_training as tiny
+from tiny_training import train
 
 from pemt_jax.checkpoints.manager import Checkpoints
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.optimizers import make_optimizer, make_schedule
 from pemt_jax.parallel.stop_signals import Stopped
-from pemt_jax.training.loop import train
 from pemt_jax.training.metrics_log import MetricsLog, read_metrics
 from pemt_jax.training.trainer import Trainer
 
@@ -384,7 +384,7 @@ MESHES = textwrap.dedent("""
     from pemt_jax.training.metrics_log import MetricsLog
     from pemt_jax.optimizers import make_optimizer
     from pemt_jax.training.trainer import Trainer
-    from pemt_jax.training.loop import train
+    from tiny_training import train
 
     def go(folder, steps, model):
         mesh = partitioning.make_mesh(model=model)
