@@ -10,7 +10,7 @@ import numpy as np
 
 from pemt_jax.checkpoints.manager import Checkpoints
 from pemt_jax.checkpoints.newest import restore_newest
-from pemt_jax.common.errors import PemtError, UsageError, nearest
+from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.parallel import processes
 from pemt_jax.parallel.stop_signals import StopRequest, StopSignals
 from pemt_jax.training.metrics_log import MetricsLog
@@ -159,12 +159,6 @@ class Run:
             result.metrics = dict(self._evaluate(self.trainer.params()))
         result.evaluated = result.step
         if self.best_metric is not None:
-            if self.best_metric not in result.metrics:
-                raise UsageError(
-                    f"The evaluation has no metric {self.best_metric!r}, expected one of "
-                    f"{', '.join(sorted(result.metrics))}"
-                    f"{nearest(self.best_metric, result.metrics)}."
-                )
             value = result.metrics[self.best_metric]
             best = -math.inf if result.best_value is None else self._sign * result.best_value
             # Of equal values the earlier stays the best, and NaN is never better.

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import seqio
 
-from pemt_jax.common.errors import UsageError
 from pemt_jax.data.batching import DEFAULT_BUCKETS, eval_batches
 from pemt_jax.parallel import partitioning, processes
 from pemt_jax.training.evaluator import Evaluator, with_average
@@ -29,8 +28,6 @@ class Validation:
         batch_size: int,
         buckets: Sequence[int] = DEFAULT_BUCKETS,
     ):
-        if batch_size < 1:
-            raise UsageError(f"Found {batch_size} rows a batch of evaluation, expected 1 or more.")
         self.evaluator = evaluator
         self.splits = splits
         self.batch_size = batch_size

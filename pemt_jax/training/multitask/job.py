@@ -20,8 +20,8 @@ from pemt_jax.optimizers import Transformation, with_task
 from pemt_jax.run_config import TrainConfig
 from pemt_jax.training.loop import run_loop
 from pemt_jax.training.metrics_log import MetricsLog
-from pemt_jax.training.multitask.stepper import MultitaskStepper, TaskView
-from pemt_jax.training.multitask.trainer import MultitaskTrainer
+from pemt_jax.training.multitask.stepper import MultitaskStepper
+from pemt_jax.training.multitask.trainer import MultitaskTrainer, TaskView
 
 
 def train_tasks(
