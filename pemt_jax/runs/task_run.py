@@ -162,28 +162,21 @@ class TaskRun:
         def published(result: TrainResult) -> None:
             metrics[self.task] = self.publish(kept, result, trainer.trainable_like)
 
+        optimizer = self.config.optimizer
         return Run(
             trainer,
             self.config.steps,
             kept,
             log,
             name=name,
+            validation=self.validation,
+            best_metric=self.best_metric,
+            higher_is_better=self.higher_is_better,
+            patience=self.config.loop.patience,
+            learning_rate=optimizer.learning_rate if isinstance(optimizer, Optimizer) else None,
             publish=published,
-            **self.loop_options(),
+            versions=versions(),
         )
-
-    def loop_options(self) -> dict:
-        """The arguments of training.run.Run that follow from the configuration."""
-        optimizer = self.config.optimizer
-        known = isinstance(optimizer, Optimizer)
-        return {
-            "evaluate": self.validation,
-            "best_metric": self.best_metric,
-            "higher_is_better": self.higher_is_better,
-            "patience": self.config.loop.patience,
-            "learning_rate": optimizer.learning_rate if known else None,
-            "versions": versions(),
-        }
 
     def publish(self, kept: Checkpoints, result: TrainResult, target: Mapping) -> dict[str, float]:
         """Publish the best checkpoint, or the last where none was evaluated; return its metrics.

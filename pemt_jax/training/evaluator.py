@@ -43,9 +43,8 @@ class Evaluator:
         mesh: Mesh,
         params_axes: Mapping | None = None,
     ):
-        predict_fn, eval_fn = (
-            constrained(function, mesh, params_axes) for function in (predict_fn, eval_fn)
-        )
+        predict_fn = constrained(predict_fn, mesh, params_axes)
+        eval_fn = constrained(eval_fn, mesh, params_axes)
         self.vocabulary = vocabulary
         self.mesh = mesh
         # Replicated results: every host of a pod can read all rows.

@@ -81,7 +81,7 @@ def test_callers_arrays_outlive_the_donated_state():
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
 def test_stopped_and_resumed_run_has_the_bits_of_the_whole_run(tmp_path, name):
     options = {
-        "evaluate": tiny.validation,
+        "validation": tiny.validation,
         "eval_every": 4,
         "best_metric": "loss",
         "higher_is_better": False,
@@ -229,7 +229,7 @@ def test_log_of_a_stopped_run_is_that_of_the_run_that_was_left_alone(tmp_path):
                 batches=batches,
                 log=log,
                 log_every=5,
-                evaluate=tiny.validation,
+                validation=tiny.validation,
                 eval_every=6,
             )
 
@@ -262,7 +262,7 @@ def test_early_stop_survives_a_resume(tmp_path):
             folder,
             steps,
             trainer,
-            evaluate=evaluator(trainer),
+            validation=evaluator(trainer),
             eval_every=4,
             patience=3,
             best_metric="loss",
@@ -313,8 +313,8 @@ def test_signal_leaves_an_evaluation_which_is_made_again(tmp_path):
 
     options = {"eval_every": 5, "best_metric": "loss", "higher_is_better": False}
     with pytest.raises(Stopped, match="after step 5"):
-        run(tmp_path, 10, evaluate=interrupted, **options)
-    trainer, result = run(tmp_path, 10, evaluate=evaluate, **options)
+        run(tmp_path, 10, validation=interrupted, **options)
+    trainer, result = run(tmp_path, 10, validation=evaluate, **options)
     assert calls == ["cut short", "whole", "whole"]
     with Checkpoints(tmp_path, {"run": 1}, "loss", False) as checkpoints:
         assert checkpoints.best_step() == result.best_step
