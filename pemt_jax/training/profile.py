@@ -11,29 +11,31 @@ log = logging.getLogger(__name__)
 
 
 class Profile:
-    """Context that records `steps` steps into `folder`, the first ones left out; None for none."""
+    """Context that records `steps` steps into `folder`, the first ones of the process left out."""
 
     def __init__(self, folder: str | os.PathLike, steps: int | None):
-        self.folder, self.steps = os.fspath(folder), steps
+        self.folder, self.steps = os.fspath(folder), steps or 0
         self._made = 0
 
     def made_step(self) -> None:
         """Count a step; start or stop recording when it is due."""
-        if self.steps is None:
+        if not self.steps:
             return
         self._made += 1
         if self._made == SKIPPED:
             jax.profiler.start_trace(self.folder)
         elif self._made == SKIPPED + self.steps:
-            self._stop()
+            self.close()
+
+    def close(self) -> None:
+        """Stop recording, if it has started and not stopped."""
+        if SKIPPED <= self._made <= SKIPPED + self.steps:
+            jax.profiler.stop_trace()
+            log.info("A profile of %d steps is in %s.", self._made - SKIPPED, self.folder)
+        self._made = SKIPPED + self.steps + 1
 
     def __enter__(self) -> "Profile":
         return self
 
     def __exit__(self, *_) -> None:
-        if self.steps and SKIPPED <= self._made < SKIPPED + self.steps:
-            self._stop()
-
-    def _stop(self) -> None:
-        jax.profiler.stop_trace()
-        log.info("A profile of %d steps is in %s.", self._made - SKIPPED, self.folder)
+        self.close()
