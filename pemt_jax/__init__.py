@@ -4,6 +4,8 @@ The public names are those of pemt_jax.api, imported at their first use: `import
 loads neither JAX nor TensorFlow.
 """
 
+# ruff: noqa: F403, F405  (the names of api are listed below)
+
 from typing import TYPE_CHECKING
 
 from pemt_jax.common.versions import VERSION
@@ -11,22 +13,7 @@ from pemt_jax.common.versions import VERSION
 __version__ = VERSION
 
 if TYPE_CHECKING:
-    from pemt_jax.api import (
-        Dataset,
-        Library,
-        Model,
-        Optimizer,
-        PemtConfig,
-        Prediction,
-        Schedule,
-        T5Config,
-        TrainConfig,
-        adapt,
-        open_model,
-        task,
-        train_expert,
-        train_run,
-    )
+    from pemt_jax.api import *
 
 __all__ = [
     "Dataset",

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pemt_jax.common.errors import UsageError, nearest
+from pemt_jax.common.errors import UsageError, no_such
 
 KINDS = ("linear", "constant", "wsd")
 
@@ -65,10 +65,7 @@ class Schedule:
 
     def __post_init__(self):
         if self.kind not in KINDS:
-            raise UsageError(
-                f"There is no schedule {self.kind!r}, expected one of {', '.join(KINDS)}"
-                f"{nearest(self.kind, KINDS)}."
-            )
+            raise no_such("schedule", self.kind, KINDS)
         if isinstance(self.train_steps, Sequence):
             object.__setattr__(self, "train_steps", tuple(self.train_steps))
         if self.warmup_steps < 0:
@@ -172,10 +169,7 @@ class Optimizer:
 
     def __post_init__(self):
         if self.name not in CHAINS:
-            raise UsageError(
-                f"There is no optimizer {self.name!r}, expected one of {', '.join(CHAINS)}"
-                f"{nearest(self.name, CHAINS)}."
-            )
+            raise no_such("optimizer", self.name, CHAINS)
 
     @property
     def init(self) -> Callable:

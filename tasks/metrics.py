@@ -40,7 +40,7 @@ def postprocess(
         answers = np.asarray(example["answers"], object)
         return [answer.decode() for answer in answers.ravel()]
     if is_target and "group" in example:
-        return _text(example["group"]), text.strip()
+        return text_of(example["group"]), text.strip()
     return text.strip()
 
 
@@ -163,6 +163,7 @@ def _number(text: str) -> float:
     return value if np.isfinite(value) else -1.0
 
 
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
+    """A text that may be a scalar of NumPy or bytes."""
     value = value.item() if isinstance(value, np.ndarray | np.bytes_) else value
     return value.decode() if isinstance(value, bytes) else str(value)

@@ -67,7 +67,7 @@ def from_rows(
         )
     if splits is None:
         splits = Own() if "test" in data else Halves()
-    if isinstance(labels, str) or not isinstance(labels, Label | Number | Option | Answers):
+    if not isinstance(labels, Label | Number | Option | Answers):
         labels = Label(_words(name, labels))
     if metric is None:
         metric = (

@@ -34,17 +34,24 @@ def as_numbers(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float64)
 
 
-@dataclass(frozen=True)
-class Label:
-    """The word of a class: `words` by class number, or the labels themselves if they are texts."""
+class OfField:
+    """A target that is made of one field."""
 
-    words: tuple[str, ...]
-    field: str = "label"
-    counted = True  # a few-shot draw takes rows of each value
+    field: str
+    counted = False  # whether a few-shot draw takes rows of each value
 
     @property
     def fields(self) -> tuple[str, ...]:
         return (self.field,)
+
+
+@dataclass(frozen=True)
+class Label(OfField):
+    """The word of a class: `words` by class number, or the labels themselves if they are texts."""
+
+    words: tuple[str, ...]
+    field: str = "label"
+    counted = True
 
     @property
     def expected(self) -> str:
@@ -65,17 +72,12 @@ class Label:
 
 
 @dataclass(frozen=True)
-class Number:
+class Number(OfField):
     """A number from `low` to `high`, rounded to one decimal, ties to the even digit."""
 
     field: str = "label"
     low: float = 0.0
     high: float = 5.0
-    counted = False
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        return (self.field,)
 
     @property
     def expected(self) -> str:
@@ -90,12 +92,11 @@ class Number:
 
 
 @dataclass(frozen=True)
-class Option:
+class Option(OfField):
     """The text of the field among `options` whose number the label is."""
 
     options: tuple[str, ...]
     field: str = "label"
-    counted = False
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -115,7 +116,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Answers:
+class Answers(OfField):
     """The first of a list of answers; the metric sees all of them.
 
     Attributes:
@@ -125,11 +126,6 @@ class Answers:
 
     field: str = "answers"
     one_example_each: bool = False
-    counted = False
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        return (self.field,)
 
     def render(self, row: Row) -> tf.Tensor:
         return self.all(row)[0]

@@ -27,7 +27,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from pemt_jax.config import PemtConfig, T5Config
-from pemt_jax.interop.reference import from_reference, source_prompt_lengths
+from pemt_jax.interop.reference import SOURCE_PROMPT, from_reference
 from pemt_jax.model.methods import METHODS, merge, split
 from pemt_jax.model.network import Transformer
 from pemt_jax.model.pemt_model import PemtModel
@@ -38,6 +38,16 @@ LOSS_RELATIVE, NORM_RELATIVE, OF_THE_WAY = 1e-4, 1e-3, 1e-2
 NUDGE, NUDGED_RUNS, WIDENED = 2.0**-22, 6, 4
 METHOD_OF_STAGE = {1: METHODS["pemt_source"], 2: METHODS["pemt_target"]}
 Arrays = dict[str, np.ndarray]
+
+
+def source_prompt_lengths(tensors: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+    """Rows of each source prompt among the authors' tensors, in expert order."""
+    lengths = {
+        int(match[1]): len(tensor)
+        for name, tensor in tensors.items()
+        if (match := SOURCE_PROMPT.fullmatch(name))
+    }
+    return tuple(lengths[i] for i in sorted(lengths))
 
 
 class Report:

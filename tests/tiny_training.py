@@ -5,6 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pemt_jax.run_config import LoopConfig
+from pemt_jax.training.loop import SingleStepper, run_loop
+from pemt_jax.training.run import Run, TrainResult
+
 VOCAB, WIDTH, HIDDEN = 16, 8, 8
 AXES = {
     "token_embedder/embedding": ("vocab", "embed"),
@@ -58,3 +62,15 @@ def batches(start: int):
 
 def validation(params) -> dict[str, float]:
     return {"loss": float(loss_fn(params, batch_at(10_000), None)[0])}
+
+
+def train(
+    trainer, batches, train_steps, *, log_every=20, eval_every=None, save_every=None, **of_run
+) -> TrainResult:
+    """Train one run, from its latest checkpoint when there is one; the options are Run's."""
+    run = Run(trainer, train_steps, **of_run)
+    settings = LoopConfig(
+        train_steps, log_every=log_every, eval_every=eval_every, save_every=save_every
+    )
+    run_loop(SingleStepper(trainer, batches), [run], settings, "")
+    return run.result

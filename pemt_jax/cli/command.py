@@ -36,12 +36,7 @@ from pemt_jax.parallel import processes
 __all__ = ["arguments_of", "exit_code_of", "run"]
 
 
-def run(
-    main: Callable,
-    argv: Sequence[str] | None = None,
-    prog: str | None = None,
-    doc: str | None = None,
-) -> int:
+def run(main: Callable, argv: Sequence[str] | None = None) -> int:
     """Configure `main` from `argv`, call it and return the exit code.
 
     Where several processes are one run, a process that failed ends here and stops the others.
@@ -49,36 +44,27 @@ def run(
     Args:
         main: the function to configure and call; what it returns is ignored.
         argv: the arguments after the program's name; those of the process when None.
-        prog: how the program is called, for --help; from the module of `main` when None.
-        doc: what the program does, for --help; the docstring of main's module when None.
 
     Returns:
         0, or the code of the failure as in `exit_codes.exit_code_of`.
     """
-    code = _run(main, argv, prog, doc)
-    processes.leave(code)
-    return code
-
-
-def _run(main: Callable, argv: Sequence[str] | None, prog: str | None, doc: str | None) -> int:
-    module = _adopt_running_module(main)
+    _adopt_running_module(main)
 
     def configured() -> None:
-        flags, bindings = _parse(
-            sys.argv[1:] if argv is None else argv,
-            _parser(main, prog or f"python -m {module}", doc),
-        )
+        flags, bindings = _parse(sys.argv[1:] if argv is None else argv, _parser(main))
         with processes.joined(flags.coordinator_address, flags.process_count, flags.process_index):
             function = _load(main, flags, bindings)
             with as_usage_errors(), text_of_configuration(gin.operative_config_str):
                 function()
 
-    return exit_code_of(configured)
+    code = exit_code_of(configured)
+    processes.leave(code)
+    return code
 
 
 def arguments_of(main: Callable, argv: Sequence[str]) -> dict[str, object]:
     """The arguments with which `run(main, argv)` would call `main`, defaults left out."""
-    flags, bindings = _parse(argv, _parser(main, main.__name__, main.__doc__))
+    flags, bindings = _parse(argv, _parser(main))
     _load(main, flags, bindings)
     with as_usage_errors():
         return gin.get_bindings(main)
@@ -89,12 +75,12 @@ def _load(main: Callable, flags: argparse.Namespace, bindings) -> Callable:
     return load(main, flags.gin_file, bindings, [str(CONFIGS), *paths])
 
 
-def _adopt_running_module(main: Callable) -> str:
-    """Give the module run as __main__ its importable name; return the name of main's module."""
+def _adopt_running_module(main: Callable) -> None:
+    """Give the module run as __main__ its importable name, if `main` is of it."""
     running = sys.modules["__main__"]
     spec = getattr(running, "__spec__", None)
     if main.__module__ != "__main__" or spec is None:
-        return main.__module__
+        return
     sys.modules[spec.name] = running
     parent, _, child = spec.name.rpartition(".")
     if parent:
@@ -102,14 +88,14 @@ def _adopt_running_module(main: Callable) -> str:
     for member in vars(running).values():  # gin writes these names into config.gin
         if isinstance(member, (type, types.FunctionType)) and member.__module__ == "__main__":
             member.__module__ = spec.name
-    return spec.name
 
 
-def _parser(main: Callable, prog: str, doc: str | None) -> Parser:
+def _parser(main: Callable) -> Parser:
+    prog = f"python -m {main.__module__}"
     parser = Parser(
         prog=prog,
         usage=f"{prog} [--gin_file=FILE ...] [--gin.NAME=VALUE ...]",
-        description=doc or sys.modules[main.__module__].__doc__,
+        description=sys.modules[main.__module__].__doc__,
         epilog=epilog(main, parameters_of(main)),
     )
     parser.add_argument(

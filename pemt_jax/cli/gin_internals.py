@@ -18,21 +18,6 @@ from gin import config, config_parser
 from pemt_jax.common.errors import PemtError
 
 VERIFIED = "0.5.0"
-# Everything used of gin.config that gin does not export.
-NAMES = (
-    "_CONFIG",
-    "_FILE_READERS",
-    "_IMPORTS",
-    "_LOCATION_PREFIXES",
-    "_REGISTRY",
-    "_inverse_lookup",
-    "ConfigurableReference",
-    "ImportManager",
-    "ParserDelegate",
-    "iterate_references",
-    "macro",
-    "parse_value",
-)
 
 
 def _gin(name: str):

@@ -32,9 +32,11 @@ def epilog(main: Callable, parameters: Mapping[str, inspect.Parameter]) -> str:
         ),
     ]
     if "method" in parameters:
+        from pemt_jax.optimizers import CHAINS
+
         sections += [
             _section("Methods, set as --gin.METHOD=NAME:", methods()),
-            _section("Optimizers, set as --gin.optimizers.make_optimizer.name=NAME:", optimizers()),
+            _section("Optimizers, set as --gin.optimizers.make_optimizer.name=NAME:", [*CHAINS]),
             _section(f"Macros of {COMMON}, set as --gin.NAME=VALUE:", macros()),
         ]
     return "\n\n".join(section for section in sections if section)
@@ -46,13 +48,6 @@ def methods() -> list[str]:
 
     width = max(map(len, METHODS))
     return [f"{name.ljust(width)}  {method.summary}" for name, method in METHODS.items()]
-
-
-def optimizers() -> list[str]:
-    """The names of the optimizers."""
-    from pemt_jax import optimizers
-
-    return list(getattr(optimizers, "CHAINS", ()))
 
 
 def macros() -> list[str]:

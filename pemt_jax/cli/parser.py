@@ -3,11 +3,11 @@
 import argparse
 import sys
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from pemt_jax.cli.exit_codes import show_stack
 from pemt_jax.cli.startup import LOG_LEVELS, show_log
-from pemt_jax.common.errors import UsageError, nearest
+from pemt_jax.common.errors import UsageError, nearest, no_such
 
 
 class Parser(argparse.ArgumentParser):
@@ -69,11 +69,7 @@ class Parser(argparse.ArgumentParser):
         return flags
 
 
-def check_command(name: str, commands: Iterable[str]) -> None:
+def check_command(name: str, commands: Collection[str]) -> None:
     """Raise UsageError when `name` is none of the commands."""
-    commands = list(commands)
     if name not in commands:
-        raise UsageError(
-            f"There is no command {name!r}, expected one of {', '.join(commands)}"
-            f"{nearest(name, commands)}."
-        )
+        raise no_such("command", name, commands)

@@ -39,7 +39,7 @@ from collections.abc import Iterator
 
 from absl import logging as absl_logging
 
-from pemt_jax.common.errors import UsageError, nearest
+from pemt_jax.common.errors import no_such
 from pemt_jax.common.storage import cache_folder
 
 START_UP = re.compile(
@@ -78,10 +78,7 @@ def show_log(level: str) -> None:
         UsageError: there is no such level.
     """
     if level.lower() not in LOG_LEVELS:
-        raise UsageError(
-            f"There is no log level {level!r}, expected one of {', '.join(LOG_LEVELS)}"
-            f"{nearest(level, LOG_LEVELS)}."
-        )
+        raise no_such("log level", level, LOG_LEVELS)
     logger = logging.getLogger("pemt_jax")
     logger.setLevel(level.upper())
     if not any(isinstance(handler, _Lines) for handler in logger.handlers):

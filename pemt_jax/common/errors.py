@@ -27,3 +27,10 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     """Return " (nearest: 'x')" for the candidate most like `name`, or "" when none is close."""
     match = difflib.get_close_matches(str(name), list(candidates), n=1, cutoff=0.5)
     return f" (nearest: {match[0]!r})" if match else ""
+
+
+def no_such(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """Return the error for a `name` that is none of those known of its kind."""
+    known = list(known)
+    expected = f"expected one of {', '.join(known)}{nearest(name, known)}"
+    return UsageError(f"There is no {kind} {name!r}, {expected}.")

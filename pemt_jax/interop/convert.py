@@ -10,7 +10,8 @@ import re
 import shutil
 from pathlib import Path
 
-from pemt_jax.common.errors import PemtError, UsageError, nearest
+from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.common.flat_config import choose
 from pemt_jax.common.hashing import SUMS, write_checksums
 from pemt_jax.common.storage import replacing_folder
 from pemt_jax.interop import hf, t5x
@@ -44,8 +45,8 @@ def convert(source: str, target: str, target_format: str, dtype: str | None = No
         UsageError: `target` is something else, or there is no such format or dtype.
         PemtError: `source` cannot be converted, or writing fails.
     """
-    _check_choice("--format", target_format, FORMATS)
-    _check_choice("--dtype", dtype or DTYPES[0], DTYPES)
+    choose("--format", target_format, tuple(FORMATS))
+    choose("--dtype", dtype or DTYPES[0], DTYPES)
     if "://" in target:
         raise UsageError(f"Found --to {target}, expected a local folder.")
     folder = Path(target)
@@ -69,13 +70,6 @@ def convert(source: str, target: str, target_format: str, dtype: str | None = No
             write_checksums(weights)
     except OSError as error:
         raise PemtError(f"Cannot write {target}: {error.strerror or error}.") from error
-
-
-def _check_choice(flag: str, value: str, known) -> None:
-    if value not in known:
-        raise UsageError(
-            f"Found {flag} {value!r}, expected one of {', '.join(known)}{nearest(value, known)}."
-        )
 
 
 def _check_target(target: Path, target_format: str, source: str) -> None:

@@ -48,47 +48,44 @@ def import_peft(request: Request) -> Card:
     _check_target(request)
     adapter = import_adapter(request.path)
     card, prompt = adapter.card, adapter.prompt
-    if card is None and (request.base is None or request.prompt is None):
-        lacks = "--base" if request.base is None else "--prompt"
-        raise UsageError(
-            f"A PEFT adapter knows neither its base's weights nor a prompt, expected {lacks}."
-        )
-    if card is not None and request.prompt is not None:
+    if card is None:
+        if request.base is None or request.prompt is None:
+            lacks = "--base" if request.base is None else "--prompt"
+            raise UsageError(
+                f"A PEFT adapter knows neither its base's weights nor a prompt, expected {lacks}."
+            )
+        about = {"imported": "peft", "prompt": "rows of the base's vocabulary, not trained"}
+        card = Card("expert", "lora", request.name, "", description=request.prompt, config=about)
+    elif request.prompt is not None:
         raise UsageError(
             f"{request.path} brings a prompt of its own, {card.description!r}, "
             "expected no --prompt."
         )
-    base_print, base_name = (card.base_fingerprint, card.base_name) if card else ("", "")
+    base_print, base_name = card.base_fingerprint, card.base_name
     if request.base is not None:
         t5, params = load_base(request.base)
         base_print, base_name = fingerprint(params), Path(request.base).resolve().name
         check_fits(adapter.lora, params, str(request.path))
-        if card is not None and card.base_fingerprint != base_print:
+        if prompt is None:
+            prompt = vocabulary_rows(request, t5, params)
+        elif card.base_fingerprint != base_print:
             raise PemtError(
                 f"{request.path} was trained on the base {card.base_name!r} with "
                 f"fingerprint {card.base_fingerprint[:12]}, found {base_print[:12]} at "
                 f"{request.base}."
             )
-    if prompt is None:
-        prompt = vocabulary_rows(request, t5, params)
-    about = (
-        dict(card.config)
-        if card
-        else {"imported": "peft", "prompt": "rows of the base's vocabulary, not trained"}
-    )
-    prompt_text = card.description if card else request.prompt
-    assert prompt_text is not None  # asked for above, where there is no card
+    assert prompt is not None  # of the adapter, or of the base without which there is no card
     return save_expert(
         request.library,
         request.name,
         adapter.lora | {PROMPT: prompt},
-        task=request.task or (card.task if card else request.name),
-        prompt_text=prompt_text,
+        task=request.task or card.task,
+        prompt_text=card.description,
         base_fingerprint=base_print,
         base_name=base_name,
-        method=card.method if card else "lora",
-        config=about,
-        metrics=card.metrics if card else None,
+        method=card.method,
+        config=card.config,
+        metrics=card.metrics,
     )
 
 

@@ -1,4 +1,4 @@
-"""Parameters under the names and layouts of the authors' PyTorch code, in and out.
+"""Parameters under the names and layouts of the authors' PyTorch code.
 
 The authors (JachinLin2022/PEMT) put everything that PEMT adds inside the T5 module that uses it:
 
@@ -15,7 +15,7 @@ padded on the right to the longest.  Any part of a model can be translated: a wh
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -32,16 +32,6 @@ FEED_FORWARD = re.compile(r"(encoder|decoder)\.block\.(\d+)\.layer\.(?:1|2)\.(.*
 EXPERT = re.compile(r"DenseReluDense\.wo\.lora_(A|B)(?:\.(\d+))?")
 ADAPTER = re.compile(r"adapter_controller\.adapters\.(.+)\.(down|up)_sampler\.(weight|bias)")
 SOURCE_PROMPT = re.compile(r"task_list\.(\d+)")
-
-
-def source_prompt_lengths(tensors: Mapping[str, np.ndarray]) -> tuple[int, ...]:
-    """Rows of each source prompt among the authors' tensors, in expert order."""
-    lengths = {
-        int(match[1]): len(tensor)
-        for name, tensor in tensors.items()
-        if (match := SOURCE_PROMPT.fullmatch(name))
-    }
-    return tuple(lengths[i] for i in sorted(lengths))
 
 
 def from_reference(
@@ -105,57 +95,6 @@ def from_reference(
     return {path: np.ascontiguousarray(array) for path, array in params.items()}
 
 
-def to_reference(
-    config: T5Config,
-    params: Mapping[str, np.ndarray],
-    task: str,
-    prompt_lengths: Sequence[int] = (),
-) -> dict[str, np.ndarray]:
-    """The inverse of `from_reference`.
-
-    Args:
-      config: shape of the backbone.
-      params: our flat paths -> arrays, any part of a model.
-      task: the target task's name, which the authors put into the adapters' names.
-      prompt_lengths: rows of each source prompt, needed where `params` holds source prompts.
-
-    Raises:
-      PemtError: a path that the authors' code has no place for.
-    """
-    backbone = {entry.path: entry for entry in parameter_table(config)}
-    tensors: dict[str, np.ndarray] = {}
-    for path, array in params.items():
-        array = np.asarray(array)
-        if path in backbone:
-            tensors[backbone[path].hf_name] = array.T if backbone[path].transposed else array
-        elif path == "prompt/embedding":
-            tensors["task_shared"] = array
-        elif path == "source_prompts/embedding":
-            for i, (prompt, length) in enumerate(zip(array, prompt_lengths, strict=True)):
-                tensors[f"task_list.{i}"] = prompt[:length]
-        elif match := re.fullmatch(r"(encoder|decoder)/layers_(\d+)/mlp/(\w+)/(.+)", path):
-            stack, layer, module, leaf = match.groups()
-            block = f"{stack}.block.{layer}.layer.{1 if stack == 'encoder' else 2}"
-            output = f"{block}.DenseReluDense.wo"
-            if module == "gate":
-                tensors[f"{output}.w_gate"] = array
-            elif module == "expert":
-                tensors[f"{output}.lora_{leaf[-1].upper()}"] = array.T
-            elif module == "experts":
-                for i, part in enumerate(np.moveaxis(array, _expert_axis(path), 0)):
-                    tensors[f"{output}.lora_{leaf[-1].upper()}.{i}"] = part.T
-            elif module == "adapter":
-                side, leaf = leaf.split("/")
-                leaf = "weight" if leaf == "kernel" else "bias"
-                adapter = f"{block}.adapter_controller.adapters.{task}"
-                tensors[f"{adapter}.{side}_sampler.{leaf}"] = array.T
-            else:
-                raise PemtError(f"Parameter {path!r} has no name in the authors' code.")
-        else:
-            raise PemtError(f"Parameter {path!r} has no name in the authors' code.")
-    return tensors
-
-
 def _stack(path: str, parts: Mapping[int, np.ndarray], source: str) -> np.ndarray:
     """Arrays 0..E-1 as one; prompts are padded with zero rows to the longest."""
     if sorted(parts) != list(range(len(parts))):
@@ -166,12 +105,8 @@ def _stack(path: str, parts: Mapping[int, np.ndarray], source: str) -> np.ndarra
         arrays = [np.pad(array, ((0, longest - len(array)), (0, 0))) for array in arrays]
     if len({array.shape for array in arrays}) > 1:
         raise PemtError(f"The experts of {source} differ in shape at {path!r}, expected one rank.")
-    return np.stack(arrays, axis=_expert_axis(path))
-
-
-def _expert_axis(path: str) -> int:
-    """Where E stands in the bank: lora_a is [F, E, R], lora_b [E, R, D]."""
-    return 1 if path.endswith("experts/lora_a") else 0
+    # The bank has lora_a as [F, E, R], lora_b as [E, R, D].
+    return np.stack(arrays, axis=1 if path.endswith("experts/lora_a") else 0)
 
 
 def _unknown(name: str, source: str) -> PemtError:

@@ -9,6 +9,7 @@ import importlib
 import os
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ import numpy as np
 
 from pemt_jax.common.errors import PemtError, nearest
 
-ZIP = b"PK\x03\x04"  # how files since torch 1.6 begin; only these can be mapped into memory
 SAFE_VERSION = (2, 6)
 
 
@@ -38,8 +38,7 @@ def load_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise PemtError(f"There is no weight file {path}{nearest(path.name, siblings)}.")
     torch = _safe_torch(path)
     try:
-        with open(path, "rb") as file:
-            mapped = file.read(len(ZIP)) == ZIP
+        mapped = zipfile.is_zipfile(path)  # as since torch 1.6; only these can be mapped
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of unusual pickle protocols
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)

@@ -92,8 +92,7 @@ def beam_search(
 
     def reorder_cache(cache: Cache, beam_BK: Array) -> Cache:
         flat_N = (jnp.arange(batch)[:, None] * beams + beam_BK).reshape(-1)
-        is_rows = lambda x: x.ndim > 0 and x.shape[0] == batch * beams  # noqa: E731
-        return jax.tree.map(lambda x: x[flat_N] if is_rows(x) else x, cache)
+        return jax.tree.map(lambda x: x[flat_N] if x.shape[:1] == flat_N.shape else x, cache)
 
     def unfinished(state):
         step, _, live_scores_BK, _, done_scores_BK, _ = state

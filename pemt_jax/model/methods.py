@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from flax import traverse_util
 
-from pemt_jax.common.errors import UsageError, nearest
+from pemt_jax.common.errors import no_such
 
 NORMS = r".*norm/scale"
 PROMPT = r"prompt/embedding"
@@ -79,10 +79,7 @@ METHODS = {
 def get_method(name: str) -> Method:
     """Return the method called `name`; UsageError with the nearest name when there is none."""
     if name not in METHODS:
-        raise UsageError(
-            f"There is no method {name!r}, expected one of {', '.join(METHODS)}"
-            f"{nearest(name, METHODS)}."
-        )
+        raise no_such("method", name, METHODS)
     return METHODS[name]
 
 

@@ -9,7 +9,6 @@ import seqio
 
 from pemt_jax import tasks
 from pemt_jax.checkpoints.manager import Checkpoints
-from pemt_jax.common.errors import UsageError
 from pemt_jax.common.versions import versions
 from pemt_jax.data.batching import BatchSource
 from pemt_jax.data.buckets import buckets_for
@@ -141,7 +140,7 @@ class TaskRun:
         """The run's checkpoints, open.
 
         Raises:
-          UsageError: they are another run's, or farther than its TRAIN_STEPS.
+          UsageError: they are another run's.
         """
         kept = Checkpoints(
             self.folder / "checkpoints",
@@ -150,15 +149,9 @@ class TaskRun:
             self.higher_is_better,
             alone=not self._together,
         )
-        start_step, steps = kept.latest_step() or 0, self.config.steps
+        start_step = kept.latest_step() or 0
         position = kept.manifest(start_step)["data_step"] if start_step else 0
         processes.agree(step=start_step, data_position=position)
-        if start_step > steps:  # known before the files of the run that is there change
-            kept.close()
-            raise UsageError(
-                f"{self.folder} is at step {start_step}, expected TRAIN_STEPS of at least that but "
-                f"found {steps}."
-            )
         return kept
 
     def in_loop(
@@ -169,28 +162,21 @@ class TaskRun:
         def published(result: TrainResult) -> None:
             metrics[self.task] = self.publish(kept, result, trainer.trainable_like)
 
+        optimizer = self.config.optimizer
         return Run(
             trainer,
             self.config.steps,
             kept,
             log,
             name=name,
+            validation=self.validation,
+            best_metric=self.best_metric,
+            higher_is_better=self.higher_is_better,
+            patience=self.config.loop.patience,
+            learning_rate=optimizer.learning_rate if isinstance(optimizer, Optimizer) else None,
             publish=published,
-            **self.loop_options(),
+            versions=versions(),
         )
-
-    def loop_options(self) -> dict:
-        """The arguments of training.run.Run that follow from the configuration."""
-        optimizer = self.config.optimizer
-        known = isinstance(optimizer, Optimizer)
-        return {
-            "evaluate": self.validation,
-            "best_metric": self.best_metric,
-            "higher_is_better": self.higher_is_better,
-            "patience": self.config.loop.patience,
-            "learning_rate": optimizer.learning_rate if known else None,
-            "versions": versions(),
-        }
 
     def publish(self, kept: Checkpoints, result: TrainResult, target: Mapping) -> dict[str, float]:
         """Publish the best checkpoint, or the last where none was evaluated; return its metrics.

@@ -11,7 +11,6 @@ from pemt_jax.runs.task_run import TaskRun, open_runs
 from pemt_jax.training import loop
 from pemt_jax.training.metrics_log import MetricsLog
 from pemt_jax.training.multitask.job import train_tasks
-from pemt_jax.training.profile import Profile
 from pemt_jax.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -60,17 +59,7 @@ def train_one(run: TaskRun, started: Callable[[], None]) -> dict[str, float]:
             started()  # not before the run that is there has been restored
             return train_iterator(run.source, start, config.steps - start)
 
-        profile = None
-        if settings.profile_steps:
-            profile = Profile(config.folder / "profile", settings.profile_steps)
-            stack.callback(profile.close)
         in_loop = run.in_loop(trainer, kept, stack.enter_context(MetricsLog(run.folder)), metrics)
-        loop.run_loop(
-            loop.SingleStepper(trainer, batches),
-            [in_loop],
-            log_every=settings.log_every,
-            eval_every=settings.eval_every,
-            save_every=settings.save_every,
-            profile=profile,
-        )
+        stepper = loop.SingleStepper(trainer, batches)
+        loop.run_loop(stepper, [in_loop], settings, config.folder / "profile")
     return metrics[run.task]

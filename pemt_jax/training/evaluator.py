@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pemt_jax.common.errors import UsageError
 from pemt_jax.parallel import partitioning
 from pemt_jax.parallel.activation_constraints import constrained
+from pemt_jax.tasks.metrics import text_of
 from pemt_jax.training.step import compute_metrics, merge_metrics
 
 EvalBatches = Iterable[tuple[np.ndarray, Mapping[str, np.ndarray]]]
@@ -42,9 +43,8 @@ class Evaluator:
         mesh: Mesh,
         params_axes: Mapping | None = None,
     ):
-        predict_fn, eval_fn = (
-            constrained(function, mesh, params_axes) for function in (predict_fn, eval_fn)
-        )
+        predict_fn = constrained(predict_fn, mesh, params_axes)
+        eval_fn = constrained(eval_fn, mesh, params_axes)
         self.vocabulary = vocabulary
         self.mesh = mesh
         # Replicated results: every host of a pod can read all rows.
@@ -107,12 +107,9 @@ def score(task: seqio.Task, split, predictions: Mapping[int, str]) -> dict[str, 
     targets, predicted = [], []
     for row in range(len(split)):
         example = split.example(row)
-        target = example.get("targets_pretokenized")
-        if isinstance(target, np.ndarray | np.bytes_):
-            target = target.item()
-        if isinstance(target, bytes):
-            target = target.decode("utf-8")
-        if target is None:
+        if "targets_pretokenized" in example:
+            target = text_of(example["targets_pretokenized"])
+        else:
             target = decode(task.output_features["targets"].vocabulary, split.targets(row))
         targets.append(task.postprocess_fn(target, example=example, is_target=True))
         predicted.append(task.postprocess_fn(predictions[row], example=example, is_target=False))

@@ -1,10 +1,9 @@
 """The training loop: when to log, evaluate, save, stop and publish.
 
-`train` is the loop of one run. `run_loop` is the loop itself, for one run or for several that share
-their steps (multitask/): a `Stepper` makes the steps, a `Run` per task does what is due at their
-boundaries. Runs that a stop has left at different steps meet again: the loop makes the earliest
-step that one of them lacks, with those that lack it. A run of several whose loss is not finite
-stops where it is, and the others go on.
+`run_loop` is the loop of one run, or of several that share their steps (multitask/): a `Stepper`
+makes the steps, a `Run` per task does what is due at their boundaries. Runs that a stop has left at
+different steps meet again: the loop makes the earliest step that one of them lacks, with those that
+lack it. A run of several whose loss is not finite stops where it is, and the others go on.
 
 Between two log points nothing is read back from the device: metrics are merged there, and so is
 the first step whose loss, gradient or update was not finite, which stops the run before it can be
@@ -13,19 +12,19 @@ every checkpoint, so a resumed run also stops early where the uninterrupted one 
 """
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 
-from pemt_jax.checkpoints.manager import Checkpoints
-from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.common.errors import PemtError
 from pemt_jax.parallel import processes
 from pemt_jax.parallel.stop_signals import Stopped, StopRequest, StopSignals
-from pemt_jax.training.metrics_log import MetricsLog
+from pemt_jax.run_config import LoopConfig
 from pemt_jax.training.profile import Profile
-from pemt_jax.training.run import Run, TrainResult, at_boundaries, window_like
+from pemt_jax.training.run import Run, window_like
 from pemt_jax.training.step import Batch, merge_metrics
 from pemt_jax.training.trainer import Trainer
 
@@ -81,79 +80,49 @@ class SingleStepper:
         return window_like(parts[0], metrics)
 
 
-def train(
-    trainer: Trainer,
-    batches: Callable[[int], Iterator[Batch]],
-    train_steps: int,
-    *,
-    checkpoints: Checkpoints | None = None,
-    evaluate: Callable[[dict], Mapping[str, float]] | None = None,
-    log: MetricsLog | None = None,
-    log_every: int = 20,
-    eval_every: int | None = None,
-    save_every: int | None = None,
-    profile: Profile | None = None,
-    **of_run: Any,
-) -> TrainResult:
-    """Train one run to `train_steps` updates, from its latest checkpoint when there is one.
-
-    Args:
-        batches: start step -> iterator over the batches of that step and the following ones.
-        evaluate: nested parameters -> validation metrics; called every `eval_every` steps and at
-            the end. A checkpoint is saved with each evaluation, every `save_every` steps, when
-            the run is asked to stop, and at the end.
-        of_run: see training.run.Run: best_metric, patience, publish, ...
-
-    Raises:
-        Stopped: SIGTERM or SIGINT came; the state is saved and the same command resumes.
-        PemtError: a loss, gradient or update was not finite; the last finite checkpoint stays.
-    """
-    run = Run(trainer, train_steps, checkpoints, log, evaluate=evaluate, **of_run)
-    every = {"log_every": log_every, "eval_every": eval_every, "save_every": save_every}
-    run_loop(SingleStepper(trainer, batches), [run], **every, profile=profile)
-    return run.result
-
-
 def run_loop(
-    stepper: Stepper,
-    runs: Sequence[Run],
-    *,
-    log_every: int = 20,
-    eval_every: int | None = None,
-    save_every: int | None = None,
-    profile: Profile | None = None,
+    stepper: Stepper, runs: Sequence[Run], settings: LoopConfig, folder: str | os.PathLike
 ) -> None:
     """Make the steps that the runs lack, and what is due after each.
 
+    A checkpoint is saved with each evaluation, every `save_every` steps, when the runs are asked to
+    stop, and at the end of each. `folder` gets the profile, if the settings want one.
+
     Raises:
-        Stopped, PemtError: as `train`; of several runs those that could go on have ended.
+        Stopped: SIGTERM or SIGINT came; the state is saved and the same command resumes.
+        PemtError: a loss, gradient or update was not finite; the last finite checkpoint stays. Of
+            several runs those that could go on have ended.
     """
-    check_intervals(log_every=log_every, eval_every=eval_every, save_every=save_every)
-    steps = _Steps(stepper, runs, profile)
 
     def due(every: int | None, step: int) -> bool:
         return every is not None and step % every == 0
 
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
+        profile = stack.enter_context(Profile(folder, settings.profile_steps))
+        steps = _Steps(stepper, runs, profile)
         for run in runs:
             run.signals = signals
             stack.enter_context(run.progress)
         try:
             for run in runs:
                 # A run stopped between a step and its evaluation still owes it.
-                if run.result.step and due(eval_every, run.result.step):
+                if run.result.step and due(settings.eval_every, run.result.step):
                     run.evaluate_if_owed()
                 run.finish_if_ended()
             while any(not run.ended for run in runs):
                 step, active = steps.make()
-                evaluating = due(eval_every, step) and any(run.evaluates for run in active)
-                everyone = due(log_every, step) or evaluating or due(save_every, step)
+                evaluating = due(settings.eval_every, step) and any(r.evaluates for r in active)
+                saving = due(settings.save_every, step)
+                everyone = due(settings.log_every, step) or evaluating or saving
                 last = [run for run in active if step == run.train_steps]
                 if everyone or last:
                     steps.cut(active if everyone else last, log=True, keep=not everyone)
                 for run in [run for run in active if not run.failure]:
-                    at_boundaries(run, evaluating or run in last, due(save_every, step))
+                    if run.evaluates and (evaluating or run in last):
+                        run.evaluate()  # which saves
+                    elif saving:
+                        run.save()
                 if signals.reached(step):
                     raise StopRequest
                 for run in active:
@@ -166,17 +135,10 @@ def run_loop(
     raise_failures(runs)
 
 
-def check_intervals(**intervals: int | None) -> None:
-    """Raise UsageError for an interval, by its name, that is neither None nor 1 or more."""
-    for name, every in intervals.items():
-        if every is not None and every < 1:
-            raise UsageError(f"Found {name} {every}, expected 1 or more.")
-
-
 class _Steps:
     """The steps of a loop, and the metrics since the last log point, merged on the device."""
 
-    def __init__(self, stepper: Stepper, runs: Sequence[Run], profile: Profile | None):
+    def __init__(self, stepper: Stepper, runs: Sequence[Run], profile: Profile):
         self.stepper, self.runs, self.profile = stepper, runs, profile
         self.window = None
         self._ends: list[int] | None = None
@@ -211,8 +173,7 @@ class _Steps:
         for i, run in made:
             run.carried = None
             run.made_step(self.stepper.examples(batch, step, i))
-        if self.profile:
-            self.profile.made_step()
+        self.profile.made_step()
         return step + 1, [run for _, run in made]
 
     def cut(self, runs: Sequence[Run], log: bool, keep: bool = False) -> None:

@@ -11,14 +11,16 @@ log = logging.getLogger(__name__)
 
 
 class Profile:
-    """Records `steps` steps into `folder`, the first ones of the process left out."""
+    """Context that records `steps` steps into `folder`, the first ones of the process left out."""
 
-    def __init__(self, folder: str | os.PathLike, steps: int):
-        self.folder, self.steps = os.fspath(folder), steps
+    def __init__(self, folder: str | os.PathLike, steps: int | None):
+        self.folder, self.steps = os.fspath(folder), steps or 0
         self._made = 0
 
     def made_step(self) -> None:
         """Count a step; start or stop recording when it is due."""
+        if not self.steps:
+            return
         self._made += 1
         if self._made == SKIPPED:
             jax.profiler.start_trace(self.folder)
@@ -31,3 +33,9 @@ class Profile:
             jax.profiler.stop_trace()
             log.info("A profile of %d steps is in %s.", self._made - SKIPPED, self.folder)
         self._made = SKIPPED + self.steps + 1
+
+    def __enter__(self) -> "Profile":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()

@@ -10,7 +10,7 @@ import numpy as np
 
 from pemt_jax.checkpoints.manager import Checkpoints
 from pemt_jax.checkpoints.newest import restore_newest
-from pemt_jax.common.errors import PemtError, UsageError, nearest
+from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.parallel import processes
 from pemt_jax.parallel.stop_signals import StopRequest, StopSignals
 from pemt_jax.training.metrics_log import MetricsLog
@@ -54,6 +54,7 @@ class Trained(Protocol):
     def restore(self, checkpoints: Checkpoints, step: int) -> None: ...
 
 
+@dataclasses.dataclass(eq=False)
 class Run:
     """A run that is resumed from its newest checkpoint when it is made.
 
@@ -62,12 +63,12 @@ class Run:
     run. A run has `ended` when no training steps are left, and `finished` when it is also
     evaluated, saved and published.
 
-    Args:
+    Attributes:
         trainer: holds the state that is saved and evaluated.
         train_steps: updates.
         checkpoints, log: None to keep none.
         name: shown before its lines where there are several.
-        evaluate: nested parameters -> validation metrics.
+        validation: nested parameters -> validation metrics.
         best_metric, higher_is_better: what chooses the best evaluation.
         patience: stop after this many evaluations in a row without a better one.
         learning_rate: updates made -> rate of the next, for the log.
@@ -79,36 +80,27 @@ class Run:
         UsageError: patience without an evaluation, or checkpoints farther than `train_steps`.
     """
 
-    def __init__(
-        self,
-        trainer: Trained,
-        train_steps: int,
-        checkpoints: Checkpoints | None = None,
-        log: MetricsLog | None = None,
-        *,
-        name: str = "",
-        evaluate: Callable[[dict], Mapping[str, float]] | None = None,
-        best_metric: str | None = None,
-        higher_is_better: bool = True,
-        patience: int | None = None,
-        learning_rate: Callable[[int], float] | None = None,
-        publish: Callable[[TrainResult], object] | None = None,
-        versions: Mapping[str, str] | None = None,
-        show_bar: bool = True,
-    ):
-        if patience is not None and patience < 1:
-            raise UsageError(f"Found patience {patience}, expected 1 or more.")
-        if patience is not None and (best_metric is None or evaluate is None):
-            who = f", expected {name!r} to have a validation split" if name else ", expected both"
-            raise UsageError(f"Patience needs a best metric and an evaluation{who}.")
-        self.trainer, self.train_steps = trainer, train_steps
-        self.checkpoints, self.log, self.name = checkpoints, log, name
-        self._evaluate, self.best_metric = evaluate, best_metric
-        self._sign = 1 if higher_is_better else -1
-        self.patience, self._learning_rate, self._publish = patience, learning_rate, publish
-        self._versions = dict(versions or {})
-        self.result, self.carried = resume(trainer, checkpoints, log, train_steps)
-        self.progress = Progress(train_steps, self.result.step, show_bar, name)
+    trainer: Trained
+    train_steps: int
+    checkpoints: Checkpoints | None = None
+    log: MetricsLog | None = None
+    _: dataclasses.KW_ONLY
+    name: str = ""
+    validation: Callable[[dict], Mapping[str, float]] | None = None
+    best_metric: str | None = None
+    higher_is_better: bool = True
+    patience: int | None = None
+    learning_rate: Callable[[int], float] | None = None
+    publish: Callable[[TrainResult], object] | None = None
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    show_bar: bool = True
+
+    def __post_init__(self):
+        if self.patience is not None and (self.best_metric is None or self.validation is None):
+            who = f"{self.name!r} to have a validation split" if self.name else "both"
+            raise UsageError(f"Patience needs a best metric and an evaluation, expected {who}.")
+        self.result, self.carried = self._resume()
+        self.progress = Progress(self.train_steps, self.result.step, self.show_bar, self.name)
         self.signals = StopSignals()  # those of the loop, once it runs
         self.failure: PemtError | None = None
         self.finished = False
@@ -116,7 +108,7 @@ class Run:
 
     @property
     def evaluates(self) -> bool:
-        return self._evaluate is not None
+        return self.validation is not None
 
     @property
     def ended(self) -> bool:
@@ -144,8 +136,8 @@ class Run:
             self._window = window
             return
         values = compute_metrics({k: v for k, v in window.items() if k != "first_bad_step"})
-        if self._learning_rate:  # of the last update
-            values["learning_rate"] = self._learning_rate(self.result.step - 1)
+        if self.learning_rate:  # of the last update
+            values["learning_rate"] = self.learning_rate(self.result.step - 1)
         values |= self.progress.rates()
         self.progress.report(self.result.step, values)
         if self.log:
@@ -154,23 +146,18 @@ class Run:
     def evaluate(self) -> None:
         """Evaluate, note whether it is the best so far, log and save."""
         result = self.result
-        assert self._evaluate is not None
+        assert self.validation is not None
         processes.report(None)
         self.progress.note("evaluating")
         with self.signals.interruptible():
-            result.metrics = dict(self._evaluate(self.trainer.params()))
+            result.metrics = dict(self.validation(self.trainer.params()))
         result.evaluated = result.step
         if self.best_metric is not None:
-            if self.best_metric not in result.metrics:
-                raise UsageError(
-                    f"The evaluation has no metric {self.best_metric!r}, expected one of "
-                    f"{', '.join(sorted(result.metrics))}"
-                    f"{nearest(self.best_metric, result.metrics)}."
-                )
             value = result.metrics[self.best_metric]
-            best = -math.inf if result.best_value is None else self._sign * result.best_value
+            sign = 1 if self.higher_is_better else -1
+            best = -math.inf if result.best_value is None else sign * result.best_value
             # Of equal values the earlier stays the best, and NaN is never better.
-            if self._sign * value > best:
+            if sign * value > best:
                 result.best_step, result.best_value, result.waited = result.step, value, 0
             else:
                 result.waited += 1
@@ -197,7 +184,7 @@ class Run:
                 window=self._window and window_values(self._window),
                 data_step=self.result.step,
                 seed=self.trainer.seed,
-                versions=self._versions,
+                versions=self.versions,
             )
 
     def finish_if_ended(self) -> None:
@@ -210,9 +197,25 @@ class Run:
             self.checkpoints.wait()
         if self.signals.received:
             raise StopRequest
-        if self._publish:
-            self._publish(self.result)
+        if self.publish:
+            self.publish(self.result)
         self.finished = True
+
+    def _resume(self) -> tuple[TrainResult, Mapping[str, list] | None]:
+        """Restore the newest checkpoint, if any; return how far it is, and its open window."""
+        result, window = TrainResult(), None
+        if self.checkpoints and (found := restore_newest(self.trainer, self.checkpoints)):
+            step, manifest = found
+            result = TrainResult(step, metrics=manifest["metrics"], **manifest["progress"])
+            window = manifest["window"]
+            if step > self.train_steps:
+                raise UsageError(
+                    f"{self.checkpoints.folder} is at step {step}, expected TRAIN_STEPS of at "
+                    f"least that but found {self.train_steps}."
+                )
+        if self.log:
+            self.log.resume(result.step, result.evaluated)
+        return result, window
 
     def _check_finite(self, window: dict) -> None:
         """Raise PemtError when a step since the last log point was not finite."""
@@ -231,37 +234,6 @@ class Run:
             f"{float(bad.gradient_norm):g} and update norm {float(bad.update_norm):g}, first in "
             f"{leaf}, expected finite numbers ({last})."
         )
-
-
-def at_boundaries(run: Run, evaluating: bool, saving: bool) -> None:
-    """Do what is due after a step: an evaluation saves too."""
-    if run.evaluates and evaluating:
-        run.evaluate()
-    elif saving:
-        run.save()
-
-
-def resume(
-    trainer: Trained, checkpoints: Checkpoints | None, log: MetricsLog | None, train_steps: int
-) -> tuple[TrainResult, Mapping[str, list] | None]:
-    """Restore the newest checkpoint, if any; return how far its run is, and its open window.
-
-    Raises:
-        UsageError: that is farther than `train_steps`.
-    """
-    result, window = TrainResult(), None
-    if checkpoints and (found := restore_newest(trainer, checkpoints)):
-        step, manifest = found
-        result = TrainResult(step, metrics=manifest["metrics"], **manifest["progress"])
-        window = manifest["window"]
-    if checkpoints and result.step > train_steps:
-        raise UsageError(
-            f"{checkpoints.folder} is at step {result.step}, expected TRAIN_STEPS of at least that "
-            f"but found {train_steps}."
-        )
-    if log:
-        log.resume(result.step, result.evaluated)
-    return result, window
 
 
 def window_values(window: Mapping) -> dict[str, list]:

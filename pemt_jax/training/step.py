@@ -99,6 +99,11 @@ def make_train_step(
     return train_step
 
 
+def shapes_of(batch: Batch) -> tuple:
+    """Return the shapes for which a step on the batch is compiled."""
+    return tuple(sorted((name, value.shape) for name, value in batch.items()))
+
+
 def state_shardings(
     trainable: Params,
     optimizer: Transformation,

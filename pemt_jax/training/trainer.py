@@ -19,6 +19,7 @@ from pemt_jax.training.step import (
     Params,
     TrainState,
     jit_train_step,
+    shapes_of,
     state_shardings,
 )
 
@@ -87,11 +88,11 @@ class Trainer:
 
     def compiles(self, batch: Batch) -> bool:
         """Return whether the next step on this batch has to be compiled first."""
-        return _shape(batch) not in self._shapes
+        return shapes_of(batch) not in self._shapes
 
     def step(self, batch: Batch) -> dict[str, clu.metrics.Metric]:
         """Make one update in place and return the step's metrics, on the device."""
-        self._shapes.add(_shape(batch))
+        self._shapes.add(shapes_of(batch))
         placed = partitioning.place_batch(batch, self.mesh)
         self.state, metrics = self._step(self.state, self.frozen, placed, self._key)
         return metrics
@@ -116,7 +117,3 @@ class Trainer:
     def restore(self, checkpoints: "Checkpoints", step: int) -> None:
         """Replace the state by that of a checkpoint, on this trainer's mesh."""
         self.state = checkpoints.restore(step, self.state)
-
-
-def _shape(batch: Batch) -> tuple:
-    return tuple(sorted((name, value.shape) for name, value in batch.items()))

@@ -1,10 +1,11 @@
 """How a run is evaluated: a task's metrics if it has any, and the model's mean loss and gates."""
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 
 import seqio
 
-from pemt_jax.common.errors import UsageError
 from pemt_jax.data.batching import DEFAULT_BUCKETS, eval_batches
 from pemt_jax.parallel import partitioning, processes
 from pemt_jax.training.evaluator import Evaluator, with_average
@@ -12,31 +13,27 @@ from pemt_jax.training.evaluator import Evaluator, with_average
 MODEL_METRICS = ("loss", "cross_entropy", "task_sparsity_loss")
 
 
+@dataclasses.dataclass(frozen=True)
 class Validation:
     """Judges parameters on tokenised splits.
 
-    Args:
+    Attributes:
       evaluator: compiled prediction and evaluation steps.
-      splits: one `TokenizedSplit` a task.
+      splits: one `TokenizedSplit` per task.
       batch_size: rows of a batch.
       buckets: input lengths to pad to.
     """
 
-    def __init__(
-        self,
-        evaluator: Evaluator,
-        splits: Sequence,
-        batch_size: int,
-        buckets: Sequence[int] = DEFAULT_BUCKETS,
-    ):
-        if batch_size < 1:
-            raise UsageError(f"Found {batch_size} rows a batch of evaluation, expected 1 or more.")
-        self.evaluator = evaluator
-        self.splits = splits
-        self.batch_size = batch_size
-        self.buckets = buckets
-        tasks = {split.task_name: seqio.TaskRegistry.get(split.task_name) for split in splits}
-        self.scored = [s for s in splits if tasks[s.task_name].predict_metric_fns]
+    evaluator: Evaluator
+    splits: Sequence
+    batch_size: int
+    buckets: Sequence[int] = DEFAULT_BUCKETS
+
+    @functools.cached_property
+    def scored(self) -> list:
+        """The splits whose tasks have metrics."""
+        tasks = [seqio.TaskRegistry.get(split.task_name) for split in self.splits]
+        return [split for split, t in zip(self.splits, tasks, strict=True) if t.predict_metric_fns]
 
     @property
     def best_metric(self) -> tuple[str, bool]:

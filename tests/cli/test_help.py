@@ -24,7 +24,7 @@ def printed(capsys):
 
     def printed(main):
         with pytest.raises(SystemExit) as ended:
-            command.run(main, ["--help"], doc="A command.")
+            command.run(main, ["--help"])
         assert ended.value.code == 0
         output, error = capsys.readouterr()
         assert error == ""

@@ -8,6 +8,7 @@ import json
 
 import numpy as np
 import pytest
+from authors_names import to_reference
 from built import assemble, open_run
 from tiny_system import EXPERTS, T5, world_fixture  # noqa: F401
 
@@ -16,7 +17,6 @@ from pemt_jax.interop import reference_files
 from pemt_jax.interop.hf import load_hf
 from pemt_jax.interop.import_expert import Request, import_peft
 from pemt_jax.interop.peft import export_peft
-from pemt_jax.interop.reference import to_reference
 from pemt_jax.library import expert as library
 from pemt_jax.library.artefact import read_artefact, read_card
 from pemt_jax.library.transfer import add_expert

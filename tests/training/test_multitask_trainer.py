@@ -18,7 +18,7 @@ from pemt_jax.model import methods
 from pemt_jax.model.pemt_model import PemtModel
 from pemt_jax.parallel import partitioning
 from pemt_jax.training.multitask import batches as many_batches
-from pemt_jax.training.multitask.trainer import MultitaskTrainer, task_mesh
+from pemt_jax.training.multitask.trainer import MultitaskTrainer, TaskView, task_mesh
 from pemt_jax.training.trainer import Trainer
 
 T5 = dataclasses.replace(tiny_model.T5, dropout_rate=0.1)
@@ -134,8 +134,8 @@ def test_map_gives_the_bits_of_single_runs(stage):
     for task, steps in enumerate((10, 20, 10)):
         alone, expected = single(pemt, method, task, train_steps=steps)
         assert losses[:, task].tolist() == expected
-        assert_equal(trainer.task_state(task), alone.state)
-        assert_equal(trainer.params(task), alone.params())
+        assert_equal(TaskView(trainer, task).state, alone.state)
+        assert_equal(TaskView(trainer, task).params(), alone.params())
 
 
 @pytest.mark.slow
@@ -153,17 +153,17 @@ def test_vmap_agrees_with_single_runs(stage):
     for task, steps in enumerate((10, 20)):
         alone, expected = single(pemt, method, task, train_steps=steps)
         np.testing.assert_allclose(losses[:, task], expected, rtol=1e-5)
-        assert_equal(trainer.task_state(task).trainable, alone.state.trainable, False, 1e-4)
+        assert_equal(TaskView(trainer, task).state.trainable, alone.state.trainable, False, 1e-4)
 
 
 @pytest.mark.parametrize("task_loop", ["map", "vmap"])
 def test_a_task_that_is_not_active_stays_as_it_is_and_reports_nothing(task_loop):
     pemt, method = STAGES["stage 1"]
     trainer = many(pemt, method, 2, task_loop=task_loop)
-    before = jax.device_get(trainer.task_state(1))
+    before = jax.device_get(TaskView(trainer, 1).state)
     run(trainer, 2, active=lambda task, step: task == 0)
-    assert_equal(trainer.task_state(1), before)
-    assert int(trainer.task_state(0).step) == STEPS
+    assert_equal(TaskView(trainer, 1).state, before)
+    assert int(TaskView(trainer, 0).state.step) == STEPS
     poison = stacked([batch_of(0, 9)] * 2, trainer.slots)
     metrics = jax.device_get(trainer.step(poison, [False, False]))
     assert metrics["loss"].count.tolist() == [0, 0]
@@ -216,7 +216,7 @@ def test_prompts_of_unequal_lengths_and_batches_padded_agree_with_single_runs():
             frozen=frozen,
             batches=lambda task, step, shape=shape: batch_of(task, step, *shape),
         )
-        state = trainer.task_state(task)
+        state = TaskView(trainer, task).state
         assert jax.tree.map(np.shape, state) == jax.tree.map(np.shape, alone.state)
         assert_equal(state.trainable, alone.state.trainable, False, 1e-4)
     np.testing.assert_array_equal(trainer.state.trainable["prompt/embedding"][0, :2], 0)
@@ -249,17 +249,17 @@ def test_a_state_is_restored_into_its_slot_padded_as_it_was():
     short = dataclasses.replace(pemt, prompt_length=2)
     (first, frozen), (second, _) = parts(short, method, 0), parts(pemt, method, 1)
     trainer = MultitaskTrainer(PemtModel(T5, pemt).loss_fn, [first, second], frozen, optimizer(), 2)
-    changed = jax.tree.map(lambda x: x + 1, trainer.task_state(0))
-    other = trainer.task_state(1)
+    changed = jax.tree.map(lambda x: x + 1, TaskView(trainer, 0).state)
+    other = TaskView(trainer, 1).state
 
     class Kept:
         def restore(self, step, like):
             assert step == 5 and jax.tree.map(np.shape, like) == jax.tree.map(np.shape, changed)
             return changed
 
-    trainer.restore(0, Kept(), 5)
-    assert_equal(trainer.task_state(0), changed)
-    assert_equal(trainer.task_state(1), other)
+    TaskView(trainer, 0).restore(Kept(), 5)
+    assert_equal(TaskView(trainer, 0).state, changed)
+    assert_equal(TaskView(trainer, 1).state, other)
     np.testing.assert_array_equal(trainer.state.trainable["prompt/embedding"][0, :2], 0)
 
 

@@ -6,6 +6,7 @@ step as it was padded before. Prompts of unequal lengths are padded on the left,
 distances to the text, and a feature of the batch says which rows of a prompt are real.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,6 +31,7 @@ def prompt_weights(length: int, longest: int, batch_size: int) -> np.ndarray:
     return np.repeat(real[None].astype(np.int32), batch_size, axis=0)
 
 
+@dataclasses.dataclass(frozen=True)
 class MultitaskSource:
     """Random access by step number to {feature: [slots, B, ...]}, as grain reads it.
 
@@ -42,16 +44,11 @@ class MultitaskSource:
         processes then each read what is on their devices.
     """
 
-    def __init__(
-        self,
-        sources: Sequence[BatchSource],
-        ends: Sequence[int],
-        slots: int,
-        prompt_lengths: Sequence[int],
-        local_rows: Sequence[np.ndarray],
-    ):
-        self.sources, self.ends, self.slots = sources, ends, slots
-        self.prompt_lengths, self.local_rows = prompt_lengths, local_rows
+    sources: Sequence[BatchSource]
+    ends: Sequence[int]
+    slots: int
+    prompt_lengths: Sequence[int]
+    local_rows: Sequence[np.ndarray]
 
     def __len__(self) -> int:
         return max(self.ends)

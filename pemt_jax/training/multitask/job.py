@@ -20,9 +20,8 @@ from pemt_jax.optimizers import Transformation, with_task
 from pemt_jax.run_config import TrainConfig
 from pemt_jax.training.loop import run_loop
 from pemt_jax.training.metrics_log import MetricsLog
-from pemt_jax.training.multitask.stepper import MultitaskStepper, TaskView
-from pemt_jax.training.multitask.trainer import MultitaskTrainer
-from pemt_jax.training.profile import Profile
+from pemt_jax.training.multitask.stepper import MultitaskStepper
+from pemt_jax.training.multitask.trainer import MultitaskTrainer, TaskView
 
 
 def train_tasks(
@@ -61,7 +60,7 @@ def train_tasks(
     stepper = MultitaskStepper(
         trainer, [run.source for run in runs], [run.prompt_length for run in runs]
     )
-    loop, metrics = config.loop, {}
+    metrics = {}
     with contextlib.ExitStack() as stack:
         kept = [stack.enter_context(run.checkpoints()) for run in runs]
         in_loop = []
@@ -69,19 +68,8 @@ def train_tasks(
             view = TaskView(trainer, i)
             log = stack.enter_context(MetricsLog(run.folder))
             in_loop.append(run.in_loop(view, checkpoints, log, metrics, name=run.task))
-        profile = None
-        if loop.profile_steps:
-            profile = Profile(config.folder / "profile", loop.profile_steps)
-            stack.callback(profile.close)
         started()
-        run_loop(
-            stepper,
-            in_loop,
-            log_every=loop.log_every,
-            eval_every=loop.eval_every,
-            save_every=loop.save_every,
-            profile=profile,
-        )
+        run_loop(stepper, in_loop, config.loop, config.folder / "profile")
     return {
         f"{run.task}/{name}": value for run in runs for name, value in metrics[run.task].items()
     }

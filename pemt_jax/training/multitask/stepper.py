@@ -1,48 +1,16 @@
 """The steps of many tasks as the training loop sees them."""
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from pemt_jax.checkpoints.manager import Checkpoints
 from pemt_jax.data.batching import BatchSource, train_iterator
 from pemt_jax.training.multitask.batches import MultitaskSource
 from pemt_jax.training.multitask.trainer import MultitaskTrainer
 from pemt_jax.training.run import window_like
-from pemt_jax.training.step import Batch, Params, TrainState
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskView:
-    """One task of a MultitaskTrainer, as a run of its own sees its trainer."""
-
-    trainer: MultitaskTrainer
-    task: int
-
-    @property
-    def seed(self) -> int:
-        return self.trainer.seed
-
-    @property
-    def state(self) -> TrainState:
-        return self.trainer.task_state(self.task)
-
-    @property
-    def frozen(self) -> Params:
-        return self.trainer.frozen
-
-    @property
-    def trainable_like(self) -> dict[str, jax.ShapeDtypeStruct]:
-        return self.trainer.trainable_like(self.task)
-
-    def params(self) -> dict:
-        return self.trainer.params(self.task)
-
-    def restore(self, checkpoints: Checkpoints, step: int) -> None:
-        self.trainer.restore(self.task, checkpoints, step)
+from pemt_jax.training.step import Batch
 
 
 class MultitaskStepper:

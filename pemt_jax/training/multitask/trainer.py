@@ -14,6 +14,7 @@ Outside this module a task's state is that of a run of its own (train_step.Train
 axis or padding), and so are its checkpoints.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 
@@ -31,7 +32,15 @@ from pemt_jax.parallel import partitioning, processes
 from pemt_jax.parallel.activation_constraints import constrained
 from pemt_jax.training.multitask.batches import PROMPT_WEIGHTS
 from pemt_jax.training.multitask.stacking import TaskTakers, like, longest, padded, written
-from pemt_jax.training.step import Batch, LossFn, Params, TrainState, make_train_step
+from pemt_jax.training.step import (
+    Batch,
+    LossFn,
+    Params,
+    TrainState,
+    make_train_step,
+    shapes_of,
+    state_shardings,
+)
 
 
 def task_mesh(mesh: Mesh, tasks: int, batch_size: int) -> Mesh:
@@ -133,19 +142,16 @@ class MultitaskTrainer:
 
     def compiles(self, batch: Batch) -> bool:
         """Return whether the next step on a batch of this shape has to be compiled first."""
-        return batch["encoder_input_tokens"].shape + batch["decoder_target_tokens"].shape not in (
-            self._shapes
-        )
+        return shapes_of(batch) not in self._shapes
 
     def step(self, batch: Batch, active: Sequence[bool]) -> dict[str, clu.metrics.Metric]:
         """Update the tasks that are active; return metrics [slots], neutral where one is not.
 
-        `batch` is {feature: [slots, B, ...]}, see many_batches.py; of several processes each needs
+        `batch` is {feature: [slots, B, ...]}, see batches.py; of several processes each needs
         only its `local_rows`.
         """
-        self._shapes.add(batch["encoder_input_tokens"].shape + batch["decoder_target_tokens"].shape)
+        self._shapes.add(shapes_of(batch))
         made = np.array([*active, *[False] * self.slots][: self.slots])
-        shardings = dict.fromkeys(batch, self._batch_sharding)
         rows = batch["encoder_input_tokens"].shape[1]
         missing = partitioning.padded_rows(rows, self.mesh) - rows
         filled = {name: np.pad(x, ((0, 0), (0, missing), (0, 0))) for name, x in batch.items()}
@@ -153,7 +159,7 @@ class MultitaskTrainer:
             filled[PROMPT_WEIGHTS] = np.pad(
                 batch[PROMPT_WEIGHTS], ((0, 0), (0, missing), (0, 0)), mode="edge"
             )
-        placed = partitioning.place(filled, shardings)
+        placed = partitioning.place(filled, dict.fromkeys(batch, self._batch_sharding))
         made = partitioning.place(made, self._per_slot)
         self.state, metrics = self._step(
             self.state, self.frozen, placed, made, self._tasks, self._key
@@ -170,25 +176,6 @@ class MultitaskTrainer:
         ]
         return np.unique(np.concatenate([np.zeros(0, int), *rows]))
 
-    def task_state(self, task: int) -> TrainState:
-        """The state of one task as it would be in a run of its own; a copy."""
-        return self._take(self._alone[task])(self.state, task)
-
-    def trainable_like(self, task: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and shardings of what one task trains, as in a run of its own."""
-        return self._alone[task].trainable
-
-    def params(self, task: int) -> dict:
-        """The nested parameters of one task's own model; trained ones are a copy."""
-        take = self._take(self.trainable_like(task))
-        return merge(take(self.state.trainable, task), self.frozen)
-
-    def restore(self, task: int, checkpoints: Checkpoints, step: int) -> None:
-        """Replace the state of one task by that of its checkpoint."""
-        alone = processes.to_host(checkpoints.restore(step, self._alone[task]))
-        whole = jax.tree.map(lambda x, all_: padded(x, all_.shape), alone, self._shapes_of_all)
-        self.state = self._write(self.state, whole, task)
-
     def _initial(
         self, trainable: Params, optimizer: Transformation, fully_sharded: bool
     ) -> TrainState:
@@ -196,13 +183,9 @@ class MultitaskTrainer:
         shardings = partitioning.parameter_shardings(
             trainable, self._axes, self._whole, fully_sharded
         )
-        slots = partitioning.optimizer_shardings(
-            jax.eval_shape(optimizer.init, trainable), shardings, self._whole
-        )
-        everywhere = NamedSharding(self._whole, PartitionSpec())
         init = jax.jit(
             lambda params: TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)),
-            out_shardings=TrainState(everywhere, shardings, slots),
+            out_shardings=state_shardings(trainable, optimizer, shardings, self._whole),
         )
         return init(partitioning.place(dict(trainable), shardings))
 
@@ -254,3 +237,45 @@ class MultitaskTrainer:
             in_specs=(tasks, everywhere, tasks, tasks, tasks, everywhere),
             out_specs=tasks,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskView:
+    """One task of a MultitaskTrainer, as a run of its own sees its trainer."""
+
+    trainer: MultitaskTrainer
+    task: int
+
+    @property
+    def seed(self) -> int:
+        return self.trainer.seed
+
+    @property
+    def frozen(self) -> Params:
+        return self.trainer.frozen
+
+    @property
+    def state(self) -> TrainState:
+        """The state as it would be in a run of its own; a copy."""
+        return self.trainer._take(self._alone)(self.trainer.state, self.task)
+
+    @property
+    def trainable_like(self) -> dict[str, jax.ShapeDtypeStruct]:
+        return self._alone.trainable
+
+    def params(self) -> dict:
+        """The nested parameters of the task's own model; trained ones are a copy."""
+        take = self.trainer._take(self.trainable_like)
+        return merge(take(self.trainer.state.trainable, self.task), self.frozen)
+
+    def restore(self, checkpoints: Checkpoints, step: int) -> None:
+        """Replace the state by that of the task's checkpoint."""
+        alone = processes.to_host(checkpoints.restore(step, self._alone))
+        like = self.trainer._shapes_of_all
+        whole = jax.tree.map(lambda x, all_: padded(x, all_.shape), alone, like)
+        self.trainer.state = self.trainer._write(self.trainer.state, whole, self.task)
+
+    @property
+    def _alone(self) -> TrainState:
+        """Shapes and shardings of the state of a run of its own."""
+        return self.trainer._alone[self.task]
