@@ -25,7 +25,7 @@ from jax._src.distributed import global_state  # the coordinator's store has no 
 from jax.experimental import multihost_utils
 
 from pemt_jax.common.errors import PeerLost, PemtError
-from pemt_jax.parallel.environment import Limits, Member, find_member
+from pemt_jax.parallel.environment import Limits, Member, find_member, local_devices
 from pemt_jax.parallel.stop_signals import Stopped
 from pemt_jax.parallel.watchdog import PLACES, Watchdog, die
 
@@ -100,6 +100,8 @@ def _join(member: Member, limits: Limits) -> None:
             address,
             count,
             index,
+            # Processes that were told who they are see all devices.
+            local_device_ids=None if address else local_devices(),
             initialization_timeout=math.ceil(limits.start) + 60,
             # The watchdog is quicker and does not abort.
             heartbeat_timeout_seconds=600,

@@ -17,6 +17,7 @@ from tiny_system import EXPERTS, leaves, world_fixture  # noqa: F401
 from pemt_jax.common.errors import PeerLost, PemtError, UsageError
 from pemt_jax.common.weights import load_weights
 from pemt_jax.parallel import processes
+from pemt_jax.parallel.environment import local_devices
 from pemt_jax.training.metrics_log import read_metrics
 
 LAUNCH = Path(__file__).parents[2] / "launch" / "local_processes.sh"
@@ -562,6 +563,50 @@ def test_a_wrong_value_in_the_environment_is_one_sentence(monkeypatch, variable,
     with pytest.raises(UsageError) as error, processes.joined(*given):
         pass
     assert str(error.value) == f"Found {variable}={value!r}, expected {expected}."
+
+
+@pytest.mark.parametrize(
+    "variables, expected",
+    [
+        (dict(ON_NODE=8, TASKS="1(x2)", NODE=1, LOCAL=0), list(range(8))),  # one per node
+        (dict(ON_NODE=4, TASKS="4(x2)", NODE=1, LOCAL=2), [2]),  # one per GPU
+        (dict(ON_NODE=8, TASKS="2(x3),4", NODE=3, LOCAL=1), [2, 3]),
+        (dict(ON_NODE=4, TASKS="4", NODE=0, LOCAL=2, VISIBLE="2"), [0]),  # --gpus-per-task=1
+        (dict(ON_NODE=4, TASKS="4", NODE=0, LOCAL=2, VISIBLE="0,1,2,3"), [2]),
+        (dict(ON_NODE=None, TASKS="1(x2)", NODE=0, LOCAL=0), None),  # CPUs
+        (dict(ON_NODE=8, TASKS="1(x2)", NODE=0, LOCAL=0, CHOSEN="0,3"), None),
+    ],
+)
+def test_tasks_of_a_slurm_node_share_its_gpus(monkeypatch, variables, expected):
+    """The values are those of a real SLURM; see tests/launch/test_slurm.py."""
+    names = {
+        "ON_NODE": "SLURM_GPUS_ON_NODE",
+        "TASKS": "SLURM_STEP_TASKS_PER_NODE",
+        "NODE": "SLURM_NODEID",
+        "LOCAL": "SLURM_LOCALID",
+        "VISIBLE": "CUDA_VISIBLE_DEVICES",
+        "CHOSEN": "JAX_LOCAL_DEVICE_IDS",
+    }
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "n[1-2]")
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    for short, name in names.items():
+        value = variables.get(short)
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, str(value))
+    assert local_devices() == expected
+
+
+def test_more_slurm_tasks_than_gpus_is_one_sentence(monkeypatch):
+    for name, value in {
+        "SLURM_STEP_NODELIST": "n1",
+        "SLURM_NTASKS": "4",
+        "SLURM_GPUS_ON_NODE": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "4",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="Found 4 SLURM tasks on a node with 2 GPUs"):
+        local_devices()
 
 
 def test_importing_and_running_alone_read_no_limits_from_the_environment():
