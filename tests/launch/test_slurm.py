@@ -76,7 +76,8 @@ class Job:
         self.await_(
             lambda: (self.state, self.restarts) == ("PENDING", restarts), "a requeue", seconds
         )
-        self.cluster.call("scontrol", "update", f"JobId={self.number}", "StartTime=now")
+        more = ["StartTime=now", "TimeLimit=60"]
+        self.cluster.call("scontrol", "update", f"JobId={self.number}", *more)
 
     def end(self, seconds: float = 60) -> tuple[str, str]:
         """Wait for its end; return state and exit code."""
