@@ -1,7 +1,7 @@
 """launch/tpu_vm.sh from `create` to `delete`, with gcloud.py in place of gcloud.
 
-Two workers run as processes of this machine with homes of their own; the archive of this checkout is
-made, uploaded, unpacked and what runs. What is simulated is told in gcloud.py.
+Two workers run as processes of this machine with homes of their own, and what they run comes out of
+the archive of this checkout. What is simulated is told in gcloud.py.
 """
 
 import json
