@@ -88,4 +88,4 @@ done
 run xpk workload create "${where[@]}" "--tpu-type=$type" "--num-slices=$slices" \
     "--base-docker-image=$image" --script-dir=. "--max-restarts=$restarts" "--priority=$priority" \
     "--termination-grace-period-seconds=$grace" ${more[@]+"${more[@]}"} \
-    "--command=pip install -q '.[tpu]' && exec $train"
+    "--command=pip install -q '.[tpu,gs]' && exec $train"

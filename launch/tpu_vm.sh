@@ -160,7 +160,7 @@ install() {
     [[ -n "$dry_run" ]] || warn_of_edits
     run git archive --format=tar.gz --prefix=pemt_jax/ --output="$archive" HEAD &&
         run gcloud compute tpus tpu-vm scp "$archive" "$name:" "${where[@]}" --worker=all &&
-        on_workers all "rm -rf pemt_jax train.code && tar xzf $archive && (test -x venv/bin/pip || python3.11 -m venv venv || (sudo apt-get update -q && sudo apt-get install -yq python3.11-venv && python3.11 -m venv venv)) && venv/bin/pip install -q './pemt_jax[tpu]' && touch installed" || code=$?
+        on_workers all "rm -rf pemt_jax train.code && tar xzf $archive && (test -x venv/bin/pip || python3.11 -m venv venv || (sudo apt-get update -q && sudo apt-get install -yq python3.11-venv && python3.11 -m venv venv)) && venv/bin/pip install -q './pemt_jax[tpu,gs]' && touch installed" || code=$?
     run rm -f "$archive"
     return "$code"
 }

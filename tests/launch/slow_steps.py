@@ -1,4 +1,4 @@
-"""Imported by a gin file: while the file $SLOW_STEPS exists, a step takes half a second."""
+"""Imported by a gin file: while the file $SLOW_STEPS exists, a step takes 1.5 seconds."""
 
 import os
 import time
@@ -10,7 +10,7 @@ _batch = BatchSource.batch
 
 def batch(self, step, local_rows):
     if os.path.exists(os.environ.get("SLOW_STEPS", "")):
-        time.sleep(0.5)
+        time.sleep(1.5)
     return _batch(self, step, local_rows)
 
 

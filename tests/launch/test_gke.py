@@ -153,4 +153,4 @@ def test_the_container_passes_arguments_signals_and_exit_codes(programs, tmp_pat
     said = log.read_text()
     model_dir = "--gin.MODEL_DIR=gs://bucket/runs/films"
     assert f"runs {['-m', 'pemt_jax.train', *ARGUMENTS, model_dir]}" in said
-    assert "pip install -q .[tpu]" in said and ("saved" in said) == (code is None)
+    assert "pip install -q .[tpu,gs]" in said and ("saved" in said) == (code is None)

@@ -178,8 +178,11 @@ def test_a_training_under_slurm_survives_its_time_limit_and_a_lost_process(
         return lambda: len(losses(run)) >= step
 
     job.await_(reached(3), "three steps", 400)
-    # Less than the 120 seconds of --signal=TERM@120 remain.
-    cluster.call("scontrol", "update", f"JobId={job.number}", "TimeLimit=1")
+    # Between 40 and 100 seconds remain, less than the 120 of --signal=TERM@120. SLURM looks twice
+    # a minute.
+    hours, minutes, seconds = map(int, cluster.job(job.number)["RunTime"].split(":"))
+    limit = (3600 * hours + 60 * minutes + seconds + 40) // 60 + 1
+    cluster.call("scontrol", "update", f"JobId={job.number}", f"TimeLimit={limit}")
     job.await_requeue(1, 200)
     stopped = len(losses(run))
     said = f"Stopped by SIGTERM after step {stopped} of {STEPS}, which is saved"
