@@ -21,6 +21,7 @@ from pemt_jax.common.errors import PeerLost
 XPK = os.environ.get("XPK") or shutil.which("xpk")
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.walk,
     pytest.mark.skipif(
         not XPK, reason="xpk: not on PATH; pip install xpk in an environment of its own"
     ),

@@ -14,6 +14,7 @@ from pemt_jax.common.errors import PeerLost
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.walk,
     pytest.mark.skipif(
         bool(slurm_cluster.missing()),
         reason=f"SLURM: no {', '.join(slurm_cluster.missing())}; apt-get install slurm-wlm munge",

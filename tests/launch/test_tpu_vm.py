@@ -21,6 +21,7 @@ from pemt_jax.common.errors import PeerLost
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.walk,
     pytest.mark.skipif(not shutil.which("flock"), reason="flock: not on PATH (util-linux)"),
 ]
 ZONE = "us-west4-a"
