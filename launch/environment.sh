@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Source this from the root of the repository:  source launch/environment.sh [extra]
 #
 # Creates the virtual environment on first use, updates it when setup.py or the versions change, and

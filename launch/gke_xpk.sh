@@ -4,11 +4,21 @@
 #         --image IMAGE --model_dir gs://BUCKET/runs/x -- ARGUMENTS
 #
 # ARGUMENTS are those of `python -m pemt_jax.train`. IMAGE is a base image with Python 3.11 or later;
-# xpk lays this checkout over it, and each host installs it before it trains. After a preemption or
-# a failure xpk starts the workload again (--restarts N, default 100), and the run in MODEL_DIR goes on.
-# MODEL_DIR and data lie on gs://. --slices N for several slices, --project PROJECT for another than
-# gcloud's own, --priority low|medium|high, --delete to end the workload; --dry-run prints the
-# commands instead of running them.
+# xpk lays this checkout over it, and each host installs it before it trains. MODEL_DIR and data are
+# on gs://.
+#
+# When a host is preempted or lost, all processes end with a code that the workload restarts (42,
+# 134, 137, 143; at most --restarts N times, default 100), and the run in MODEL_DIR goes on. A failure
+# of the run itself (1) and wrong use (2) end the workload. --grace SECONDS is how long a host may
+# take to save after SIGTERM (default 300; Spot nodes are taken away earlier).
+#
+#   --slices N           several slices
+#   --spot               on Spot nodes
+#   --env NAME=VALUE     a variable of the processes, repeatable
+#   --priority PRIORITY  very-low, low, medium (the default), high or very-high
+#   --project PROJECT    another than gcloud's own
+#   --delete             end the workload
+#   --dry-run            print the command instead of running it
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -19,29 +29,30 @@ fail() {
 
 script="launch/$(basename "${BASH_SOURCE[0]}")"
 workload="" cluster="" zone="" type="" image="" model_dir="" slices=1 restarts=100 priority=medium
-dry_run="" delete="" project=() arguments=()
+grace=300 dry_run="" delete="" project=() more=() arguments=()
 while (($#)); do
     case "$1" in
         -h | --help)
             sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p;}' "$script"
             exit 0
             ;;
-        --workload | --cluster | --zone | --type | --image | --model_dir | --slices | --restarts | --priority | --project)
+        --workload | --cluster | --zone | --type | --image | --model_dir | --slices | --restarts | --grace | --priority | --project | --env)
             [[ $# -ge 2 && -n "$2" ]] || fail "$1 has no value, expected $1 VALUE."
             case "$1" in
-                --workload) workload="$2" ;;
-                --cluster) cluster="$2" ;;
-                --zone) zone="$2" ;;
-                --type) type="$2" ;;
-                --image) image="$2" ;;
-                --model_dir) model_dir="$2" ;;
-                --slices) slices="$2" ;;
-                --restarts) restarts="$2" ;;
-                --priority) priority="$2" ;;
                 --project) project=("--project=$2") ;;
+                --env)
+                    [[ "$2" == [A-Za-z_]*=* ]] || fail "Found --env '$2', expected --env NAME=VALUE."
+                    more+=("--env=$2")
+                    ;;
+                --slices | --restarts | --grace)
+                    [[ "$2" =~ ^[0-9]+$ ]] || fail "Found $1 '$2', expected a number."
+                    declare "${1#--}=$2"
+                    ;;
+                *) declare "${1#--}=$2" ;;
             esac
             shift 2
             ;;
+        --spot) more+=(--spot) && shift ;;
         --dry-run) dry_run=1 && shift ;;
         --delete) delete=1 && shift ;;
         --) shift && arguments=("$@") && break ;;
@@ -76,4 +87,5 @@ done
 # exec: the signal of a preemption reaches Python, which saves.
 run xpk workload create "${where[@]}" "--tpu-type=$type" "--num-slices=$slices" \
     "--base-docker-image=$image" --script-dir=. "--max-restarts=$restarts" "--priority=$priority" \
-    "--command=pip install -q '.[tpu]' && exec $train"
+    "--termination-grace-period-seconds=$grace" ${more[@]+"${more[@]}"} \
+    "--command=pip install -q '.[tpu,gs]' && exec $train"

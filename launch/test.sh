@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Check structure, style and types, and run the tests:  ./launch/test.sh [--all] [arguments of pytest]
+# Check structure, style and types, and run the tests:
+#     ./launch/test.sh [--walks | --all] [arguments of pytest]
 #
-# Creates its own virtual environment on first use (see launch/environment.sh). --all runs the slow
-# tests too. Two processes share the test files, since small models leave a second core idle; `-n 0`
+# Creates its own virtual environment on first use (see launch/environment.sh). --walks also walks
+# the launchers from their first command to their last (tests/launch; each says what it skips for
+# want of a program), --all runs these and the other slow tests. Two processes share the test files, since small models leave a second core idle; `-n 0`
 # runs them in one. The last line is pytest's.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -11,11 +13,11 @@ source launch/environment.sh test
 selection=(-m "not slow")
 arguments=()
 for argument in "$@"; do
-    if [[ "$argument" == --all ]]; then
-        selection=()
-    else
-        arguments+=("$argument")
-    fi
+    case "$argument" in
+        --all) selection=() ;;
+        --walks) selection=(-m "not slow or walk") ;;
+        *) arguments+=("$argument") ;;
+    esac
 done
 
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"

@@ -200,6 +200,8 @@ def check(command: list[str]) -> None:
             assert os.access(CHECKOUT / script, os.X_OK)
         case ["launch/tpu_vm.sh", action, *rest]:
             dry_run("launch/tpu_vm.sh", action, "--dry-run", *rest)
+        case ["launch/gke_xpk.sh", *rest]:
+            dry_run("launch/gke_xpk.sh", "--dry-run", *rest)
         case ["sbatch", *_]:
             start = command.index("launch/slurm.sbatch")
             assert all(option.startswith("--") for option in command[1:start])

@@ -21,8 +21,9 @@ def exit_code_of(action: Callable[[], int | None]) -> int:
 
     Returns:
         what `action` returned, 0 for None; or, after `error: one sentence` on stderr, 2 for a
-        UsageError, 1 for any other PemtError or an error of the operating system, 130 for Ctrl-C,
-        143 for a SIGTERM that a run has obeyed. Other exceptions keep their traceback.
+        UsageError, 42 for a PeerLost, 1 for any other PemtError or an error of the operating
+        system, 130 for Ctrl-C, 143 for a SIGTERM that a run has obeyed. Other exceptions keep
+        their traceback.
     """
     global _show_stack
     _show_stack = os.environ.get("PEMT_JAX_TRACEBACK", "") not in ("", "0")

@@ -11,6 +11,16 @@ class PemtError(Exception):
     exit_code = 1
 
 
+class PeerLost(PemtError):
+    """Another process of the run was lost or hangs: nothing is wrong with this run, start it again.
+
+    42 is the one code below 128 that xpk's workloads restart. Above 127, shells and schedulers
+    read a signal.
+    """
+
+    exit_code = 42
+
+
 class UsageError(PemtError):
     """The command or configuration is wrong: an unknown name, a missing value, a wrong path."""
 

@@ -87,11 +87,52 @@ def find_member(address: str | None, count: int | None, index: int | None) -> Me
 
 def _in_cluster() -> bool:
     """Whether jax.distributed.initialize() finds the processes of a run by itself."""
-    if "SLURM_STEP_NODELIST" in os.environ and (_number("SLURM_NTASKS") or 1) > 1:
+    if _in_slurm():
         return True
     wanted = os.environ.get("JAX_PLATFORMS", "") in ("", "tpu", "tpu,cpu")
     chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
     return wanted and bool(chips) and importlib.util.find_spec("libtpu") is not None
+
+
+def local_devices() -> list[int] | None:
+    """Return which of the GPUs that it sees a task of a SLURM step uses; None leaves it to JAX.
+
+    JAX gives each task the one GPU with the number SLURM_LOCALID. One task per node would leave all
+    but one idle, and a task to which SLURM has bound its own GPU (--gpus-per-task) sees that one as
+    number 0, whatever its SLURM_LOCALID. Here the tasks of a node share its GPUs evenly.
+
+    Raises:
+        UsageError: there are more tasks on this node than GPUs.
+    """
+    on_node = _number("SLURM_GPUS_ON_NODE")
+    if not on_node or not _in_slurm() or os.environ.get("JAX_LOCAL_DEVICE_IDS"):
+        return None
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    seen = len(visible.split(",")) if visible else on_node
+    if seen < on_node:  # bound to this task alone
+        return list(range(seen))
+    tasks = _tasks_of_node()
+    if tasks > on_node:
+        raise UsageError(
+            f"Found {tasks} SLURM tasks on a node with {on_node} GPUs, expected at most one task "
+            "per GPU: --ntasks-per-node."
+        )
+    share = on_node // tasks
+    first = share * (_number("SLURM_LOCALID") or 0)
+    return list(range(first, first + share))
+
+
+def _tasks_of_node() -> int:
+    """The number of tasks on this node, from a list such as `8(x2),4`: 8, 8 and 4."""
+    counts: list[int] = []
+    for part in os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
+        count, _, times = part.rstrip(")").partition("(x")
+        counts += [int(count)] * int(times or 1)
+    return counts[min(_number("SLURM_NODEID") or 0, len(counts) - 1)]
+
+
+def _in_slurm() -> bool:
+    return "SLURM_STEP_NODELIST" in os.environ and (_number("SLURM_NTASKS") or 1) > 1
 
 
 def _number(variable: str) -> int | None:

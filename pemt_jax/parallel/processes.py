@@ -24,13 +24,14 @@ import numpy as np
 from jax._src.distributed import global_state  # the coordinator's store has no public name
 from jax.experimental import multihost_utils
 
-from pemt_jax.common.errors import PemtError
-from pemt_jax.parallel.environment import Limits, Member, find_member
+from pemt_jax.common.errors import PeerLost, PemtError
+from pemt_jax.parallel.environment import Limits, Member, find_member, local_devices
 from pemt_jax.parallel.stop_signals import Stopped
 from pemt_jax.parallel.watchdog import PLACES, Watchdog, die
 
 WAIT_SECONDS = 24 * 3600  # at a barrier; the watchdog ends the wait for a process that is gone
 FACT_BYTES = 64
+COLLECTIVE = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # in errors of a lost connection
 
 _watchdog: Watchdog | None = None
 _failure: BaseException | None = None
@@ -51,6 +52,7 @@ def joined(
         UsageError: only some of the three are known, they do not fit together, or a variable of
             the environment has no valid value.
         PemtError: the port is taken. Where it does not answer, the process ends.
+        PeerLost: a collective failed, and no process that is lost was found.
     """
     global _failure
     _failure = None
@@ -61,10 +63,16 @@ def joined(
     try:
         yield
     except BaseException as error:
-        words = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED")
-        if _watchdog and any(word in str(error) for word in words):
-            _watchdog.await_verdict()
         _failure = error
+        if _watchdog and any(word in str(error) for word in COLLECTIVE):
+            _watchdog.await_verdict()  # which usually ends this process
+            if not isinstance(error, PemtError):
+                reason = (str(error).splitlines() or ["no reason given"])[0]
+                _failure = PeerLost(
+                    f"The connection to the other processes broke ({reason}): this run ends, and "
+                    "its command resumes it."
+                )
+                raise _failure from error
         raise
 
 
@@ -92,13 +100,16 @@ def _join(member: Member, limits: Limits) -> None:
             address,
             count,
             index,
+            # Processes that were told who they are see all devices.
+            local_device_ids=None if address else local_devices(),
             initialization_timeout=math.ceil(limits.start) + 60,
             # The watchdog is quicker and does not abort.
             heartbeat_timeout_seconds=600,
         )
     except (RuntimeError, ValueError) as error:  # JaxRuntimeError is one
         reason = (str(error).splitlines() or ["no reason given"])[0]
-        raise PemtError(f"The processes could not be joined by {where} ({reason}).") from error
+        kind = PeerLost if any(word in reason for word in COLLECTIVE) else PemtError
+        raise kind(f"The processes could not be joined by {where} ({reason}).") from error
     finally:
         timer.cancel()
     if global_state.num_processes > 1:
@@ -136,7 +147,7 @@ def leave(code: int) -> None:
     if _watchdog is None or (code == 0 and _failure is None) or isinstance(_failure, Stopped):
         return
     with contextlib.suppress(Exception):
-        _watchdog.announce(str(_failure) or type(_failure).__name__)
+        _watchdog.announce(code or 1, str(_failure) or type(_failure).__name__)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # JAX would wait for the others

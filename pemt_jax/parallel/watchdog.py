@@ -3,9 +3,11 @@
 A collective waits forever for a process that is gone, and JAX ends the others by a C++ abort, if
 at all. Here each process counts up in the key-value store of JAX's coordinator, which runs in
 process 0, and reads the counts of the others. Both happen in threads of their own, so that long
-compilations and reads do no harm. A process that has been silent for `Limits.silence` seconds, or
-has announced that it failed, ends the others with one sentence and exit code 1. JAX and
-multihost_utils have no such check: JAX's heartbeats end in the abort.
+compilations and reads do no harm. A process that has been silent for `Limits.silence` seconds ends
+the others with one sentence and the exit code of PeerLost, which asks a scheduler for another
+start. One that has announced that it failed ends them with its own exit code, because a failure of
+the run itself would only be repeated. JAX and multihost_utils have no such check: JAX's heartbeats
+end in the abort.
 
 Threads go on where the main thread hangs. So a process also publishes its `place` in the training
 steps. Processes wait for each other in the collectives of a step, hence only those at the earliest
@@ -28,6 +30,7 @@ import sys
 import threading
 import time
 
+from pemt_jax.common.errors import PeerLost
 from pemt_jax.parallel.environment import Limits
 
 BEAT = 1.0  # seconds between two counts
@@ -36,12 +39,12 @@ GRACE = 10.0  # seconds in which a process may end by itself after another has f
 PLACES = 3  # per step: reading its batch, giving it to the devices, everything after that
 
 
-def die(sentence: str, linger: float = 0.0) -> None:
+def die(sentence: str, code: int = PeerLost.exit_code, linger: float = 0.0) -> None:
     """Print the sentence and end this process, whatever its main thread waits for."""
     os.write(2, f"error: {sentence}\n".encode())
     sys.stdout.flush()
     time.sleep(linger)
-    os._exit(1)
+    os._exit(code)
 
 
 class Watchdog:
@@ -64,7 +67,7 @@ class Watchdog:
         self._over = threading.Event()
         self._last: dict[int, str] = {}
         self._silent = dict.fromkeys(range(count), 0.0)
-        self._failed: dict[int, tuple[float, str]] = {}
+        self._failed: dict[int, tuple[float, int, str]] = {}
         lifeline = self._hold_lifeline if index else self._offer_lifeline
         for work in (self._talk, self._judge, lifeline):
             threading.Thread(target=work, name=work.__name__, daemon=True).start()
@@ -73,9 +76,11 @@ class Watchdog:
         """Stop observing: the run has ended everywhere."""
         self._over.set()
 
-    def announce(self, sentence: str) -> None:
+    def announce(self, code: int, sentence: str) -> None:
         """Tell the others that this process fails; process 0 waits until they have heard it."""
-        self._client.key_value_set(f"pemt_jax/failed/{self._index}", sentence, allow_overwrite=True)
+        self._client.key_value_set(
+            f"pemt_jax/failed/{self._index}", f"{code} {sentence}", allow_overwrite=True
+        )
         self._over.set()  # nobody ends a process that is ending
         until = time.monotonic() + GRACE + 3 * BEAT
         while not self._index and time.monotonic() < until:
@@ -110,7 +115,10 @@ class Watchdog:
                     place = value.partition(" ")[2]
                     self._move(process, int(place) if place else None)
             for key, value in failed:
-                self._failed.setdefault(int(key.rsplit("/", 1)[-1]), (time.monotonic(), value))
+                code, _, sentence = value.partition(" ")
+                self._failed.setdefault(
+                    int(key.rsplit("/", 1)[-1]), (time.monotonic(), int(code), sentence)
+                )
             self._over.wait(BEAT)
 
     def _move(self, process: int, place: int | None) -> None:
@@ -125,9 +133,9 @@ class Watchdog:
             passed, before = min(now - before, 2 * BEAT), now
             for process in self._silent:
                 self._silent[process] += passed
-            for process, (when, sentence) in list(self._failed.items()):
+            for process, (when, code, sentence) in list(self._failed.items()):
                 if process != self._index and now - when > GRACE:
-                    self._end(f"Process {process} of {self._count} failed: {sentence}")
+                    self._end(f"Process {process} of {self._count} failed: {sentence}", code)
             # Without process 0 nobody can be heard: it is the one to name.
             for process, seconds in sorted(self._silent.items()):
                 if process != self._index and seconds > self._limits.silence:
@@ -161,9 +169,9 @@ class Watchdog:
                     "ends, and its command resumes it."
                 )
 
-    def _end(self, sentence: str) -> None:
+    def _end(self, sentence: str, code: int = PeerLost.exit_code) -> None:
         # Others still listen to the store of process 0; it goes last.
-        die(sentence, linger=0.0 if self._index else 5 * BEAT)
+        die(sentence, code, linger=0.0 if self._index else 5 * BEAT)
 
     def _offer_lifeline(self) -> None:
         """Let the others connect; the operating system ends the connections when we die."""
@@ -196,9 +204,9 @@ class Watchdog:
                 return
             self._over.wait(BEAT)
         if not self._over.is_set():
-            _, sentence = self._failed.get(0, (0.0, ""))
-            if sentence:
-                die(f"Process 0 of {self._count} failed: {sentence}")
+            if 0 in self._failed:
+                _, code, sentence = self._failed[0]
+                die(f"Process 0 of {self._count} failed: {sentence}", code)
             die(
                 f"Process 0 of {self._count} has died, which all others need: this run ends, and "
                 "its command resumes it."

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from tiny_system import EXPERTS, leaves, world_fixture  # noqa: F401
 
-from pemt_jax.common.errors import UsageError
+from pemt_jax.common.errors import PeerLost, PemtError, UsageError
 from pemt_jax.common.weights import load_weights
 from pemt_jax.parallel import processes
+from pemt_jax.parallel.environment import local_devices
 from pemt_jax.training.metrics_log import read_metrics
 
 LAUNCH = Path(__file__).parents[2] / "launch" / "local_processes.sh"
+LOST = PeerLost.exit_code
 
 
 class Job:
@@ -221,7 +223,7 @@ def test_processes_train_many_tasks_as_one(world, tmp_path, number, devices, tas
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number, code", [(signal.SIGKILL, (1, 137)), (signal.SIGTERM, (143,))])
+@pytest.mark.parametrize("number, code", [(signal.SIGKILL, (LOST, 137)), (signal.SIGTERM, (143,))])
 def test_processes_that_trained_many_tasks_resume_to_the_same_bits(world, tmp_path, number, code):
     flags = lambda out: train_flags(world, tmp_path / out, **MANY)  # noqa: E731
     found, stderr = Job(world, 2, *flags("straight")).finish()
@@ -305,7 +307,7 @@ def test_after_a_kill_the_others_stop_and_all_resume_to_the_same_bits(world, tmp
     code, stderr = Job(world, 2, *train_flags(world, tmp_path / "straight", **QUICK)).finish()
     assert code == 0, stderr
     code, stderr, seconds = disturb(world, tmp_path / "killed", index, signal.SIGKILL)
-    assert code in (137, 1) and seconds < 60, stderr  # of the killed one, or of the other
+    assert code in (137, LOST) and seconds < 60, stderr  # of the killed one, or of the other
     (sentence,) = sentences(stderr)
     assert f"Process {index} of 2 has" in sentence and "its command resumes it" in sentence
     assert not (tmp_path / "killed" / "artefact").exists()
@@ -320,7 +322,7 @@ def test_after_a_kill_the_others_stop_and_all_resume_to_the_same_bits(world, tmp
 def test_the_others_do_not_wait_for_a_process_that_hangs(world, tmp_path, index):
     code, stderr, _ = disturb(world, tmp_path / "run", index, signal.SIGSTOP)
     (sentence,) = sentences(stderr)
-    assert code == 1 and f"Process {index} of 2 has" in sentence, stderr
+    assert code == LOST and f"Process {index} of 2 has" in sentence, stderr
 
 
 # Process 1 stops in step 8: for ever in the step, or as many seconds as it says in reading.
@@ -374,11 +376,78 @@ def stop_process_1(world, out: Path, macros: dict, **environment) -> tuple[int, 
 def test_a_main_thread_that_hangs_ends_all_processes(world, tmp_path, macros, environment, doing):
     code, found, seconds = stop_process_1(world, tmp_path / "run", macros, **environment)
     limit = environment.get("PEMT_JAX_READ_SECONDS", "10")
-    assert code == 1 and seconds < 300
+    assert code == LOST and seconds < 300
     assert found == {
         f"error: Process 1 of 2 has {doing} at step 8 for {limit} seconds while others wait for "
         "it, expected it to go on: this run ends, and its command resumes it."
     }
+
+
+# Process 1 raises in step 8 what FAILS says; process 0 waits in the collective.
+FAILS = """
+import os, sys
+from pemt_jax import train
+from pemt_jax.cli import command as cli
+from pemt_jax.common.errors import PeerLost, PemtError, UsageError
+from pemt_jax.data import batching
+
+def batch(self, step, local_rows, batch=batching.BatchSource.batch):
+    if step == 7:
+        kinds = {"1": PemtError, "2": UsageError, "42": PeerLost}
+        raise kinds[os.environ["FAILS"]]("No such luck.")
+    return batch(self, step, local_rows)
+
+if os.environ["JAX_PROCESS_ID"] == "1":
+    batching.BatchSource.batch = batch
+sys.exit(cli.run(train.train, sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failed", [1, 2, LOST])
+def test_the_failure_of_one_process_gives_all_its_exit_code(world, tmp_path, failed):
+    """Else a scheduler would start again what can only fail again."""
+    keep = 'python=$1 out=$2; shift 2; "$python" "$@"; echo $? >"$out.$JAX_PROCESS_ID"'
+    command = [sys.executable, tmp_path / "code", "-c", FAILS]
+    flags = train_flags(world, tmp_path / "run", **QUICK)[2:]
+    done = subprocess.run(
+        [str(part) for part in (LAUNCH, "--", "bash", "-c", keep, "keep", *command, *flags)],
+        env=world.environment() | {"XLA_FLAGS": "", "FAILS": str(failed)},
+        cwd=world.folder,
+        text=True,
+        stderr=subprocess.PIPE,
+        timeout=300,
+    )
+    assert [int((tmp_path / f"code.{index}").read_text()) for index in (0, 1)] == [failed] * 2
+    assert set(sentences(done.stderr)) == {
+        "error: No such luck.",
+        "error: Process 1 of 2 failed: No such luck.",
+    }
+
+
+class Verdictless:
+    """A watchdog that finds nobody to blame."""
+
+    def await_verdict(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (RuntimeError("Gloo all-reduce failed: Connection closed by peer"), LOST),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), None),
+        (PemtError("A checkpoint could not be written: UNAVAILABLE"), 1),
+    ],
+)
+def test_a_collective_that_fails_asks_for_another_start(monkeypatch, error, code):
+    monkeypatch.setattr(processes, "_watchdog", Verdictless())
+    monkeypatch.setattr(processes, "_failure", None)
+    with pytest.raises(type(error) if code != LOST else PeerLost) as raised, processes.joined():
+        raise error
+    assert getattr(raised.value, "exit_code", None) == code
+    if code == LOST:
+        assert "Connection closed by peer" in str(raised.value)
 
 
 @pytest.mark.slow
@@ -452,7 +521,7 @@ def test_a_port_that_does_not_answer_is_one_sentence():
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     done = joining(address, 2, 1, PEMT_JAX_START_SECONDS="1")
-    assert done.returncode == 1
+    assert done.returncode == LOST
     (sentence,) = sentences(done.stderr)
     assert f"Process 1 had no answer from the coordinator at {address} for 1 seconds" in sentence
 
@@ -494,6 +563,50 @@ def test_a_wrong_value_in_the_environment_is_one_sentence(monkeypatch, variable,
     with pytest.raises(UsageError) as error, processes.joined(*given):
         pass
     assert str(error.value) == f"Found {variable}={value!r}, expected {expected}."
+
+
+@pytest.mark.parametrize(
+    "variables, expected",
+    [
+        (dict(ON_NODE=8, TASKS="1(x2)", NODE=1, LOCAL=0), list(range(8))),  # one per node
+        (dict(ON_NODE=4, TASKS="4(x2)", NODE=1, LOCAL=2), [2]),  # one per GPU
+        (dict(ON_NODE=8, TASKS="2(x3),4", NODE=3, LOCAL=1), [2, 3]),
+        (dict(ON_NODE=4, TASKS="4", NODE=0, LOCAL=2, VISIBLE="2"), [0]),  # --gpus-per-task=1
+        (dict(ON_NODE=4, TASKS="4", NODE=0, LOCAL=2, VISIBLE="0,1,2,3"), [2]),
+        (dict(ON_NODE=None, TASKS="1(x2)", NODE=0, LOCAL=0), None),  # CPUs
+        (dict(ON_NODE=8, TASKS="1(x2)", NODE=0, LOCAL=0, CHOSEN="0,3"), None),
+    ],
+)
+def test_tasks_of_a_slurm_node_share_its_gpus(monkeypatch, variables, expected):
+    """The values are those of a real SLURM; see tests/launch/test_slurm.py."""
+    names = {
+        "ON_NODE": "SLURM_GPUS_ON_NODE",
+        "TASKS": "SLURM_STEP_TASKS_PER_NODE",
+        "NODE": "SLURM_NODEID",
+        "LOCAL": "SLURM_LOCALID",
+        "VISIBLE": "CUDA_VISIBLE_DEVICES",
+        "CHOSEN": "JAX_LOCAL_DEVICE_IDS",
+    }
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "n[1-2]")
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    for short, name in names.items():
+        value = variables.get(short)
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, str(value))
+    assert local_devices() == expected
+
+
+def test_more_slurm_tasks_than_gpus_is_one_sentence(monkeypatch):
+    for name, value in {
+        "SLURM_STEP_NODELIST": "n1",
+        "SLURM_NTASKS": "4",
+        "SLURM_GPUS_ON_NODE": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "4",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="Found 4 SLURM tasks on a node with 2 GPUs"):
+        local_devices()
 
 
 def test_importing_and_running_alone_read_no_limits_from_the_environment():

@@ -6,9 +6,11 @@ import threading
 
 import pytest
 
+from pemt_jax.common.errors import PeerLost
 from pemt_jax.parallel import watchdog
 from pemt_jax.parallel.environment import Limits
 
+LOST = PeerLost.exit_code
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 
 
@@ -39,15 +41,15 @@ def beats_at(*places):
 
 @pytest.fixture
 def watch(monkeypatch):
-    """Run process `index` for `seconds` and return the sentences with which it would have died."""
+    """Run process `index` for `seconds`; return each (exit code, sentence) that would end it."""
 
     def run(store, seconds=1.0, index=0, count=2, read=0.3, place=14):
         for name, value in ("BEAT", 0.05), ("GRACE", 0.1):
             monkeypatch.setattr(watchdog, name, value)
         said, over = [], threading.Event()
 
-        def die(sentence, linger=0.0):
-            said.append(sentence)
+        def die(sentence, code=LOST, linger=0.0):
+            said.append((code, sentence))
             over.set()
 
         monkeypatch.setattr(watchdog, "die", die)
@@ -71,8 +73,8 @@ def watch(monkeypatch):
         (beats_at(""), (), None),  # work that takes any time
         (
             beats_at(""),
-            [("pemt_jax/failed/1", "No such file.")],
-            "Process 1 of 2 failed: No such file.",
+            [("pemt_jax/failed/1", "2 No such file.")],
+            (2, "Process 1 of 2 failed: No such file."),
         ),
     ],
 )
@@ -80,7 +82,11 @@ def test_the_watchdog_ends_a_process_for_silence_or_failure_of_another(
     watch, beats, failed, expected
 ):
     said = watch(Store([beats], failed))  # process 0 has given step 5 to the devices
-    assert not said if expected is None else said[0].startswith(expected)
+    if expected is None:
+        assert not said
+    else:
+        code, sentence = expected if isinstance(expected, tuple) else (LOST, expected)
+        assert said[0][0] == code and said[0][1].startswith(sentence)
 
 
 def test_a_read_may_take_longer_than_silence(watch):
@@ -94,21 +100,23 @@ def test_those_that_wait_for_a_slow_read_are_not_blamed(watch):
     assert not watch(Store([reads_then_waits, beats_at(16, 16, 17)]), place=17, count=3, read=5)
     # When the read is over, a process that stays behind has its own time from then on.
     said = watch(Store([beats_at(12, 17), beats_at(16)]), place=17, count=3, read=5, seconds=2)
-    assert said[0].startswith("Process 2 of 3 has been at step 6 for 0.3 seconds")
+    assert said[0][1].startswith("Process 2 of 3 has been at step 6 for 0.3 seconds")
 
 
 def test_nobody_is_blamed_while_another_does_work_that_takes_any_time(watch):
     assert not watch(Store([beats_at(13), beats_at("")]), count=3)
 
 
-@pytest.mark.parametrize("failed, expected", [("", "has died"), ("Disk full.", "Disk full.")])
-def test_a_process_ends_at_once_when_process_0_is_gone(watch, failed, expected):
+@pytest.mark.parametrize(
+    "failed, code, expected", [("", LOST, "has died"), ("1 Disk full.", 1, " failed: Disk full.")]
+)
+def test_a_process_ends_at_once_when_process_0_is_gone(watch, failed, code, expected):
     server = socket.create_server(("127.0.0.1", 0))
     store = Store([beats_at(14)], lifeline=server.getsockname()[1])
     store.failed = [("pemt_jax/failed/0", failed)] if failed else []
     threading.Timer(0.2, server.close).start()
-    (sentence, *_) = watch(store, index=1)
-    assert sentence.startswith("Process 0 of 2") and expected in sentence
+    found, sentence = watch(store, index=1)[0]
+    assert found == code and sentence.startswith("Process 0 of 2") and expected in sentence
 
 
 def test_a_network_without_or_with_a_broken_connection_does_no_harm(watch):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pemt_jax.parallel.environment import Limits
 
-LAUNCH = Path(__file__).parents[1] / "launch" / "local_processes.sh"
+LAUNCH = Path(__file__).parents[2] / "launch" / "local_processes.sh"
 
 
 def launch(*arguments) -> subprocess.CompletedProcess:
