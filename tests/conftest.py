@@ -15,6 +15,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from pemt_jax.library import expert as library  # noqa: E402
+from pemt_jax.library.artefact import Card  # noqa: E402
 
 TINY_BASE = "b" * 64
 
@@ -50,12 +51,16 @@ def save_expert(tmp_path, expert_arrays):
             tmp_path / "library",
             name,
             arrays or expert_arrays(**shape),
-            task=f"{name}_task",
-            prompt_text=f"the {name}",
-            base_fingerprint=base_fingerprint,
-            base_name="tiny",
-            metrics={"accuracy": 0.75},
-            config={"rank": 3},
+            Card(
+                kind="expert",
+                method="pemt_source",
+                task=f"{name}_task",
+                description=f"the {name}",
+                base_fingerprint=base_fingerprint,
+                base_name="tiny",
+                metrics={"accuracy": 0.75},
+                config={"rank": 3},
+            ),
         )
         return tmp_path / "library"
 

@@ -12,6 +12,7 @@ from t5x import partitioning, trainer
 
 from pemt_jax import optimizers
 from pemt_jax.data.batching import make_batch
+from pemt_jax.library.artefact import Card
 from pemt_jax.library.expert import save_expert
 from pemt_jax.model.methods import split
 from pemt_jax.runs.build_model import BuiltModel
@@ -52,9 +53,13 @@ def make(folder: Path, method: str, dropout_rate: float = 0.0) -> BuiltModel:
             library,
             name,
             values,
-            task=name,
-            prompt_text=text,
-            base_fingerprint=made.identity["base"],
+            Card(
+                kind="expert",
+                method="pemt_source",
+                task=name,
+                description=text,
+                base_fingerprint=made.identity["base"],
+            ),
         )
     return assemble(
         method,

@@ -61,7 +61,7 @@ def import_peft(request: Request) -> Card:
             f"{request.path} brings a prompt of its own, {card.description!r}, "
             "expected no --prompt."
         )
-    base_print, base_name = card.base_fingerprint, card.base_name
+    card = dataclasses.replace(card, task=request.task or card.task)
     if request.base is not None:
         t5, params = load_base(request.base)
         base_print, base_name = fingerprint(params), Path(request.base).resolve().name
@@ -74,19 +74,9 @@ def import_peft(request: Request) -> Card:
                 f"fingerprint {card.base_fingerprint[:12]}, found {base_print[:12]} at "
                 f"{request.base}."
             )
+        card = dataclasses.replace(card, base_fingerprint=base_print, base_name=base_name)
     assert prompt is not None  # of the adapter, or of the base without which there is no card
-    return save_expert(
-        request.library,
-        request.name,
-        adapter.lora | {PROMPT: prompt},
-        task=request.task or card.task,
-        prompt_text=card.description,
-        base_fingerprint=base_print,
-        base_name=base_name,
-        method=card.method,
-        config=card.config,
-        metrics=card.metrics,
-    )
+    return save_expert(request.library, request.name, adapter.lora | {PROMPT: prompt}, card)
 
 
 def import_reference(request: Request) -> Card:
@@ -114,16 +104,16 @@ def import_reference(request: Request) -> Card:
             "lora_A, lora_B and task_shared only."
         )
     check_fits(expert, base, source, every_layer=True)
-    return save_expert(
-        request.library,
-        request.name,
-        expert,
+    card = Card(
+        kind="expert",
+        method="pemt_source",
         task=request.task or request.name,
-        prompt_text=request.prompt or "",
+        description=request.prompt or "",
         base_fingerprint=fingerprint(base),
         base_name=Path(request.base).resolve().name,
         config={"imported": "the authors' code", "vocab_size": rows},
     )
+    return save_expert(request.library, request.name, expert, card)
 
 
 def check_fits(

@@ -55,36 +55,17 @@ def default_library() -> Path:
 
 
 def save_expert(
-    library: str | os.PathLike,
-    name: str,
-    trainable: Mapping[str, np.ndarray],
-    *,
-    task: str,
-    prompt_text: str,
-    base_fingerprint: str,
-    base_name: str = "",
-    method: str = "pemt_source",
-    config: Mapping[str, object] | None = None,
-    metrics: Mapping[str, float] | None = None,
+    library: str | os.PathLike, name: str, trainable: Mapping[str, np.ndarray], card: Card
 ) -> Card:
-    """Write the expert `name` from the flat trainables of stage 1 and return its card.
+    """Write the expert `name` from the flat trainables of stage 1 and return its card as written.
 
-    PemtError when `trainable` holds anything but an expert's parameters or shapes disagree.
+    The rank on the card becomes that of the trainables. PemtError when `trainable` holds anything
+    but an expert's parameters or shapes disagree.
     """
     check_name(name)
-    prompt, lora = _take_apart(name, trainable)
-    ranks = sorted({a.shape[1] for a, _ in lora.values()})
-    card = Card(
-        kind="expert",
-        method=method,
-        task=task,
-        description=prompt_text,
-        base_fingerprint=base_fingerprint,
-        base_name=base_name,
-        rank=ranks[-1],
-        config=config or {},
-        metrics=metrics or {},
-    )
+    _, lora = _take_apart(name, trainable)
+    rank = max(a_FR.shape[1] for a_FR, _ in lora.values())
+    card = dataclasses.replace(card, kind="expert", experts=(), rank=rank)
     return write_artefact(Path(library) / name, trainable, card)
 
 

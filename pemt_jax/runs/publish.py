@@ -129,19 +129,12 @@ def publish(
       notes: more facts for the card.
     """
     trained = {path: np.asarray(value) for path, value in trained.items()}
-    metrics, task = finite_metrics(metrics), config.tasks[0]
+    metrics = finite_metrics(metrics)
     if built.method.name == "full":
         return publish_base(config, trained, built, metrics)
     identity, options, library = built.identity, built.model.pemt, config.experts.library
     base = config.model.initial_checkpoint_path
     assert base is not None and library is not None, "see check_publishable"
-    about = {
-        "task": task,
-        "base_fingerprint": identity["base"],
-        "base_name": Path(base).name,
-        "metrics": metrics,
-        "method": built.method.name,
-    }
     facts = {
         "model_dir": str(config.folder.resolve()),
         "base": absolute(base),
@@ -157,22 +150,19 @@ def publish(
     experts = tuple((record["name"], record["sha256"]) for record in identity["experts"])
     card = Card(
         kind="expert" if options.source_expert else "target",
+        method=built.method.name,
+        task=config.tasks[0],
+        base_fingerprint=identity["base"],
+        base_name=Path(base).name,
         description=identity["prompt_text"],
         experts=experts,
         rank=options.expert_rank if options.source_expert or experts else 0,
         config=facts,
-        **about,
+        metrics=metrics,
     )
     # The artefact comes last: once it is there, the run has ended in every respect.
     if config.experts.expert_name:
-        expert_library.save_expert(
-            library,
-            config.experts.expert_name,
-            trained,
-            prompt_text=card.description,
-            config=facts,
-            **about,
-        )
+        expert_library.save_expert(library, config.experts.expert_name, trained, card)
     write_artefact(config.folder / ARTEFACT, trained, card)
     log.info("%s is published.", config.folder / ARTEFACT)
     return config.folder / ARTEFACT

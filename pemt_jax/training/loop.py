@@ -204,19 +204,16 @@ def stop(steps: _Steps, runs: Sequence[Run], received: int) -> None:
     for run in runs:
         if run.checkpoints:
             run.checkpoints.wait()
-    name = signal.Signals(received).name
-    if len(runs) > 1:
-        where = ", ".join(f"{run.result.step} of {run.train_steps} ({run.name})" for run in left)
-        saved = "which are saved: the same command resumes there"
-        raise Stopped(f"Stopped by {name} after steps {where}, {saved}.", received) from None
-    (run,) = runs
-    saved = (
-        "which is saved: the same command resumes there"
-        if run.checkpoints
-        else "and nothing is saved, for the run has no checkpoint folder"
+    many = len(runs) > 1
+    where = ", ".join(
+        f"{run.result.step} of {run.train_steps}" + (f" ({run.name})" if many else "")
+        for run in left
     )
-    where = f"after step {run.result.step} of {run.train_steps}"
-    raise Stopped(f"Stopped by {name} {where}, {saved}.", received) from None
+    saved = f"which {'are' if many else 'is'} saved: the same command resumes there"
+    if not all(run.checkpoints for run in runs):
+        saved = "and nothing is saved, for the run has no checkpoint folder"
+    at = f"by {signal.Signals(received).name} after {'steps' if many else 'step'} {where}"
+    raise Stopped(f"Stopped {at}, {saved}.", received) from None
 
 
 def raise_failures(runs: Sequence[Run]) -> None:

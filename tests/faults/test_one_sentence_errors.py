@@ -200,9 +200,13 @@ def test_widths_that_do_not_fit(world, tmp_path, refused, expert_arrays):
         tmp_path / "library",
         "wide",
         expert_arrays(D=24, F=48),
-        task="wide",
-        prompt_text="wide",
-        base_fingerprint=card.base_fingerprint,
+        artefact.Card(
+            kind="expert",
+            method="pemt_source",
+            task="wide",
+            description="wide",
+            base_fingerprint=card.base_fingerprint,
+        ),
     )
     refused(
         "train",

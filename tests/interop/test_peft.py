@@ -50,12 +50,16 @@ def random_expert(folder, version, seed=0, ranks=(3,), layers=None):
         folder,
         "movies",
         arrays,
-        task="imdb",
-        prompt_text="rate a movie: ü",
-        base_fingerprint=fingerprint(base),
-        base_name=version,
-        metrics={"accuracy": 0.5},
-        config={"seed": 3},
+        Card(
+            kind="expert",
+            method="pemt_source",
+            task="imdb",
+            description="rate a movie: ü",
+            base_fingerprint=fingerprint(base),
+            base_name=version,
+            metrics={"accuracy": 0.5},
+            config={"seed": 3},
+        ),
     )
     return arrays
 

@@ -138,9 +138,13 @@ def test_a_name_cannot_leave_the_library(save_expert, expert_arrays, tmp_path, n
             folder / "x",
             name,
             expert_arrays(),
-            task="t",
-            prompt_text="",
-            base_fingerprint=TINY_BASE,
+            artefact.Card(
+                kind="expert",
+                method="pemt_source",
+                task="t",
+                description="",
+                base_fingerprint=TINY_BASE,
+            ),
         )
     assert os.listdir(tmp_path) == ["library"]
 
@@ -178,7 +182,16 @@ def test_what_is_no_expert_is_not_saved(tmp_path, expert_arrays, change, message
     change(arrays)
     with pytest.raises(PemtError, match=message):
         library.save_expert(
-            tmp_path, "bad", arrays, task="t", prompt_text="", base_fingerprint=TINY_BASE
+            tmp_path,
+            "bad",
+            arrays,
+            artefact.Card(
+                kind="expert",
+                method="pemt_source",
+                task="t",
+                description="",
+                base_fingerprint=TINY_BASE,
+            ),
         )
     assert os.listdir(tmp_path) == []
 

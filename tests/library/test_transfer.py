@@ -209,9 +209,13 @@ def test_a_card_from_elsewhere_does_not_steer_the_terminal(save_expert, expert_a
         folder := save_expert("nyt"),
         "sly",
         expert_arrays(),
-        task="\x1b[2Jtask",
-        prompt_text="two\nlines",
-        base_fingerprint=TINY_BASE,
+        artefact.Card(
+            kind="expert",
+            method="pemt_source",
+            task="\x1b[2Jtask",
+            description="two\nlines",
+            base_fingerprint=TINY_BASE,
+        ),
     )
     assert main(["list", "--library", str(folder)]) == 0
     assert main(["show", "sly", "--library", str(folder)]) == 0

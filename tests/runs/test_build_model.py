@@ -15,6 +15,7 @@ from pemt_jax.common.weights import load_weights
 from pemt_jax.config import PemtConfig
 from pemt_jax.interop.hf import load_hf
 from pemt_jax.library import expert as library
+from pemt_jax.library.artefact import Card
 from pemt_jax.model.prompts import prompt_tokens
 from pemt_jax.runs.build_model import cut_embedding
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
@@ -210,9 +211,13 @@ def test_an_expert_of_another_width_is_named(world, tmp_path, expert_arrays):
         tmp_path,
         "wide",
         expert_arrays(D=24, F=48, R=4),
-        task="wide",
-        prompt_text="wide",
-        base_fingerprint=print_,
+        Card(
+            kind="expert",
+            method="pemt_source",
+            task="wide",
+            description="wide",
+            base_fingerprint=print_,
+        ),
     )
     sentence = "'wide' .* widths 24 and 48, expected 16 and 32"
     with pytest.raises(PemtError, match=sentence):
@@ -230,7 +235,16 @@ def test_a_layer_that_no_expert_covers_adds_nothing(world, tmp_path):
     }
     base = fingerprint(load_hf(world.base)[1])
     library.save_expert(
-        tmp_path, "half", arrays, task="half", prompt_text=TEXT, base_fingerprint=base
+        tmp_path,
+        "half",
+        arrays,
+        Card(
+            kind="expert",
+            method="pemt_source",
+            task="half",
+            description=TEXT,
+            base_fingerprint=base,
+        ),
     )
     made = target(world, library=str(tmp_path), experts=("half",))
     assert made.params["encoder/layers_0/mlp/experts/lora_b"].any()

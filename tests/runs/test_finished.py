@@ -109,9 +109,13 @@ def test_an_exchanged_expert_is_refused(world, tmp_path):
         experts,
         "tiny_mood",
         {k: v + 1 for k, v in arrays.items()},
-        task=card.task,
-        prompt_text=card.description,
-        base_fingerprint=card.base_fingerprint,
+        artefact.Card(
+            kind="expert",
+            method="pemt_source",
+            task=card.task,
+            description=card.description,
+            base_fingerprint=card.base_fingerprint,
+        ),
     )
     with pytest.raises(PemtError, match="'tiny_mood' in .* is not the one that .* trained with"):
         open_run(world.target, library=str(experts))

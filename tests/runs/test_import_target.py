@@ -18,7 +18,7 @@ from pemt_jax.interop.hf import load_hf
 from pemt_jax.interop.import_expert import Request, import_peft
 from pemt_jax.interop.peft import export_peft
 from pemt_jax.library import expert as library
-from pemt_jax.library.artefact import read_artefact, read_card
+from pemt_jax.library.artefact import Card, read_artefact, read_card
 from pemt_jax.library.transfer import add_expert
 from pemt_jax.runs.import_target import import_target
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
@@ -161,9 +161,13 @@ def test_an_expert_that_covers_no_decoder_layer_can_be_mixed(world, tmp_path):
             "encoder/layers_0/mlp/expert/lora_a": a,
             "encoder/layers_0/mlp/expert/lora_b": b,
         },
-        task="t",
-        prompt_text="",
-        base_fingerprint=expert.base_fingerprint,
+        Card(
+            kind="expert",
+            method="pemt_source",
+            task="t",
+            description="",
+            base_fingerprint=expert.base_fingerprint,
+        ),
     )
     made = assemble(
         "pemt_target",
