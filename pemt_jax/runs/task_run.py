@@ -3,12 +3,12 @@
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import seqio
 
 from pemt_jax import tasks
 from pemt_jax.checkpoints.manager import Checkpoints
+from pemt_jax.common import storage
 from pemt_jax.common.errors import UsageError
 from pemt_jax.common.versions import versions
 from pemt_jax.data.batching import BatchSource
@@ -97,7 +97,7 @@ class TaskRun:
         _ = config.steps  # one number
         check_publishable(config)
         path = config.model.initial_checkpoint_path
-        prefer(path and Path(path) / "spiece.model")
+        prefer(path and storage.path(path) / "spiece.model")
         self.base = base or open_base(config.model)
         self.built = build_model(
             config.model, DEFAULT_VOCABULARY, config.experts, config.loop.seed, self.base
