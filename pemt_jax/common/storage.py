@@ -69,14 +69,21 @@ def shared_cache() -> Path | None:
 
 
 @contextlib.contextmanager
-def fetched(file: Path) -> Iterator[Path]:
-    """Give a path on this machine with the content of a file, for as long as the context lasts."""
-    if not is_remote(file):
-        yield file
+def fetched(place: Path) -> Iterator[Path]:
+    """Give a path on this machine with the content of a file or folder, while the context lasts.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    if not is_remote(place):
+        yield place
         return
     with tempfile.TemporaryDirectory(prefix="pemt_jax.") as folder:
-        _remote(file).download(Path(folder, file.name))
-        yield Path(folder, file.name)
+        copy = Path(folder, place.name)
+        for name in files_in(place) or [""]:
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            _remote(place / name).download(copy / name)
+        yield copy
 
 
 def local_copy(file: Path) -> Path:

@@ -69,6 +69,14 @@ def check_publishable(config: TrainConfig) -> None:
         check_owner(folder, library, name)
 
 
+def folders_written(config: TrainConfig) -> dict[str, Path]:
+    """The folders that a run writes to, by the names of their settings; of one task, completed."""
+    folders, library = {"MODEL_DIR": config.folder}, config.experts.library
+    if config.experts.expert_name and library is not None:
+        folders["LIBRARY"] = storage.path(library)
+    return folders
+
+
 def check_base_replaceable(model_dir: Path) -> None:
     """Raise UsageError when MODEL_DIR/base holds anything but a base that a run has written."""
     folder = current(model_dir / BASE)

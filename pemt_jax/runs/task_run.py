@@ -21,7 +21,8 @@ from pemt_jax.optimizers import Optimizer
 from pemt_jax.parallel import partitioning, processes
 from pemt_jax.run_config import TrainConfig
 from pemt_jax.runs.build_model import build_model, open_base
-from pemt_jax.runs.publish import check_model, check_publishable, publish
+from pemt_jax.runs.probe import probe
+from pemt_jax.runs.publish import check_model, check_publishable, folders_written, publish
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY, prefer
 from pemt_jax.training.evaluator import Evaluator
 from pemt_jax.training.metrics_log import MetricsLog
@@ -96,6 +97,8 @@ class TaskRun:
         self.mesh, self._together = mesh or make_mesh(config), tuple(together)
         _ = config.steps  # one number
         check_publishable(config)
+        if base is None:  # else another task of this job has asked
+            probe(folders_written(config))
         path = config.model.initial_checkpoint_path
         prefer(path and storage.path(path) / "spiece.model")
         self.base = base or open_base(config.model)
