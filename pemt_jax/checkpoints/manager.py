@@ -159,11 +159,8 @@ class Checkpoints:
                 self._amend(step, facts)
             return
         # Orbax would create it again, with half a run in it. An empty one is none in a bucket.
-        saved = not storage.is_remote(self.folder) or self._manager.all_steps()
-        if saved and not self.folder.is_dir():
-            raise PemtError(
-                f"A checkpoint could not be written to {self.folder}: the folder is gone."
-            )
+        if self._manager.all_steps() or not storage.is_remote(self.folder):
+            self._check_there()
         flat = flatten_state(state)
         manifest = {"step": int(step), "identity": self.identity, "leaves": {}, **facts}
         items = ocp.args.Composite(
@@ -286,6 +283,18 @@ class Checkpoints:
         processes.barrier()
         self._manager.reload()
 
+    def _check_there(self) -> None:
+        try:
+            there = self.folder.is_dir()
+        except OSError as error:
+            raise self._unwritten(error) from error
+        if not there:
+            raise PemtError(
+                f"A checkpoint could not be written to {self.folder}: the folder is gone."
+            )
+
     def _unwritten(self, error: Exception) -> PemtError:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if storage.is_remote(self.folder) and isinstance(error, OSError):
+            reason = storage.reason(error)  # without its number, which is ours
         return PemtError(f"A checkpoint could not be written to {self.folder}: {reason}.")

@@ -30,10 +30,12 @@ def probe(folders: Mapping[str, Path]) -> None:
     """
     token = processes.from_first(uuid.uuid4().hex)
     index, count = jax.process_index(), jax.process_count()
+    settings = {folder: name for name, folder in folders.items()}
     names = [f".probe-{token}-{number}" for number in range(count)]
     missing = [place for folder in folders.values() for place in _missing(folder)]
 
     def write(folder: Path) -> None:
+        storage.check_writable(settings[folder], folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / names[index]).write_text(token)
 
@@ -80,6 +82,9 @@ def _everywhere(action: Callable[[Path], None], folders: Mapping[str, Path]) -> 
                 f"Process {error} does not see the {name} {folder} that process 0 sees, expected "
                 "storage that all processes share.",
             ]
+            break
+        except UsageError as error:
+            failure = [error.exit_code, str(error)]
             break
         except OSError as error:
             who = f" in process {jax.process_index()}" if jax.process_count() > 1 else ""

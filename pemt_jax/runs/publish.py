@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pemt_jax.checkpoints.folder import check_supported
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.hashing import SUMS, write_checksums
@@ -46,7 +45,6 @@ def check_publishable(config: TrainConfig) -> None:
     """
     folder = config.folder
     storage.check_writable("MODEL_DIR", folder)
-    check_supported(folder)
     method, name = get_method(config.model.method), config.experts.expert_name
     library = config.experts.library
     if config.model.initial_checkpoint_path is None and method.name != "full":

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import seqio
 
 from pemt_jax import tasks
+from pemt_jax.checkpoints.folder import check_supported
 from pemt_jax.checkpoints.manager import Checkpoints
 from pemt_jax.common import storage
 from pemt_jax.common.errors import UsageError
@@ -96,9 +97,10 @@ class TaskRun:
         self.folder, self.task = config.folder, config.tasks[0]
         self.mesh, self._together = mesh or make_mesh(config), tuple(together)
         _ = config.steps  # one number
-        check_publishable(config)
+        check_supported(config.folder)
         if base is None:  # else another task of this job has asked
             probe(folders_written(config))
+        check_publishable(config)
         path = config.model.initial_checkpoint_path
         prefer(path and storage.path(path) / "spiece.model")
         self.base = base or open_base(config.model)
