@@ -8,8 +8,8 @@
 a server that is gone, `storage.answer(None)` for one that is well again. A child can ask for the
 same, see `Storage.at`.
 
-Tests take the fixture `storage`, one bucket per session, or call `needed()` first: both skip with
-the reason where the server is not installed.
+Tests import the fixtures `storage`, one bucket per session, and `bucket_folder`, or call `needed()`
+first: all skip with the reason where the server is not installed.
 """
 
 import contextlib
@@ -103,6 +103,7 @@ def served(folder: Path, faults: bool = False) -> Iterator[Storage]:
         "TENSORSTORE_GCS_HTTP_URL": address,
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "x",
         "STORAGE_EMULATOR_HOST": address,
+        "FSSPEC_GCS_TOKEN": "anon",  # or gcsfs would look for a metadata server first
         "EPATH_USE_TF": "false",  # what TensorFlow's own client asks cannot be sent elsewhere
     }
     storage = Storage(f"gs://{NAME}", folder / NAME, environment)
@@ -134,12 +135,13 @@ def here(storage: Storage) -> Iterator[None]:
     from etils.epath import backend, gpath
 
     def forget() -> None:
-        fsspec.filesystem("gcs").clear_instance_cache()
+        fsspec.get_filesystem_class("gcs").clear_instance_cache()
         backend.fsspec_backend._get_filesystem.cache_clear()
         gpath._is_tf_installed.cache_clear()
 
     before = {name: os.environ.get(name) for name in storage.environment}
     os.environ.update(storage.environment)
+    fsspec.config.conf.setdefault("gcs", {})["token"] = "anon"  # fsspec has read its environment
     forget()
     try:
         yield
@@ -158,6 +160,15 @@ def storage_fixture(tmp_path_factory):
     needed()
     with served(tmp_path_factory.mktemp("bucket")) as found:
         yield found
+
+
+@pytest.fixture(name="bucket_folder")
+def bucket_folder_fixture(storage, request):
+    """A folder of this test in the bucket, which this process can reach."""
+    with here(storage):
+        from pemt_jax.common.storage import path
+
+        yield path(f"{storage.url}/{request.node.name.replace('[', '/').strip(']')}")
 
 
 def _program() -> Path:

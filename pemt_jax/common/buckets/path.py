@@ -66,7 +66,8 @@ def _prepare(scheme: str, text: str) -> None:
     if scheme == "gs":
         from pemt_jax.common.buckets.google import GoogleStorage
 
-        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # its errors come as exceptions too
+        for name in ("gcsfs", "google.auth"):  # their errors come as exceptions too
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         for protocol in ("gs", "gcs"):
             fsspec.register_implementation(protocol, GoogleStorage, clobber=True)
 
