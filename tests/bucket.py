@@ -59,25 +59,30 @@ class Storage:
         url: gs://NAME
         folder: on this disk, where its objects are files.
         environment: with which a process finds it.
-        fault: what the proxy answers, (status, until, writes_only).
+        fault: what the proxy answers, (status, until, writes_only, only).
     """
 
     url: str
     folder: Path
     environment: dict[str, str]
-    fault: tuple[int, float, bool] | None = None
+    fault: tuple[int, float, bool, str] | None = None
 
-    def answer(self, status: int | None, seconds: float = 1e9, writes_only: bool = False) -> None:
-        """Let every request, or every writing one, have this HTTP status; 0 closes connections."""
+    def answer(
+        self, status: int | None, seconds: float = 1e9, writes_only: bool = False, only: str = ""
+    ) -> None:
+        """Let requests have this HTTP status: all, those that write, those whose URL has `only`.
+
+        With 0 their connections are closed; None is the end of it.
+        """
         until = time.monotonic() + seconds
-        self.fault = None if status is None else (status, until, writes_only)
+        self.fault = None if status is None else (status, until, writes_only, only)
 
-    def current_fault(self, method: str) -> int | None:
-        """What a request of this method is to be answered now; None for what the server says."""
+    def current_fault(self, method: str, url: str) -> int | None:
+        """What a request is to be answered now; None for what the server says."""
         if self.fault is None:
             return None
-        status, until, writes_only = self.fault
-        hit = time.monotonic() < until and (method in WRITING or not writes_only)
+        status, until, writes_only, only = self.fault
+        hit = time.monotonic() < until and (method in WRITING or not writes_only) and only in url
         return status if hit else None
 
     def at(self, status: int | None, seconds: float = 1e9, writes_only: bool = False) -> str:
@@ -228,7 +233,7 @@ def _proxy(storage: Storage, port: int, inner: int) -> http.server.ThreadingHTTP
                 )
                 self._answer(200, [], b"")
                 return
-            fault = storage.current_fault(self.command)
+            fault = storage.current_fault(self.command, self.path)
             if fault == 0:
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)

@@ -53,6 +53,7 @@ SECONDS = {
     "saving": 0.1,
     "publishing": 0.03,
 }  # about how long each takes
+IN_A_BUCKET = {"restoring": 4, "saving": 4, "publishing": 10}  # times as long there
 CLOCK = {"time", "examples_per_second"}
 
 
@@ -148,7 +149,8 @@ class Campaign:
         """Send the signal at a random moment; False when the child had ended before."""
         phases = [*PHASES, None] if fresh_tokens else [*PHASES[:1], *PHASES[2:], None]
         phase, entries = self.random.choice(phases), self.random.randint(1, 4)
-        delay = self.random.random() * (SECONDS[phase] if phase else self.seconds)
+        longer = IN_A_BUCKET.get(phase or "", 1) if self.served else 1
+        delay = self.random.random() * (SECONDS[phase] * longer if phase else self.seconds)
         if phase is not None and phase != "start-up":
             seen, last = 0, None
             deadline = time.monotonic() + 5 * self.seconds + 30
