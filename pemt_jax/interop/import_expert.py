@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.hashing import fingerprint
 from pemt_jax.common.storage import check_free
@@ -64,7 +65,7 @@ def import_peft(request: Request) -> Card:
     card = dataclasses.replace(card, task=request.task or card.task)
     if request.base is not None:
         t5, params = load_base(request.base)
-        base_print, base_name = fingerprint(params), Path(request.base).resolve().name
+        base_print, base_name = fingerprint(params), storage.path(request.base).resolve().name
         check_fits(adapter.lora, params, str(request.path))
         if prompt is None:
             prompt = vocabulary_rows(request, t5, params)
@@ -110,7 +111,7 @@ def import_reference(request: Request) -> Card:
         task=request.task or request.name,
         description=request.prompt or "",
         base_fingerprint=fingerprint(base),
-        base_name=Path(request.base).resolve().name,
+        base_name=storage.path(request.base).resolve().name,
         config={"imported": "the authors' code", "vocab_size": rows},
     )
     return save_expert(request.library, request.name, expert, card)
@@ -172,8 +173,8 @@ def vocabulary_rows(request: Request, t5: T5Config, base: Mapping[str, np.ndarra
 
 def open_vocabulary(base: str | os.PathLike, file: str | None = None):
     """The vocabulary in `file`, else the one beside the base; UsageError when there is none."""
-    beside = [Path(base, "spiece.model"), Path(base, "tokenizer.json")]
-    candidates = [Path(file)] if file else beside
+    beside = [storage.path(base) / name for name in ("spiece.model", "tokenizer.json")]
+    candidates = [storage.path(file)] if file else beside
     found = [path for path in candidates if path.is_file()]
     if not found:
         raise UsageError(
@@ -182,9 +183,9 @@ def open_vocabulary(base: str | os.PathLike, file: str | None = None):
         )
     from pemt_jax.tasks.vocabulary import Vocabulary  # brings TensorFlow: seconds
 
-    return Vocabulary(str(found[0]))
+    return Vocabulary(str(storage.local_copy(found[0])))
 
 
 def _check_target(request: Request) -> None:
     check_name(request.name)
-    check_free(Path(request.library) / request.name)
+    check_free(storage.path(request.library) / request.name)

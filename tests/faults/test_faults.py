@@ -16,24 +16,11 @@ from pathlib import Path
 
 import pytest
 from forking import Forker
+from table import AT_SAVE, OBEY_PERMISSIONS
 from tiny_system import leaves, snapshot, world_fixture  # noqa: F401
 
 from pemt_jax.checkpoints.manifest import read_manifest
 from pemt_jax.training.metrics_log import read_metrics
-
-# Call `fault(run)` in place of the save of that number; the rest of it then meets the fault.
-AT_SAVE = """
-import os, pathlib, shutil
-from pemt_jax.checkpoints.manager import Checkpoints
-saves, save = [], Checkpoints.save
-def saving(self, *args, **kwargs):
-    saves.append(1)
-    if len(saves) == {number}:
-        self.wait()
-        fault(self.folder.parent)
-    return save(self, *args, **kwargs)
-Checkpoints.save = saving
-"""
 
 
 @pytest.fixture(scope="module")
@@ -161,20 +148,6 @@ def fault(run):
     (disk / "ballast").unlink(missing_ok=True)
     assert forker.run(tmp_path / "log", flags(world, run, **macros))[0] == 0
     assert leaves(run, 20) == leaves(world.source, 20)
-
-
-# Root passes by the permissions of folders unless it gives this right away.
-OBEY_PERMISSIONS = """
-import ctypes, os
-if os.getuid() == 0:
-    libc = ctypes.CDLL(None, use_errno=True)
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
-    sets = (ctypes.c_uint32 * 6)()
-    assert libc.capget(header, sets) == 0
-    for i in (0, 1, 2):
-        sets[i] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-    assert libc.capset(header, sets) == 0
-"""
 
 
 def test_folder_that_becomes_read_only(world, forker, tmp_path):

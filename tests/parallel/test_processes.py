@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -482,26 +481,6 @@ def test_processes_that_were_given_different_things_say_which(world, tmp_path):
     assert "The processes do not agree on the optimizer: " in stderr
     assert " in 0; " in stderr and " in 1; " in stderr
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
-
-
-@pytest.mark.slow
-def test_processes_whose_folders_are_at_different_steps_say_so(world, tmp_path):
-    """As with a MODEL_DIR that is not on shared storage."""
-    for index in (0, 1):
-        (tmp_path / str(index)).mkdir()
-    shutil.copytree(world.source, tmp_path / "1" / "run")
-    script = (
-        "import os, sys; from pemt_jax import train; from pemt_jax.cli import command as cli; "
-        f"os.chdir(os.path.join({str(tmp_path)!r}, os.environ['JAX_PROCESS_ID'])); "
-        "sys.exit(cli.run(train.train, sys.argv[1:]))"
-    )
-    flags = world.train_flags(Path("run"), LIBRARY=tmp_path / "library")
-    code, stderr = Job(world, 2, "-c", script, *flags).finish()
-    assert code == 1
-    assert set(sentences(stderr)) == {
-        "error: The processes do not agree on the step: 0 in 0; 20 "
-        "in 1; expected the same in all of them."
-    }, stderr
 
 
 def joining(*given, **environment) -> subprocess.CompletedProcess:
