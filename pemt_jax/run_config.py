@@ -14,6 +14,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pemt_jax.common import storage
 from pemt_jax.common.errors import UsageError
 from pemt_jax.common.flat_config import Flat, Part, at_least, choose
 from pemt_jax.config import DTYPES, REFERENCE_OPTIONS, PemtConfig, T5Config
@@ -185,7 +186,7 @@ class TrainConfig(Flat):
 
     @property
     def folder(self) -> Path:
-        return Path(self.model_dir)
+        return storage.path(self.model_dir)
 
     @property
     def steps(self) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import gin
 import seqio
 
+from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError
 from pemt_jax.run_config import MINI_T5
 from pemt_jax.tasks.tokenizer_json import sentencepiece_file
@@ -31,7 +32,14 @@ _preferred: list[str] = []
 def spiece_model(path: str | None = None) -> str:
     """Path of the sentencepiece file that the default vocabulary opens."""
     beside_the_base = _preferred[-1] if _preferred else None
-    return str(path or os.environ.get("PEMT_JAX_VOCABULARY") or beside_the_base or PACKAGED)
+    found = path or os.environ.get("PEMT_JAX_VOCABULARY") or beside_the_base or PACKAGED
+    return str(_on_this_machine(str(found)))
+
+
+@functools.cache
+def _on_this_machine(path: str) -> Path:
+    """The path, or that of a copy: sentencepiece and TensorFlow open files of this machine."""
+    return storage.local_copy(storage.path(path))
 
 
 def prefer(path: str | Path | None) -> None:
@@ -39,7 +47,8 @@ def prefer(path: str | Path | None) -> None:
 
     A configured vocabulary takes precedence.
     """
-    files = [] if path is None else [Path(path), Path(path).with_name("tokenizer.json")]
+    files = [] if path is None else [storage.path(path)]
+    files += [file.with_name("tokenizer.json") for file in files]
     _preferred[:] = [str(file) for file in files if file.is_file()][:1]
 
 

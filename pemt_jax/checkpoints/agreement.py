@@ -24,7 +24,7 @@ def decide(failure: PemtError | None, damaged: Collection) -> list:
     Raises:
         PemtError: in every process, when reading failed in one of them.
     """
-    verdicts = _everywhere([None if failure is None else str(failure), list(damaged)])
+    verdicts = everywhere([None if failure is None else str(failure), list(damaged)])
     if failure is not None:
         raise failure
     for sentence, _ in verdicts:
@@ -33,7 +33,7 @@ def decide(failure: PemtError | None, damaged: Collection) -> list:
     return sorted(set().union(*(found for _, found in verdicts)))
 
 
-def _everywhere(value) -> list:
+def everywhere(value) -> list:
     """Return the JSON values of all processes, in their order."""
     if jax.process_count() == 1:
         return [value]

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError
 
 # A file that is missing, or of another kind than was saved, inside a folder that can be listed.
@@ -39,7 +40,8 @@ def reason_of_failure(error: BaseException) -> str | None:
             numbers.append(cause.errno)
         for number in numbers:
             if number not in DAMAGE:
-                return os.strerror(number)
+                own = isinstance(cause, OSError) and cause.errno == number and cause.strerror
+                return own or os.strerror(number)
         if found := _FAILURE.search(str(cause)):
             return found.group().lower().replace("_", " ")
     return None
@@ -60,23 +62,22 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def reason_of_files(checkpoint: Path) -> str | None:
     """Return why a file of the folder cannot be read, or None when all can be, to the last byte."""
-    folders = [os.fspath(checkpoint)]
+    folders = [checkpoint]
     try:
         while folders:
-            with os.scandir(folders.pop()) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.path)
-                    else:
-                        _read_to_end(entry.path)
+            for entry in list(folders.pop().iterdir()):  # unlike rglob it raises where it may not
+                if entry.is_dir() and not entry.is_symlink():
+                    folders.append(entry)
+                else:
+                    _read_to_end(entry)
     except OSError as error:
-        return error.strerror
+        return storage.reason(error)
     return None
 
 
-def _read_to_end(file: str) -> None:
+def _read_to_end(file: Path) -> None:
     try:
-        with open(file, "rb", buffering=0) as content:
+        with file.open("rb") as content:
             while content.read(_CHUNK):
                 pass
     except OSError as error:

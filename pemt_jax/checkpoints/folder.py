@@ -1,22 +1,23 @@
 """The folder of a run's checkpoints as it is on disk, before and beside orbax.
 
 One sub-folder per step, named by its number. A checkpoint whose manifest is missing or damaged is
-not finished; it is renamed to `STEP.damaged`, where orbax does not count it.
+not finished; it is renamed to `STEP.damaged`, where orbax does not count it. In a bucket orbax
+writes commit_success.txt last, and it is the first to go when a checkpoint is removed: a checkpoint
+without it does not count.
 """
 
 import contextlib
 import json
-import os
-import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from pemt_jax.checkpoints.failures import unreadable
 from pemt_jax.checkpoints.manifest import ITEM, read_manifest
+from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError, warn
-from pemt_jax.common.storage import replacing
 
-_ENTRIES = {"state", ITEM, "metrics", "_CHECKPOINT_METADATA", "commit_success.txt"}
+COMMITTED = "commit_success.txt"
+_ENTRIES = {"state", ITEM, "metrics", "_CHECKPOINT_METADATA", COMMITTED}
 
 
 def manifests(folder: Path) -> dict[int, dict | None]:
@@ -26,13 +27,22 @@ def manifests(folder: Path) -> dict[int, dict | None]:
         PemtError: the folder or a manifest cannot be read.
     """
     try:
-        names = os.listdir(folder)
+        found = [path for path in folder.iterdir() if path.name.isdigit() and path.is_dir()]
+        if storage.is_remote(folder):
+            found = [path for path in found if (path / COMMITTED).is_file()]
     except FileNotFoundError:  # nothing has been saved yet
-        names = []
+        found = []
     except OSError as error:
-        raise unreadable(folder, error.strerror) from error
-    steps = sorted(int(name) for name in names if name.isdigit() and (folder / name).is_dir())
-    return {step: read_manifest(folder / str(step)) for step in steps}
+        raise unreadable(folder, storage.reason(error)) from error
+    return {step: read_manifest(folder / str(step)) for step in sorted(int(p.name) for p in found)}
+
+
+def check_supported(folder: Path) -> None:
+    """Raise UsageError where orbax and TensorStore store no checkpoints."""
+    if storage.is_remote(folder) and not str(folder).startswith("gs://"):
+        raise UsageError(
+            f"Checkpoints cannot be stored in {folder}, expected a folder or gs:// as MODEL_DIR."
+        )
 
 
 def mend(folder: Path, found: Mapping[int, dict | None], damaged: Collection[int]) -> None:
@@ -52,15 +62,15 @@ def mend(folder: Path, found: Mapping[int, dict | None], damaged: Collection[int
             mend_score(path, manifest["score"])
             continue
         try:
-            entries = set(os.listdir(path))
+            entries = {entry.name for entry in path.iterdir()}
         except OSError as error:
-            raise unreadable(path, error.strerror) from error
+            raise unreadable(path, storage.reason(error)) from error
         if not entries <= _ENTRIES:
             raise UsageError(
                 f"{path} is not a checkpoint, expected only this run's checkpoints in its folder."
             )
         if step < newest and not (path / ITEM / "metadata").exists():
-            shutil.rmtree(path)  # a kill left a deletion half done
+            storage.remove_tree(path)  # a kill left a deletion half done
         else:
             set_aside(path, f"Checkpoint {path} is damaged: its manifest is missing or damaged")
 
@@ -71,7 +81,7 @@ def mend_score(checkpoint: Path, score: Mapping) -> None:
     with contextlib.suppress(OSError, ValueError):
         if json.loads(file.read_text(encoding="utf-8")) == score:
             return
-    with replacing(file) as partial:
+    with storage.replacing(file) as partial:
         partial.write_text(json.dumps(score), encoding="utf-8")
 
 
@@ -79,11 +89,10 @@ def set_aside(checkpoint: Path, reason: str) -> None:
     """Rename a damaged checkpoint and warn with the reason. One process calls this."""
     aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
     try:
-        if aside.exists():
-            shutil.rmtree(aside)
-        checkpoint.rename(aside)
+        storage.move_folder(checkpoint, aside)
     except OSError as error:
         raise PemtError(
-            f"{reason.rstrip('.')}, and it cannot be renamed to {aside.name}: {error.strerror}."
+            f"{reason.rstrip('.')}, and it cannot be renamed to {aside.name}: "
+            f"{storage.reason(error)}."
         ) from error
     warn(f"{reason.rstrip('.')}; it is set aside as {aside.name}.")

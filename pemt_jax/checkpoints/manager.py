@@ -6,11 +6,11 @@ A checkpoint is one orbax step folder with two items, renamed into place togethe
     manifest  JSON: sha256, shape and dtype of every leaf, the run's identity, and what the run
               needs beside arrays (data position, seed, versions, metrics, evaluations so far)
 
-Since both are renamed together, no checkpoint is ever without its manifest; a folder whose manifest
-is missing or damaged is set aside. Restoring checks every leaf against the manifest. The two latest
-checkpoints are kept, so that there is one before a damaged one, and the best one by validation
-metric; of equal ones the earlier is the best. Saving is asynchronous: only the copy to the host
-holds training up.
+Since both are renamed (in a bucket committed) together, no checkpoint is ever without its manifest;
+a folder whose manifest is missing or damaged is set aside. Restoring checks every leaf against the
+manifest. The two latest checkpoints are kept, so that there is one before a damaged one, and the
+best one by validation metric; of equal ones the earlier is the best. Saving is asynchronous: only
+the copy to the host holds training up.
 
 The identity says what a run is (identity.py). A folder that holds another run's checkpoints is an
 error, never overwritten. In a run of several processes each of them calls every method.
@@ -40,6 +40,7 @@ from pemt_jax.checkpoints.manifest import (
 from pemt_jax.checkpoints.newest import first_complete
 from pemt_jax.checkpoints.restore import nested, restore
 from pemt_jax.checkpoints.score import rank, score_of
+from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.parallel import processes
 
@@ -72,7 +73,8 @@ class Checkpoints:
         higher_is_better: bool = True,
         alone: bool = True,
     ):
-        self.folder = Path(folder).absolute()
+        self.folder = storage.path(folder).absolute()
+        disk.check_supported(self.folder)
         self._at_once = not alone and jax.process_count() > 1
         # Through JSON and back, so that tuples compare equal to what a manifest holds.
         self.identity = None if identity is None else json.loads(json.dumps(dict(identity)))
@@ -156,10 +158,9 @@ class Checkpoints:
             if metrics:
                 self._amend(step, facts)
             return
-        if not self.folder.is_dir():  # orbax would create it again, with half a run in it
-            raise PemtError(
-                f"A checkpoint could not be written to {self.folder}: the folder is gone."
-            )
+        # Orbax would create it again, with half a run in it. An empty one is none in a bucket.
+        if self._manager.all_steps() or not storage.is_remote(self.folder):
+            self._check_there()
         flat = flatten_state(state)
         manifest = {"step": int(step), "identity": self.identity, "leaves": {}, **facts}
         items = ocp.args.Composite(
@@ -282,6 +283,18 @@ class Checkpoints:
         processes.barrier()
         self._manager.reload()
 
+    def _check_there(self) -> None:
+        try:
+            there = self.folder.is_dir()
+        except OSError as error:
+            raise self._unwritten(error) from error
+        if not there:
+            raise PemtError(
+                f"A checkpoint could not be written to {self.folder}: the folder is gone."
+            )
+
     def _unwritten(self, error: Exception) -> PemtError:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if storage.is_remote(self.folder) and isinstance(error, OSError):
+            reason = storage.reason(error)  # without its number, which is ours
         return PemtError(f"A checkpoint could not be written to {self.folder}: {reason}.")

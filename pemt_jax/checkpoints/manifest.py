@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import future
 
 from pemt_jax.checkpoints.failures import DAMAGE, unreadable
-from pemt_jax.common.storage import replacing
+from pemt_jax.common import storage
 from pemt_jax.parallel import processes
 
 ITEM = "manifest"
@@ -115,7 +115,7 @@ def read_manifest(checkpoint: Path) -> dict | None:
     except OSError as error:
         if error.errno in DAMAGE:
             return None
-        raise unreadable(file, error.strerror) from error
+        raise unreadable(file, storage.reason(error)) from error
     except ValueError:  # no JSON, or bytes that are no text
         return None
     if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _digest(manifest):
@@ -125,7 +125,7 @@ def read_manifest(checkpoint: Path) -> dict | None:
 
 def replace_manifest(checkpoint: Path, manifest: Mapping) -> None:
     """Put another manifest into a checkpoint, at once or not at all."""
-    with replacing(checkpoint / ITEM / _FILE) as partial:
+    with storage.replacing(checkpoint / ITEM / _FILE) as partial:
         partial.write_text(json.dumps(sealed(manifest)), encoding="utf-8")
 
 

@@ -18,10 +18,10 @@ use.
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
 
 from pemt_jax.cli.exit_codes import exit_code_of, report
 from pemt_jax.cli.parser import Parser, check_command
+from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.library.expert import default_library, expert_folder, expert_names, load_expert
 from pemt_jax.library.listing import facts, table
@@ -52,14 +52,14 @@ def _parser() -> Parser:
     for command in made.values():
         command.add_argument(
             "--library",
-            type=Path,
+            type=storage.path,
             default=default_library(),
             metavar="DIR",
             help="default: $PEMT_JAX_LIBRARY, else runs/library",
         )
     for name in ("list", "show", "verify"):
         made[name].add_argument("names", nargs="*", metavar="NAME", help="an expert")
-    made["add"].add_argument("folder", type=Path, metavar="FOLDER")
+    made["add"].add_argument("folder", type=storage.path, metavar="FOLDER")
     made["add"].add_argument("--name", help="in the library; default: the folder's")
     for name in ("remove", "export", "push"):
         made[name].add_argument("name", metavar="NAME", help="an expert")
@@ -67,7 +67,7 @@ def _parser() -> Parser:
     made["pull"].add_argument("repo", metavar="REPO", help="OWNER/NAME on the hub, or a folder")
     made["pull"].add_argument("name", nargs="?", metavar="NAME", help="default: every expert there")
     made["export"].add_argument(
-        "--to", type=Path, required=True, metavar="DIR", help="a new folder"
+        "--to", type=storage.path, required=True, metavar="DIR", help="a new folder"
     )
     made["export"].add_argument(
         "--format",
@@ -79,7 +79,7 @@ def _parser() -> Parser:
     add = made["import"].add_argument
     add(
         "path",
-        type=Path,
+        type=storage.path,
         metavar="PATH",
         help="a PEFT folder; a folder or a state dict of the authors' code",
     )
@@ -96,7 +96,7 @@ def _parser() -> Parser:
     add("--vocabulary", metavar="FILE", help="default: the one beside the base")
     add(
         "--model_dir",
-        type=Path,
+        type=storage.path,
         metavar="DIR",
         help="reference: import a target, into this new folder, instead of an expert",
     )
@@ -163,12 +163,17 @@ def _export(arguments: Namespace) -> None:
 
 
 def _import(arguments: Namespace) -> None:
+    with storage.fetched(arguments.path) as path:
+        _import_from(path, arguments)
+
+
+def _import_from(path, arguments: Namespace) -> None:
     from pemt_jax.interop.import_expert import Request, import_peft, import_reference
 
     request = Request(
         arguments.library,
         arguments.name or "",
-        arguments.path,
+        path,
         arguments.base,
         arguments.prompt,
         arguments.task,

@@ -1,7 +1,6 @@
 """The flags of `python -m pemt_jax.plan`, in addition to those of gin."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from pemt_jax.cli.parser import Parser
 from pemt_jax.common.errors import UsageError
@@ -41,7 +40,7 @@ def parse(argv: Sequence[str], doc: str):
     add("--no_decode", action="store_true", help="do not compile the decode step")
     add("--search", action="store_true", help="list the layouts that fit, best first")
     add("--compile", type=int, default=1, metavar="N", help="of --search: compile the N best")
-    add("--json", type=Path, metavar="FILE", help="write the plan to this file too")
+    add("--json", metavar="FILE", help="write the plan to this file too")
     options, rest = parser.parse_known_args(argv)
     unknown = [argument for argument in rest if not argument.startswith("--gin")]
     parser.check_no_others(unknown, ("--gin_file", "--gin.NAME"))

@@ -54,6 +54,9 @@ def startup() -> None:
     """Make this process a program of the package; does nothing when called again."""
     silence_libraries()
     _keep_compiled_steps()
+    if importlib.util.find_spec("gcsfs"):
+        # Before etils looks: one client for gs://, ours, orbax's and TFDS's; see common/buckets.
+        os.environ.setdefault("EPATH_USE_TF", "false")
 
 
 @functools.cache

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError
-from pemt_jax.common.storage import replacing
 
 SUMS = "SHA256SUMS"
 
@@ -21,10 +21,10 @@ SUMS = "SHA256SUMS"
 def sha256_file(path: str | os.PathLike) -> str:
     """Hex sha256 of the bytes of `path`."""
     try:
-        with open(path, "rb") as file:
+        with storage.path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise PemtError(f"Cannot read {path}: {error.strerror}.") from error
+        raise PemtError(f"Cannot read {path}: {storage.reason(error)}.") from error
 
 
 def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
@@ -58,7 +58,7 @@ def write_checksums(folder: Path) -> None:
     """Write SHA256SUMS of the files in `folder` and its sub-folders."""
     names = sorted(_files(folder))
     text = "".join(f"{sha256_file(folder / name)}  {name}\n" for name in names)
-    with replacing(folder / SUMS) as partial:
+    with storage.replacing(folder / SUMS) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
@@ -84,6 +84,4 @@ def verify_checksums(folder: Path, names: Collection[str] | None = None) -> None
 
 def _files(folder: Path) -> set[str]:
     """Names of the files, relative to `folder`; the listing itself is none of them."""
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {
-        SUMS
-    }
+    return set(storage.files_in(folder)) - {SUMS}

@@ -7,6 +7,9 @@ An online transform (tokenized.OnlineTransform, such as span corruption) must be
 preprocessor and is not cached; it runs when examples are read, drawn from (seed, epoch, row), so
 that its noise differs between epochs.
 
+Where $PEMT_JAX_CACHE names a bucket, what one machine has tokenised the others download
+(shared_tokens).
+
 If one of SeqIO's folders of cached tasks has the task, and is not outdated, the examples are read
 from there.
 
@@ -30,6 +33,7 @@ import tensorflow as tf
 
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError, nearest
+from pemt_jax.data import shared_tokens
 from pemt_jax.data.cache_key import cache_key
 from pemt_jax.data.tokenized import OnlineTransform, Ragged, TokenizedSplit, to_json, type_names
 from pemt_jax.tasks.sources import cached
@@ -94,10 +98,20 @@ def open_split(
         except (OSError, ValueError, KeyError, TypeError, EOFError):  # damaged: made again
             shutil.rmtree(folder, ignore_errors=True)
     root.mkdir(parents=True, exist_ok=True)
+    shared = None if cache_folder else storage.shared_cache()
     with tempfile.TemporaryDirectory(dir=root, prefix=".unfinished-") as unfinished:
-        _tokenize(task, split, lengths, Path(unfinished, "split"))
+        made = Path(unfinished, "split")
+        if shared and shared_tokens.download(shared / "tokens" / folder.name, made):
+            try:
+                _load(made, task, split, lengths)
+            except (OSError, ValueError, KeyError, TypeError, EOFError):  # damaged
+                shutil.rmtree(made)
+        if not made.is_dir():
+            _tokenize(task, split, lengths, made)
+            if shared:
+                shared_tokens.upload(made, shared / "tokens" / folder.name)
         try:
-            os.rename(Path(unfinished, "split"), folder)
+            os.rename(made, folder)
         except OSError:  # another process was faster and has stored the same tokens there
             if not folder.is_dir():
                 raise

@@ -10,6 +10,7 @@ import re
 import shutil
 from pathlib import Path
 
+from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError, nearest
 from pemt_jax.common.hashing import SUMS, write_checksums
 from pemt_jax.common.storage import replacing_folder
@@ -36,7 +37,7 @@ def convert(source: str, target: str, target_format: str, dtype: str | None = No
 
     Args:
         source: any path that `interop.base` reads.
-        target: a local folder; one that was written here is replaced.
+        target: a folder; one that was written here is replaced.
         target_format: "hf" or "t5x"; with "t5x", `target` is a checkpoint_N or gets a checkpoint_0.
         dtype: "float32" or "bfloat16"; None for each array's own.
 
@@ -46,16 +47,11 @@ def convert(source: str, target: str, target_format: str, dtype: str | None = No
     """
     _check_choice("--format", target_format, FORMATS)
     _check_choice("--dtype", dtype or DTYPES[0], DTYPES)
-    if "://" in target:
-        raise UsageError(f"Found --to {target}, expected a local folder.")
-    folder = Path(target)
+    folder = storage.path(target)
     config, params = open_base(source)
     _check_target(folder, target_format, source)
-    vocabulary = (
-        []
-        if "://" in source
-        else [file for name in VOCABULARY if (file := Path(source, name)).is_file()]
-    )
+    place = storage.path(source)
+    vocabulary = [file for name in VOCABULARY if (file := place / name).is_file()]
     try:
         with replacing_folder(folder) as partial:
             is_step = target_format == "hf" or t5x.STEP.fullmatch(folder.name)
@@ -65,10 +61,11 @@ def convert(source: str, target: str, target_format: str, dtype: str | None = No
             else:
                 t5x.save_t5x(weights, params, dtype)
             for file in vocabulary:
-                shutil.copyfile(file, partial / file.name)
+                with storage.fetched(file) as copy:
+                    shutil.copyfile(copy, partial / file.name)
             write_checksums(weights)
     except OSError as error:
-        raise PemtError(f"Cannot write {target}: {error.strerror or error}.") from error
+        raise PemtError(f"Cannot write {target}: {storage.reason(error)}.") from error
 
 
 def _check_choice(flag: str, value: str, known) -> None:
@@ -82,7 +79,7 @@ def _check_target(target: Path, target_format: str, source: str) -> None:
     """Raise UsageError where something would be lost."""
     if not target.exists() and not target.is_symlink():
         return
-    if "://" not in source and target.resolve() in (here := Path(source).resolve(), *here.parents):
+    if target.resolve() in (here := storage.path(source).resolve(), *here.parents):
         raise UsageError(f"--to {target} is or contains the source, expected another folder.")
     if target.is_symlink() or not target.is_dir():
         raise UsageError(f"--to {target} is a file or a link, expected a folder.")

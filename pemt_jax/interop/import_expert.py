@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.hashing import fingerprint
 from pemt_jax.common.storage import check_free
@@ -61,7 +62,7 @@ def import_peft(request: Request) -> Card:
     base_print, base_name = (card.base_fingerprint, card.base_name) if card else ("", "")
     if request.base is not None:
         t5, params = load_base(request.base)
-        base_print, base_name = fingerprint(params), Path(request.base).resolve().name
+        base_print, base_name = fingerprint(params), storage.path(request.base).resolve().name
         check_fits(adapter.lora, params, str(request.path))
         if card is not None and card.base_fingerprint != base_print:
             raise PemtError(
@@ -124,7 +125,7 @@ def import_reference(request: Request) -> Card:
         task=request.task or request.name,
         prompt_text=request.prompt or "",
         base_fingerprint=fingerprint(base),
-        base_name=Path(request.base).resolve().name,
+        base_name=storage.path(request.base).resolve().name,
         config={"imported": "the authors' code", "vocab_size": rows},
     )
 
@@ -185,8 +186,8 @@ def vocabulary_rows(request: Request, t5: T5Config, base: Mapping[str, np.ndarra
 
 def open_vocabulary(base: str | os.PathLike, file: str | None = None):
     """The vocabulary in `file`, else the one beside the base; UsageError when there is none."""
-    beside = [Path(base, "spiece.model"), Path(base, "tokenizer.json")]
-    candidates = [Path(file)] if file else beside
+    beside = [storage.path(base) / name for name in ("spiece.model", "tokenizer.json")]
+    candidates = [storage.path(file)] if file else beside
     found = [path for path in candidates if path.is_file()]
     if not found:
         raise UsageError(
@@ -195,9 +196,9 @@ def open_vocabulary(base: str | os.PathLike, file: str | None = None):
         )
     from pemt_jax.tasks.vocabulary import Vocabulary  # brings TensorFlow: seconds
 
-    return Vocabulary(str(found[0]))
+    return Vocabulary(str(storage.local_copy(found[0])))
 
 
 def _check_target(request: Request) -> None:
     check_name(request.name)
-    check_free(Path(request.library) / request.name)
+    check_free(storage.path(request.library) / request.name)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError, nearest, warn
 from pemt_jax.common.hashing import sha256_file
 from pemt_jax.common.storage import current, replacing, replacing_folder
@@ -53,7 +54,7 @@ def write_artefact(folder: str | os.PathLike, arrays: Mapping[str, np.ndarray], 
     An artefact of the same kind that stands there is replaced. PemtError when something else
     does, when a metric is not finite, or when the folder cannot be written.
     """
-    folder = Path(folder).resolve()
+    folder = storage.path(folder).resolve()
     if card.kind not in KINDS:
         raise UsageError(f"{card.kind!r} is no kind of artefact, expected one of {KINDS}.")
     check_replaceable(folder, card.kind)
@@ -65,7 +66,7 @@ def write_artefact(folder: str | os.PathLike, arrays: Mapping[str, np.ndarray], 
             )
             write_card(partial / CARD, card)
     except OSError as error:
-        raise PemtError(f"Cannot write {folder}: {error.strerror}.") from error
+        raise PemtError(f"Cannot write {folder}: {storage.reason(error)}.") from error
     return card
 
 
@@ -76,7 +77,17 @@ def read_artefact(
 
     PemtError when it is missing, damaged, or depends on another base than `base_fingerprint`.
     """
-    folder = current(Path(folder))
+    try:
+        return _read(storage.path(folder), base_fingerprint)
+    except PemtError:
+        if not storage.is_remote(folder):
+            raise
+        # In a bucket it may have been replaced meanwhile; what is damaged is found damaged again.
+        return _read(storage.path(folder), base_fingerprint)
+
+
+def _read(folder: Path, base_fingerprint: str | None) -> tuple[dict[str, np.ndarray], Card]:
+    folder = current(folder)
     card = read_card(folder)
     if base_fingerprint is not None and card.base_fingerprint != base_fingerprint:
         raise PemtError(
@@ -87,23 +98,34 @@ def read_artefact(
     path = folder / WEIGHTS
     if not path.is_file():
         raise PemtError(f"{folder} has no {WEIGHTS}, expected one beside its {CARD}.")
-    if (found := sha256_file(path)) != card.sha256:
-        raise PemtError(
-            f"{path} is damaged or exchanged: {path.stat().st_size} bytes with sha256 "
-            f"{found[:12]}, expected {card.sha256[:12]} as in its {CARD}."
-        )
-    return load_weights(path), card
+    try:
+        with storage.fetched(path) as file:
+            if (found := sha256_file(file)) != card.sha256:
+                raise PemtError(
+                    f"{path} is damaged or exchanged: {file.stat().st_size} bytes with sha256 "
+                    f"{found[:12]}, expected {card.sha256[:12]} as in its {CARD}."
+                )
+            return load_weights(file), card
+    except OSError as error:
+        raise PemtError(f"Cannot read {path}: {storage.reason(error)}.") from error
 
 
 def read_card(folder: str | os.PathLike) -> Card:
     """Return the verified card of `folder`, the weights unread. PemtError when it is no good."""
-    folder = current(Path(folder))
+    folder = current(storage.path(folder))
     path = folder / CARD
     if not path.is_file():
-        names = [p.parent.name for p in folder.parent.glob(f"[!.]*/{CARD}")]
+        names = artefact_names(folder.parent)
         state = f"has no {CARD}" if folder.is_dir() else "does not exist"
         raise PemtError(f"{folder} {state}, expected an artefact{nearest(folder.name, names)}.")
     return read_card_file(path)
+
+
+def artefact_names(folder: Path) -> list[str]:
+    """Names of the artefacts in `folder`, sorted."""
+    return [
+        name for name in storage.folder_names(folder) if (current(folder / name) / CARD).is_file()
+    ]
 
 
 def write_card(path: Path, card: Card) -> None:

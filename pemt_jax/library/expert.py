@@ -19,9 +19,15 @@ from pathlib import Path
 
 import numpy as np
 
+from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError, nearest
-from pemt_jax.common.storage import current
-from pemt_jax.library.artefact import CARD, Card, check_name, read_artefact, write_artefact
+from pemt_jax.library.artefact import (
+    Card,
+    artefact_names,
+    check_name,
+    read_artefact,
+    write_artefact,
+)
 
 PROMPT = "prompt/embedding"
 LORA = re.compile(r"((?:encoder|decoder)/layers_\d+)/mlp/expert/lora_([ab])")
@@ -51,7 +57,7 @@ class Expert:
 
 def default_library() -> Path:
     """The folder that is meant when none is named."""
-    return Path(os.environ.get("PEMT_JAX_LIBRARY") or "runs/library")
+    return storage.path(os.environ.get("PEMT_JAX_LIBRARY") or "runs/library")
 
 
 def save_expert(
@@ -85,7 +91,7 @@ def save_expert(
         config=config or {},
         metrics=metrics or {},
     )
-    return write_artefact(Path(library) / name, trainable, card)
+    return write_artefact(storage.path(library) / name, trainable, card)
 
 
 def load_expert(
@@ -125,10 +131,7 @@ def read_expert(folder: Path, name: str, base_fingerprint: str | None = None) ->
 
 def expert_names(library: str | os.PathLike) -> list[str]:
     """The names of the experts in `library`, sorted; none when there is no such folder."""
-    whole = {path.parent.name for path in Path(library).glob(f"[!.]*/{CARD}")}
-    # A killed writer can leave only the predecessor of an expert, see storage.current.
-    before = Path(library).glob(f".*.before/{CARD}")
-    return sorted(whole | {path.parent.name[1:].removesuffix(".before") for path in before})
+    return artefact_names(storage.path(library))
 
 
 def expert_folder(library: str | os.PathLike, name: str) -> Path:
@@ -140,7 +143,7 @@ def expert_folder(library: str | os.PathLike, name: str) -> Path:
             f"There is no expert {name!r} in {library}, which holds "
             f"{', '.join(names) or 'none'}{nearest(name, names)}."
         )
-    return current(Path(library) / name)
+    return storage.current(storage.path(library) / name)
 
 
 def stack_experts(

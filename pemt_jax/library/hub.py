@@ -1,6 +1,7 @@
 """Experts shared through the Hugging Face hub: a repository there is a library, a folder an expert.
 
-`repo` is OWNER/NAME, or the path of a folder, which then stands for a repository (a shared disk).
+`repo` is OWNER/NAME, or the path of a folder, which then stands for a repository (a shared disk or
+a place in a bucket).
 What is pulled is looked at before it is downloaded (two plain files an expert), and verified (both
 hashes, the card, every shape) before any of it enters the library. huggingface_hub is an extra of
 this package; it finds the user's token where `hf auth login` has put it.
@@ -13,6 +14,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError, nearest
 from pemt_jax.common.storage import check_free
 from pemt_jax.library.artefact import check_name
@@ -30,7 +32,7 @@ def push_expert(library: str | os.PathLike, name: str, repo: str) -> str:
     folder = expert_folder(library, name)
     check_expert_folder(folder)
     read_expert(folder, name)
-    if Path(repo).is_dir():
+    if _is_folder(repo):
         add_expert(repo, folder, name)
         return f"{repo}/{name}"
     with _hub(repo) as hub:
@@ -55,8 +57,8 @@ def pull_experts(library: str | os.PathLike, repo: str, name: str | None = None)
       UsageError: there is none, or the library has one of that name. PemtError: one is damaged or
         brings anything but its two files, or the hub refuses; nothing enters the library then.
     """
-    if Path(repo).is_dir():
-        return _add_all(library, Path(repo), _chosen(expert_names(repo), repo, name))
+    if _is_folder(repo):
+        return _add_all(library, storage.path(repo), _chosen(expert_names(repo), repo, name))
     with _hub(repo) as hub:
         files = hub.list_repo_files(repo)
     names = _chosen(
@@ -69,7 +71,7 @@ def pull_experts(library: str | os.PathLike, repo: str, name: str | None = None)
         name,
     )
     for name in names:
-        check_free(Path(library) / name)  # before a long download
+        check_free(storage.path(library) / name)  # before a long download
     wanted = [f"{name}/{file}" for name in names for file in FILES]
     for file in files:
         if file.startswith(tuple(f"{name}/" for name in names)) and file not in wanted:
@@ -85,10 +87,15 @@ def pull_experts(library: str | os.PathLike, repo: str, name: str | None = None)
 
 def _add_all(library: str | os.PathLike, folder: Path, names: Iterable[str]) -> list[Expert]:
     for name in names:  # all are good before the first one enters
-        check_free(Path(library) / name)
+        check_free(storage.path(library) / name)
         check_expert_folder(folder / name)
         read_expert(folder / name, name)
     return [add_expert(library, folder / name, name) for name in names]
+
+
+def _is_folder(repo: str) -> bool:
+    """Whether it stands for a repository itself: a folder, or any place in a bucket."""
+    return storage.is_remote(repo) or Path(repo).is_dir()
 
 
 def _chosen(names: Iterable[str], repo: str, name: str | None) -> list[str]:

@@ -42,7 +42,7 @@ def table(library: Path, names: Sequence[str]) -> tuple[str, list[PemtError]]:
 
 def facts(library: Path, name: str) -> str:
     """Everything known about an expert, one fact per line, after verifying it."""
-    expert, card = load_expert(library, name), read_card(library / name)
+    expert, card = load_expert(library, name), read_card(expert_folder(library, name))
     D, F = expert.widths
     known = {
         "expert": name,

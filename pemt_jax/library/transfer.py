@@ -7,9 +7,9 @@ the library is a copy that was verified once more.
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
+from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError
 from pemt_jax.common.storage import new_folder, replacing
 from pemt_jax.library.artefact import CARD, WEIGHTS, Card, check_name, read_card
@@ -27,21 +27,23 @@ def add_expert(
       UsageError: the library has something of that name, or the name cannot be one.
       PemtError: the folder holds anything but a whole expert, or cannot be copied.
     """
-    folder = Path(folder).resolve()
+    folder = storage.path(folder).resolve()
     name = folder.name if name is None else name
     check_name(name)
-    copy_expert(folder, Path(library) / name, name)
-    return read_expert(Path(library) / name, name)
+    target = storage.path(library) / name
+    copy_expert(folder, target, name)
+    return read_expert(target, name)
 
 
 def copy_expert(folder: Path, target: Path, name: str) -> None:
     """Copy an expert's folder to the new folder `target`, verified before and after."""
     check_expert_folder(folder)
     read_expert(folder, name)
+    folder = storage.current(folder)
     with new_folder(target) as partial:
         for file in FILES:
-            with replacing(partial / file) as path:
-                shutil.copyfile(folder / file, path, follow_symlinks=False)
+            with storage.fetched(folder / file) as source, replacing(partial / file) as path:
+                shutil.copyfile(source, path, follow_symlinks=False)
         check_expert_folder(partial)
         read_expert(partial, name)
 
@@ -57,15 +59,15 @@ def remove_expert(library: str | os.PathLike, name: str) -> None:
     check_expert_folder(folder)
     try:
         # Out of the library in one step: a listing never meets half an expert.
-        aside = tempfile.mkdtemp(prefix=f".{name}.removed.", dir=folder.parent)
-        os.rename(folder, aside)
-        shutil.rmtree(aside)
+        storage.recover(place := storage.path(library) / name)
+        storage.remove_folder(place)
     except OSError as error:
-        raise PemtError(f"Cannot remove {folder}: {error.strerror}.") from error
+        raise PemtError(f"Cannot remove {folder}: {storage.reason(error)}.") from error
 
 
 def check_expert_folder(folder: Path) -> Card:
     """Return the card of an expert's folder; PemtError when there is anything unexpected in it."""
+    folder = storage.current(folder)
     if folder.is_symlink():
         raise PemtError(f"{folder} is a link, expected the folder of an expert itself.")
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():

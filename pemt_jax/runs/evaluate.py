@@ -1,8 +1,8 @@
 """The metrics of a finished run on a split of its task, or of another task or mixture."""
 
 import json
-from pathlib import Path
 
+from pemt_jax.common import storage
 from pemt_jax.common.errors import UsageError
 from pemt_jax.common.storage import replacing
 from pemt_jax.data.buckets import buckets_for
@@ -28,7 +28,7 @@ def evaluate(config: EvaluateConfig, run: FinishedRun | None = None) -> dict[str
       UsageError, PemtError: no finished run, or no such task or split.
     """
     run = run or open_run(config.run, DEFAULT_VOCABULARY)
-    built, folder = run.built, Path(config.run.model_dir)
+    built, folder = run.built, storage.path(config.run.model_dir)
     name = config.mixture_or_task_name or run.task
     lengths = config.task_feature_lengths or run.lengths
     if not name or not lengths:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.storage import current
 from pemt_jax.config import PemtConfig
@@ -46,7 +47,7 @@ def open_run(config: FinishedConfig, vocabulary: Vocabulary) -> FinishedRun:
     Raises:
       UsageError, PemtError: no finished run, a damaged file, an exchanged expert, another base.
     """
-    folder = Path(config.model_dir)
+    folder = storage.path(config.model_dir)
     if (folder / "config.json").is_file() or current(folder / BASE).is_dir():
         folder = folder if (folder / "config.json").is_file() else current(folder / BASE)
         return open_base_run(folder, vocabulary, config.vocabulary)
@@ -75,8 +76,8 @@ def open_run(config: FinishedConfig, vocabulary: Vocabulary) -> FinishedRun:
             embedding_rows=int(facts["t5"]["vocab_size"]),
             max_decode_length=facts.get("max_decode_length"),
         )
-        _ = Path(library)
-        prefer(config.vocabulary or Path(base) / "spiece.model")
+        _ = storage.path(library)
+        prefer(config.vocabulary or storage.path(base) / "spiece.model")
     except (KeyError, TypeError, ValueError) as error:
         raise PemtError(f"{folder}/card.json has no usable config ({error}).") from error
     names = [name for name, _ in card.experts] if card.kind == "target" else []

@@ -7,13 +7,13 @@ and a card with the base and the experts it depends on. A source expert enters t
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.hashing import SUMS, write_checksums
 from pemt_jax.common.storage import current, replacing_folder
@@ -44,12 +44,7 @@ def check_publishable(config: TrainConfig) -> None:
     `config` is that of one task, completed.
     """
     folder = config.folder
-    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        state = "is read-only" if place.is_dir() else "is a file"
-        raise UsageError(
-            f"MODEL_DIR is {folder} but {place} {state}, expected a folder to write to."
-        )
+    storage.check_writable("MODEL_DIR", folder)
     method, name = get_method(config.model.method), config.experts.expert_name
     library = config.experts.library
     if config.model.initial_checkpoint_path is None and method.name != "full":
@@ -70,6 +65,14 @@ def check_publishable(config: TrainConfig) -> None:
         check_name(name)
         assert library is not None, "a completed configuration names its library"
         check_owner(folder, library, name)
+
+
+def folders_written(config: TrainConfig) -> dict[str, Path]:
+    """The folders that a run writes to, by the names of their settings; of one task, completed."""
+    folders, library = {"MODEL_DIR": config.folder}, config.experts.library
+    if config.experts.expert_name and library is not None:
+        folders["LIBRARY"] = storage.path(library)
+    return folders
 
 
 def check_base_replaceable(model_dir: Path) -> None:
@@ -94,7 +97,7 @@ def check_owner(model_dir: Path, library: str, expert_name: str) -> None:
 
     Targets depend on experts: one that changed under its name would break every one of them.
     """
-    folder = current(Path(library) / expert_name)
+    folder = current(storage.path(library) / expert_name)
     check_replaceable(folder, "expert")
     if not folder.exists():
         return
@@ -145,7 +148,7 @@ def publish(
     facts = {
         "model_dir": str(config.folder.resolve()),
         "base": absolute(base),
-        "library": str(Path(library).resolve()),
+        "library": storage.absolute(library),
         "t5": identity["t5"],
         "pemt": identity["pemt"],
         "task_feature_lengths": dict(config.data.task_feature_lengths),
@@ -199,6 +202,6 @@ def publish_base(
             (partial / RUN_FACTS).write_text(text, encoding="utf-8")
             write_checksums(partial)
     except OSError as error:
-        raise PemtError(f"Cannot write {folder}: {error.strerror}.") from error
+        raise PemtError(f"Cannot write {folder}: {storage.reason(error)}.") from error
     log.info("%s is published.", folder)
     return folder

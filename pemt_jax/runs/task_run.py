@@ -3,12 +3,13 @@
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import seqio
 
 from pemt_jax import tasks
+from pemt_jax.checkpoints.folder import check_supported
 from pemt_jax.checkpoints.manager import Checkpoints
+from pemt_jax.common import storage
 from pemt_jax.common.errors import UsageError
 from pemt_jax.common.versions import versions
 from pemt_jax.data.batching import BatchSource
@@ -21,7 +22,8 @@ from pemt_jax.optimizers import Optimizer
 from pemt_jax.parallel import partitioning, processes
 from pemt_jax.run_config import TrainConfig
 from pemt_jax.runs.build_model import build_model, open_base
-from pemt_jax.runs.publish import check_model, check_publishable, publish
+from pemt_jax.runs.probe import probe
+from pemt_jax.runs.publish import check_model, check_publishable, folders_written, publish
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY, prefer
 from pemt_jax.training.evaluator import Evaluator
 from pemt_jax.training.metrics_log import MetricsLog
@@ -95,9 +97,12 @@ class TaskRun:
         self.folder, self.task = config.folder, config.tasks[0]
         self.mesh, self._together = mesh or make_mesh(config), tuple(together)
         _ = config.steps  # one number
+        check_supported(config.folder)
+        if base is None:  # else another task of this job has asked
+            probe(folders_written(config))
         check_publishable(config)
         path = config.model.initial_checkpoint_path
-        prefer(path and Path(path) / "spiece.model")
+        prefer(path and storage.path(path) / "spiece.model")
         self.base = base or open_base(config.model)
         self.built = build_model(
             config.model, DEFAULT_VOCABULARY, config.experts, config.loop.seed, self.base

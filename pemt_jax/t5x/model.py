@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from pemt_jax.common import storage
 from pemt_jax.common.configured import configured
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.flat_config import Flat
@@ -66,7 +67,7 @@ def new_model(config: TrainConfig) -> PemtT5X:
         )
     config = complete(config)
     check_publishable(config)
-    prefer(base and Path(base) / "spiece.model")
+    prefer(base and storage.path(base) / "spiece.model")
     built = build_model(config.model, DEFAULT_VOCABULARY, config.experts, config.loop.seed)
     check_model(config, built)
     if shape is not None:

@@ -6,7 +6,9 @@
 
 A run that resumes at step n drops the lines after n when it writes its own first line: those steps
 are made again by then, and a resumption that fails earlier changes nothing. An incomplete line left
-by a crash is dropped with them.
+by a crash is dropped with them. In a bucket, where nothing can be appended, the file is kept on
+this machine and uploaded complete: before each checkpoint (`flush`), so that no line that a resumed
+run keeps is lost with the machine, and every half minute.
 
 Every number goes to each writer of one `clu.metric_writers.MultiWriter` as the scalar `kind/name`.
 A writer for another service (Weights & Biases, say) is a `clu.metric_writers.MetricWriter` in
@@ -25,11 +27,16 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError
+from pemt_jax.common.mirror import Mirror
 from pemt_jax.common.storage import replacing
 
 if TYPE_CHECKING:
     from clu.metric_writers import MetricWriter
+
+
+UPLOAD_SECONDS = 30
 
 
 class MetricsLog:
@@ -47,11 +54,11 @@ class MetricsLog:
         tensorboard: bool = True,
         writers: Sequence["MetricWriter"] = (),
     ):
-        self.path = Path(folder) / "metrics.jsonl"
+        self.path = storage.path(folder) / "metrics.jsonl"
         self.tensorboard = tensorboard
         self.writers = tuple(writers)
         self._step, self._evaluated = 0, None
-        self._writer = None
+        self._writer, self._mirror = None, None
 
     def resume(self, step: int, evaluated: int | None = None) -> None:
         """Continue after `step`: later steps, and evaluations after `evaluated`, are repeated."""
@@ -70,16 +77,38 @@ class MetricsLog:
         scalars = {f"{kind}/{name}": float(value) for name, value in values.items()}
         try:
             self._writer.write_scalars(int(step), scalars)
+            self._upload(UPLOAD_SECONDS)
         except PemtError:
             self._writer = None  # closing it would try to write again
             raise
 
+    def flush(self) -> None:
+        """Bring every line to where it survives this machine, before a checkpoint counts on it.
+
+        Raises:
+            PemtError: that fails.
+        """
+        if self._writer is not None and self._mirror is not None and self._mirror.is_copy:
+            self._writer.flush()
+            self._upload()
+
     def close(self) -> None:
         """Flush and close the writers."""
         writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.flush()
-            writer.close()
+        try:
+            if writer is not None:
+                writer.flush()
+                writer.close()
+                self._upload()
+        finally:
+            if self._mirror is not None:
+                self._mirror.close()
+                self._mirror = None
+
+    def _upload(self, after: float = 0) -> None:
+        if self._mirror is not None:
+            with _write_errors(self.path):
+                self._mirror.upload(after)
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -89,9 +118,10 @@ class MetricsLog:
 
     def _open(self):
         kept = [row for row in read_metrics(self.path) if self._is_kept(row)]
-        writers: list[Any] = [JsonLinesWriter(self.path, kept)]
+        self._mirror = Mirror(self.path.parent)
+        writers: list[Any] = [JsonLinesWriter(self._mirror.local / self.path.name, kept)]
         if self.tensorboard:
-            writers += _tensorboard_writers(self.path.parent)
+            writers += _tensorboard_writers(self._mirror.local)
         writers += self.writers
         if len(writers) == 1:
             return writers[0]
@@ -160,14 +190,15 @@ def _write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise PemtError(f"Cannot write {path}: {error.strerror}.") from error
+        raise PemtError(f"Cannot write {path}: {storage.reason(error)}.") from error
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:
     """Return the rows of a `metrics.jsonl`, without incomplete lines left by a crash."""
     rows = []
-    if Path(path).exists():
-        for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+    path = storage.path(path)
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError):
                 row = json.loads(line)
                 if isinstance(row, dict) and "step" in row:

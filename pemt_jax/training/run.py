@@ -187,6 +187,8 @@ class Run:
     def save(self, metrics: Mapping[str, float] | None = None) -> None:
         processes.report(None)
         if self.checkpoints:
+            if self.log:
+                self.log.flush()  # the checkpoint says how many lines there are
             progress = dataclasses.asdict(self.result)
             del progress["step"], progress["metrics"]
             self.checkpoints.save(

@@ -19,6 +19,7 @@ import gin
 import seqio
 import tensorflow as tf
 
+from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.tasks.pretraining.span_corruption import SpanCorruption, chunk_length
 from pemt_jax.tasks.sources.tracked import TrackedSource
@@ -43,7 +44,8 @@ def corpus(path: str | None = None) -> str:
 
 def text_files(folder: str) -> list[Path]:
     """The `*.txt` and `*.txt.xz` files of a folder, by name."""
-    found = sorted([*Path(folder).glob("*.txt"), *Path(folder).glob("*.txt.xz")])
+    place = storage.path(folder)
+    found = sorted([*place.glob("*.txt"), *place.glob("*.txt.xz")])
     if not found:
         raise PemtError(f"{folder} has no text files, expected *.txt or *.txt.xz to pretrain on.")
     return found
@@ -52,7 +54,10 @@ def text_files(folder: str) -> list[Path]:
 def paragraphs(path: Path) -> Iterator[str]:
     """The non-empty lines of one text file."""
     opened = lzma.open if path.suffix == ".xz" else open
-    with opened(path, "rt", encoding="utf-8", errors="replace") as lines:
+    with (
+        storage.fetched(path) as file,
+        opened(file, "rt", encoding="utf-8", errors="replace") as lines,
+    ):
         for line in lines:
             if line := line.strip():
                 yield line

@@ -19,6 +19,7 @@ from pathlib import Path
 import gin
 import numpy as np
 
+from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError
 
 
@@ -31,7 +32,7 @@ def folder_of_index_files(folder: str | None = None) -> str | None:
 def index_file(task: str) -> Path | None:
     """The index file of a task, if it has one."""
     folder = folder_of_index_files()
-    path = Path(folder, f"{task}.json") if folder else None
+    path = storage.path(folder) / f"{task}.json" if folder else None
     return path if path and path.is_file() else None
 
 

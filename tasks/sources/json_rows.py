@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 import tensorflow as tf
 
+from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError, nearest
 
 
@@ -23,7 +24,7 @@ class JsonRows:
     """Reads `files`, a mapping from split to path, for one task."""
 
     def __init__(self, files: Mapping[str, str], task: str):
-        self.files, self.task = {split: Path(path) for split, path in files.items()}, task
+        self.files, self.task = _paths(files), task
 
     def __str__(self) -> str:
         return "json " + ", ".join(path.name for path in self.files.values())
@@ -124,6 +125,10 @@ class JsonRows:
                 f"{self.task!r} does not exist, expected JSON lines there."
             )
         return self.files[split]
+
+
+def _paths(files: Mapping[str, str]) -> dict[str, Path]:
+    return {split: storage.path(path) for split, path in files.items()}
 
 
 def _kind(value: object) -> str | None:

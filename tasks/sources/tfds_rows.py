@@ -16,8 +16,8 @@ from typing import Any, cast
 import numpy as np
 import seqio
 import tensorflow as tf
-from etils import epath
 
+from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError, nearest
 
 BATCH = 1024  # records parsed in one call, which is many times faster than one by one
@@ -45,7 +45,7 @@ class TfdsRows:
             or os.environ.get("TFDS_DATA_DIR")
             or "~/tensorflow_datasets"
         )
-        return epath.Path(root).expanduser() / self.name.replace(":", "/")
+        return storage.path(root).expanduser() / self.name.replace(":", "/")
 
     def sizes(self) -> dict[str, int] | None:
         """Rows of each split; None when the data are not on disk."""
@@ -67,13 +67,14 @@ class TfdsRows:
 
     def identity(self, split: str) -> list:
         """A value that changes when the rows of a split do."""
-        files = [(epath.Path(path).name, epath.Path(path).stat()) for path in self.shards(split)]
+        paths = map(storage.path, self.shards(split))
+        files = [(path.name, path.stat()) for path in paths]
         info = (self.folder / "dataset_info.json").read_bytes()
         return [
             self.name,
             split,
             hashlib.sha256(info).hexdigest(),
-            [(name, stat.length, stat.mtime) for name, stat in files],
+            [(name, stat.st_size, int(stat.st_mtime)) for name, stat in files],
         ]
 
     def columns(self, split: str, fields: Sequence[str]) -> dict[str, np.ndarray]:
@@ -113,6 +114,7 @@ class TfdsRows:
         """
         spec = self._spec(split, fields)
         paths = self.shards(split)
+        here = _on_this_machine(paths)
         starts = np.cumsum([0, *self._split(split).shard_lengths], dtype=np.int64)[:-1]
         wanted = [i for i, path in enumerate(paths) if shards is None or path in shards]
         kept = None if keep is None else tf.constant(keep)
@@ -134,8 +136,8 @@ class TfdsRows:
             return batches.map(functools.partial(parsed, start)).unbatch()
 
         if len(wanted) == 1 or not (shuffle or shards):  # consecutive files
-            return rows_of([paths[i] for i in wanted], starts[wanted[0]])
-        files = tf.data.Dataset.from_tensor_slices(([paths[i] for i in wanted], starts[wanted]))
+            return rows_of([here[i] for i in wanted], starts[wanted[0]])
+        files = tf.data.Dataset.from_tensor_slices(([here[i] for i in wanted], starts[wanted]))
         if not shuffle:
             return files.flat_map(rows_of)
         files = files.shuffle(len(wanted), seed=seed)
@@ -173,7 +175,12 @@ class TfdsRows:
                 f"{self.folder}, expected what `python -m pemt_jax.tasks prepare "
                 f"{self.task}` puts there."
             )
-        return _open(str(self.folder), info.stat().mtime)
+        return _open(str(self.folder), int(info.stat().st_mtime))
+
+
+def _on_this_machine(paths: Sequence[str]) -> list[str]:
+    """The files, or copies of those in a bucket: TensorFlow reads what is on this machine."""
+    return [str(storage.local_copy(storage.path(path))) for path in paths]
 
 
 @functools.lru_cache(64)
@@ -195,7 +202,7 @@ def _columns(
     del identity  # part of the cache's key
     spec = rows._spec(split, fields)
     batches = (
-        tf.data.TFRecordDataset(rows.shards(split))
+        tf.data.TFRecordDataset(_on_this_machine(rows.shards(split)))
         .batch(BATCH)
         .map(lambda records: tf.io.parse_example(records, spec))
     )

@@ -2,6 +2,7 @@
 
     python tests/faults/kill.py --seed 0 --runs 100                  # kill -9
     python tests/faults/kill.py --seed 0 --runs 30 --signal TERM
+    python tests/faults/kill.py --seed 0 --runs 40 --storage gs      # MODEL_DIR and LIBRARY there
 
 A run trains an expert of 20 steps (evaluated every 5, saved every 2, logged every 3) and publishes
 it, half of the time over one of 10 steps that stands there. It is killed up to three times, at a
@@ -11,10 +12,12 @@ the run that nothing disturbed; times of the clock aside. Prints one JSON object
 when anything differed.
 
 Children are forked after the imports (forking.py), so those are the one part of a start at which no
-kill lands: nothing is open by then.
+kill lands: nothing is open by then. The bucket is that of bucket.py, whose objects are files here;
+only the children speak to it.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -28,14 +31,17 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("EPATH_USE_TF", "false")
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
+import bucket  # noqa: E402
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import tiny_system  # noqa: E402
 from forking import PHASES, Watch, command, fork, said  # noqa: E402
 
 from pemt_jax.checkpoints.manager import Checkpoints  # noqa: E402
+from pemt_jax.common import storage  # noqa: E402
 from pemt_jax.training.metrics_log import read_metrics  # noqa: E402
 
 SECONDS = {
@@ -52,14 +58,17 @@ CLOCK = {"time", "examples_per_second"}
 
 class Campaign:
     """One folder with a base, the undisturbed run, and the run that is killed; all under one path,
-    for a card names the folder of its run."""
+    for a card names the folder of its run. Runs are in `served` where it is given."""
 
-    def __init__(self, folder: Path, seed: int, number: signal.Signals):
-        self.folder, self.number = folder, number
+    def __init__(
+        self, folder: Path, seed: int, number: signal.Signals, served: bucket.Storage | None = None
+    ):
+        self.folder, self.number, self.served = folder, number, served
         self.world = tiny_system.World(folder)
         self.random = random.Random(seed)
         self.watch = Watch()
-        self.run, self.log = folder / "now" / "run", folder / "log"
+        self.run = (served.folder if served else folder) / "now" / "run"  # as files
+        self.log = folder / "log"
         self.kills, self.unfinished, self.codes = Counter(), Counter(), Counter()
         os.environ["PEMT_JAX_CACHE"] = str(folder / "cache")
 
@@ -77,6 +86,11 @@ class Campaign:
         self.seconds = time.monotonic() - start
         self.expected = self.facts()
 
+    @property
+    def model_dir(self) -> Path:
+        """The run as a command is told of it."""
+        return storage.path(f"{self.served.url}/now/run") if self.served else self.run
+
     def flags(self, steps: int) -> list[str]:
         macros = {
             "TRAIN_STEPS": steps,
@@ -84,14 +98,14 @@ class Campaign:
             "train.eval_every": 5,
             "train.log_every": 3,
         }
-        return self.world.train_flags(self.run, **macros)
+        return self.world.train_flags(self.model_dir, **macros)
 
     def train(self, steps: int) -> int:
         """In a child: train, then read every checkpoint that is left back against its sha256."""
         self.watch.install()
         code = command(self.flags(steps))
         if code == 0:
-            with Checkpoints(self.run / "checkpoints", None) as kept:
+            with Checkpoints(self.model_dir / "checkpoints", None) as kept:
                 for step in kept.steps():
                     kept.restore(
                         step,
@@ -125,8 +139,9 @@ class Campaign:
                 return self.differences()  # the signal came when there was nothing left to do
             if code not in allowed:
                 return [f"exit code {code}: {said(self.log)[-3:]}"]
-            self.unfinished["save"] += any((self.run / "checkpoints").glob("*tmp*"))
-            self.unfinished["publishing"] += any(self.run.parent.glob("**/.*.partial-*"))
+            self.unfinished["save"] += self._unfinished_save()
+            left = "**/.*.new/*" if self.served else "**/.*.partial-*"
+            self.unfinished["publishing"] += any(self.run.parent.glob(left))
         return ["did not end"]
 
     def _kill(self, pid: int, fresh_tokens: bool) -> bool:
@@ -152,6 +167,14 @@ class Campaign:
         os.kill(pid, self.number)
         self.kills[where] += 1
         return True
+
+    def _unfinished_save(self) -> bool:
+        if not self.served:
+            return any((self.run / "checkpoints").glob("*tmp*"))
+        return any(
+            not (step / "commit_success.txt").exists() and any(p.is_file() for p in step.rglob("*"))
+            for step in self.run.glob("checkpoints/*")
+        )
 
     def facts(self) -> dict:
         """All that a run leaves behind, comparable; sha256 stand for the arrays."""
@@ -207,13 +230,21 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--base", type=Path, help="a base of tiny_system; made when not given")
     parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL")
+    parser.add_argument("--storage", choices=("disk", "gs"), default="disk")
     arguments = parser.parse_args()
     start, mismatches = time.monotonic(), {}
-    with tempfile.TemporaryDirectory(prefix="pemt_kill.") as folder:
+    if arguments.storage == "gs" and (reason := bucket.reason_absent()):
+        raise SystemExit(f"no bucket: {reason}")
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pemt_kill."))
+        served = None
+        if arguments.storage == "gs":
+            served = stack.enter_context(bucket.served(Path(folder) / "bucket"))
+            os.environ.update(served.environment)
         number = signal.Signals[f"SIG{arguments.signal}"]
         if arguments.base:
             shutil.copytree(arguments.base, Path(folder) / "pretrained" / "base")
-        campaign = Campaign(Path(folder), arguments.seed, number)
+        campaign = Campaign(Path(folder), arguments.seed, number, served)
         campaign.prepare()
         prepared = time.monotonic() - start
         for run in range(arguments.runs):
@@ -225,6 +256,7 @@ def main() -> int:
             {
                 "seed": arguments.seed,
                 "signal": arguments.signal,
+                "storage": arguments.storage,
                 "runs": arguments.runs,
                 "kills": sum(campaign.kills.values()),
                 "phases": dict(campaign.kills),

@@ -262,7 +262,7 @@ card = artefact.Card("target", "adapter", "new", "b" * 64)
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 if moment == "before the renames":
-    storage._put_in_place = die
+    storage.disk_folders.put_in_place = die
 elif moment == "after them":
     storage.shutil.rmtree = lambda path, **_: os.path.exists(path) and die()
 else:
