@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from walk import ROOT, await_
+from bucket import storage_fixture  # noqa: F401
+from slurm_cluster import free_ports
+from tiny_system import world_fixture  # noqa: F401
+from walk import ROOT, Walk, await_, losses, training_process
 
 from pemt_jax.common.errors import PeerLost
 
@@ -60,12 +63,14 @@ def launch(programs: Path, *arguments) -> subprocess.CompletedProcess:
     )
 
 
-def jobset(programs: Path, *options, arguments=ARGUMENTS) -> dict:
+def jobset(
+    programs: Path, *options, model_dir: str = "gs://bucket/runs/films", arguments=ARGUMENTS
+) -> dict:
     """What xpk would apply."""
     done = launch(
         programs,
         *("--type", "v5litepod-16", "--image", "python:3.12"),
-        *("--model_dir", "gs://bucket/runs/films", *options, "--", *arguments),
+        *("--model_dir", model_dir, *options, "--", *arguments),
     )
     assert done.returncode == 0, done.stdout
     return yaml.safe_load((programs.parent / "jobset.yaml").read_text())
@@ -155,3 +160,57 @@ def test_the_container_passes_arguments_signals_and_exit_codes(programs, tmp_pat
     model_dir = "--gin.MODEL_DIR=gs://bucket/runs/films"
     assert f"runs {['-m', 'pemt_jax.train', *ARGUMENTS, model_dir]}" in said
     assert "pip install -q .[tpu,gs]" in said and ("saved" in said) == (code is None)
+
+
+def test_a_workload_that_loses_a_host_is_started_again_to_the_same_bits(
+    programs, storage, world, tmp_path
+):
+    """Two containers with the workload's command, in place of Kubernetes; MODEL_DIR on gs://."""
+    walk, run = Walk(world, tmp_path), storage.folder / "workload"
+    walk.left_alone()
+    url = f"{storage.url}/workload"
+    found = jobset(programs, model_dir=url, arguments=walk.arguments(url))
+    (container,) = pod_of(found)["containers"]
+    write_program(programs / "pip", "exit 0")
+    write_program(programs / "python3", f'exec {sys.executable} -P "$@"')
+
+    def start() -> list[subprocess.Popen]:
+        more = (
+            walk.environment()
+            | storage.environment
+            | {
+                "PATH": f"{programs}:{os.environ['PATH']}",
+                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_ports(1)[0]}",
+                "JAX_NUM_PROCESSES": "2",
+            }
+        )
+        with (tmp_path / "log").open("a") as out:
+            return [
+                subprocess.Popen(
+                    container["command"],
+                    env=more | {"JAX_PROCESS_ID": str(index)},
+                    cwd=tmp_path,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
+                )
+                for index in (0, 1)
+            ]
+
+    walk.slow.touch()
+    containers = start()
+    try:
+        await_(lambda: len(losses(run)) >= 3, "three steps", 400, (tmp_path / "log").read_text)
+        os.kill(training_process(f"SLOW_STEPS={walk.slow}", "JAX_PROCESS_ID=1"), signal.SIGKILL)
+        codes = [process.wait(120) for process in containers]
+        assert codes == [PeerLost.exit_code, 137] and all(is_restarted(found, c) for c in codes)
+        walk.slow.unlink()
+        containers = start()
+        codes = [process.wait(400) for process in containers]
+        assert codes == [0, 0], (tmp_path / "log").read_text()
+    finally:
+        for process in containers:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    walk.assert_as_left_alone(run)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import slurm_cluster
 from tiny_system import world_fixture  # noqa: F401
-from walk import ROOT, STEPS, Walk, await_, losses
+from walk import ROOT, STEPS, Walk, await_, losses, training_process
 
 from pemt_jax.common.errors import PeerLost
 
@@ -189,23 +189,10 @@ def test_a_training_under_slurm_survives_its_time_limit_and_a_lost_process(
     said = f"Stopped by SIGTERM after step {stopped} of {STEPS}, which is saved"
     assert job.text().count(said) == 2, job.text()
     job.await_(reached(stopped + 3), "three more steps", 400)
-    victim = process_of_task_1(job.number)
+    victim = training_process("SLURM_PROCID=1", f"SLURM_JOB_ID={job.number}")
     os.kill(victim, signal.SIGKILL)
     walk.slow.unlink()
     job.await_requeue(2, 200)
     assert "error: Process 1 of 2 has" in job.text() and not (run / "artefact").exists()
     assert job.end(400) == ("COMPLETED", "0:0"), job.text()
     walk.assert_as_left_alone(run)
-
-
-def process_of_task_1(job: str) -> int:
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            variables = (folder / "environ").read_bytes().split(b"\0")
-            command = (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-        wanted = {b"SLURM_PROCID=1", f"SLURM_JOB_ID={job}".encode()}
-        if wanted <= set(variables) and b"pemt_jax.train" in command:
-            return int(folder.name)
-    raise AssertionError(f"There is no second process of job {job}.")

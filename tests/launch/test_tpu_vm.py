@@ -14,8 +14,9 @@ from pathlib import Path
 
 import gcloud
 import pytest
+from bucket import storage_fixture  # noqa: F401
 from tiny_system import world_fixture  # noqa: F401
-from walk import ROOT, STEPS, Walk, await_, losses
+from walk import ROOT, STEPS, Walk, await_, losses, training_process
 
 from pemt_jax.common.errors import PeerLost
 
@@ -151,6 +152,10 @@ def test_a_slice_is_had_once_and_runs_one_thing_at_a_time(stand_in):
     assert cloud.log(1).splitlines() == [
         f"start 0 {['-P', '-m', 'pemt_jax.train', run[3], '--gin.MODEL_DIR=gs://bucket/x']}"
     ]
+    (cloud.home(0) / "runs").mkdir()
+    (cloud.home(0) / "runs" / "file").write_text("there")
+    assert cloud.call("fetch", "--model_dir", "runs", "--to", cloud.folder / "fetched") == 0
+    assert (cloud.folder / "fetched" / "file").read_text() == "there"
     assert cloud.call("delete") == 0 and not cloud.home(0).exists()
     assert cloud.call("delete") != 0
 
@@ -181,18 +186,20 @@ def test_babysit_ends_where_no_slice_can_be_had(cloud):
     assert "INVALID_ARGUMENT: There is no v4-8 in us-west4-a" in cloud.said("babysit")
 
 
-def train(cloud: Cloud, walk: Walk, run: Path) -> list[str]:
-    """The flags of a run that is slow."""
-    walk.slow.touch()
-    cloud.of_workers(**walk.environment())
-    return ["--model_dir", run, "--", *walk.arguments(run)]
-
-
-def test_a_preempted_run_goes_on_by_hand_on_a_new_slice(cloud, world, tmp_path):
-    """create, install, run, tail, a preemption, all of it again, fetch, delete."""
-    walk, run = Walk(world, tmp_path), tmp_path / "run"
+def train(cloud: Cloud, storage, walk: Walk, name: str) -> tuple[list[str], Path]:
+    """The flags of a slow run in the bucket, and the folder of its objects on this disk."""
     walk.left_alone()
-    flags = train(cloud, walk, run)
+    walk.slow.touch()
+    cloud.of_workers(**walk.environment(), **storage.environment)
+    cloud.environment |= storage.environment
+    url = f"{storage.url}/{name}"
+    return ["--model_dir", url, "--", *walk.arguments(url)], storage.folder / name
+
+
+def test_a_preempted_run_goes_on_by_hand_on_a_new_slice(cloud, storage, world, tmp_path):
+    """create, install, run, tail, a preemption, all of it again, fetch, delete."""
+    walk = Walk(world, tmp_path)
+    flags, run = train(cloud, storage, walk, "by_hand")
     assert cloud.call("create", *KIND) == 0
     assert cloud.call("install") == 0, cloud.said("install")
     assert cloud.call("run", *flags) == 0, cloud.said("run")
@@ -209,28 +216,22 @@ def test_a_preempted_run_goes_on_by_hand_on_a_new_slice(cloud, world, tmp_path):
     assert cloud.call("run", *flags) == 0
     cloud.await_(lambda: cloud.codes() == ["0", "0"], "the end", 400)
     assert before < STEPS
-    walk.assert_as_left_alone(run)
-    assert cloud.call("fetch", "--model_dir", run, "--to", tmp_path / "fetched") == 0
+    assert cloud.call("fetch", *flags[:2], "--to", tmp_path / "fetched") == 0
     walk.assert_as_left_alone(tmp_path / "fetched")
     assert cloud.call("delete") == 0
 
 
-def test_babysit_ends_a_run_that_is_preempted_and_loses_a_process(cloud, world, tmp_path):
+def test_babysit_ends_a_run_that_is_preempted_and_loses_a_process(cloud, storage, world, tmp_path):
     """Its artefact has the bits of the run that was left alone."""
-    walk, run = Walk(world, tmp_path), tmp_path / "run"
-    walk.left_alone()
-    babysit = cloud.start("babysit", *KIND, *train(cloud, walk, run))
+    walk = Walk(world, tmp_path)
+    flags, run = train(cloud, storage, walk, "babysat")
+    babysit = cloud.start("babysit", *KIND, *flags)
     try:
         cloud.await_(lambda: len(losses(run)) >= 3, "three steps", 400)
         gcloud.preempt(cloud.state, ZONE, "pemt")
         reached = len(losses(run))
         cloud.await_(lambda: len(losses(run)) >= reached + 3, "three more", 400)
-        (victim,) = [
-            process
-            for process in cloud.slice.processes(1)
-            if b"pemt_jax.train" in Path(f"/proc/{process}/cmdline").read_bytes()
-            and b"bash" not in Path(f"/proc/{process}/cmdline").read_bytes()
-        ]
+        victim = training_process(f"HOME={cloud.home(1)}")
         os.kill(victim, signal.SIGKILL)
         walk.slow.unlink()
         assert babysit.wait(600) == 0, cloud.said("babysit")

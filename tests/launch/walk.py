@@ -89,6 +89,21 @@ def losses(run: Path) -> list[float]:
     return [row["loss"] for row in read_metrics(path) if row["kind"] == "train"]
 
 
+def training_process(*variables: str) -> int:
+    """The process that trains and has these variables, each NAME=VALUE."""
+    wanted = {variable.encode() for variable in variables}
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"\0-m\0pemt_jax.train\0" in (folder / "cmdline").read_bytes():
+                if wanted <= set((folder / "environ").read_bytes().split(b"\0")):
+                    found.append(int(folder.name))
+        except OSError:  # it has ended
+            continue
+    (process,) = found
+    return process
+
+
 def await_(condition, what: str, seconds: float, log=lambda: "") -> None:
     deadline = time.monotonic() + seconds
     while not condition():
