@@ -9,7 +9,7 @@ model of stage 1 and places everything on the devices, which on a CPU are host m
     first start              one process that has to take the fingerprint
     one process              a later one, which finds it in the cache
     one process, SeqIO       with all that a run on SeqIO's tasks imports, TensorFlow above all
-    two processes            on this machine, the backbone fully sharded over them
+    two processes            on this machine, the backbone fully sharded over them; also with SeqIO
 
 Prints JSON in GiB: the parameters of the model, the peak of resident memory (of it the anonymous
 part, which is not the code of libraries), and the ratio of the peak to the parameters. Of two
@@ -46,6 +46,7 @@ STARTS = {  # name: (processes, whether SeqIO is imported)
     "one process": (1, False),
     "one process, SeqIO": (1, True),
     "two processes": (2, False),
+    "two processes, SeqIO": (2, True),
 }
 
 
