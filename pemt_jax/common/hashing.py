@@ -16,6 +16,7 @@ from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError
 
 SUMS = "SHA256SUMS"
+PART_BYTES = 2**20  # hashed at once
 
 
 def sha256_file(path: str | os.PathLike) -> str:
@@ -46,9 +47,13 @@ class Fingerprint:
         self._digest = hashlib.sha256()
 
     def update(self, name: str, array: np.ndarray) -> None:
-        values = np.asarray(array).astype("<f4", order="C", copy=False)
+        values = np.asarray(array)
         self._digest.update(f"{name}\0{','.join(map(str, values.shape))}\0".encode())
-        self._digest.update(values.reshape(-1).view(np.uint8))
+        rows = np.atleast_1d(values)
+        step = max(1, PART_BYTES // max(1, 4 * rows[:1].size))
+        for start in range(0, len(rows), step):  # never all of a large array as float32
+            part = rows[start : start + step].astype("<f4", order="C", copy=False)
+            self._digest.update(part.reshape(-1).view(np.uint8))
 
     def hexdigest(self) -> str:
         return self._digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Arrays on disk: the one place that writes and reads safetensors, and their hashes.
+"""Arrays on disk: the one place that writes safetensors; `safetensors_file` reads them.
 
 Every weight file of the project goes through `save_weights`. It writes each array in the order of
 its indices: safetensors 0.8.0 takes a transposed view's memory in its own order and writes wrong
@@ -8,39 +8,17 @@ the same. A file is written beside its place, flushed to the disk and renamed, s
 meets half a file. bfloat16 is kept, as NumPy's `ml_dtypes.bfloat16`. Nothing is ever unpickled.
 """
 
-import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
-import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from pemt_jax.common.errors import PemtError, nearest
+from pemt_jax.common.errors import PemtError
 from pemt_jax.common.lazy_array import LazyArray
+from pemt_jax.common.safetensors_file import DTYPES, open_weights
 from pemt_jax.common.storage import replacing
 
-# The format's names of dtypes, in the order in which a file has its arrays.
-DTYPES = {
-    code: np.dtype(kind)
-    for code, kind in {
-        "U64": np.uint64,
-        "I64": np.int64,
-        "F64": np.float64,
-        "F32": np.float32,
-        "U32": np.uint32,
-        "I32": np.int32,
-        "BF16": ml_dtypes.bfloat16,
-        "F16": np.float16,
-        "U16": np.uint16,
-        "I16": np.int16,
-        "I8": np.int8,
-        "U8": np.uint8,
-        "BOOL": np.bool_,
-    }.items()
-}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 PART_BYTES = 2**20  # written at once
 
@@ -102,54 +80,7 @@ def load_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises:
       PemtError: no such file, or one that is truncated or not safetensors.
     """
-    with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-
-def open_weights(path: str | os.PathLike) -> dict[str, LazyArray]:
-    """The arrays of the safetensors file `path`, each read when it is asked for.
-
-    Raises:
-      PemtError: as `load_weights`, at once where the file is not whole, or at a later reading.
-    """
-
-    def reader(name: str):
-        def read() -> np.ndarray:
-            with _opened(path) as file:  # closed again: a mapped file counts as memory
-                return file.get_tensor(name)
-
-        return read
-
-    arrays = {}
-    with _opened(path) as file:
-        for name in file.keys():  # noqa: SIM118
-            part = file.get_slice(name)
-            if part.get_dtype() not in DTYPES:
-                raise PemtError(
-                    f"Tensor {name!r} in {path} is of {part.get_dtype()}, expected one "
-                    f"of {', '.join(DTYPES)}."
-                )
-            arrays[name] = LazyArray(
-                tuple(part.get_shape()), DTYPES[part.get_dtype()], reader(name)
-            )
-    return arrays
-
-
-@contextlib.contextmanager
-def _opened(path: str | os.PathLike) -> Iterator[safe_open]:
-    """The whole safetensors file `path`; PemtError in place of what the library raises."""
-    path = Path(path)
-    if not path.is_file():
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise PemtError(f"There is no weight file {path}{nearest(path.name, siblings)}.")
-    try:
-        with safe_open(path, framework="np") as file:
-            yield file
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise PemtError(
-            f"Expected a whole safetensors file at {path}, found {path.stat().st_size} bytes that "
-            f"are truncated, damaged or of another format ({error})."
-        ) from error
+    return {name: np.asarray(array) for name, array in open_weights(path).items()}
 
 
 def _parts(array: np.ndarray) -> Iterator[np.ndarray]:

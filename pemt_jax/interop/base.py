@@ -1,25 +1,26 @@
 """A pretrained T5 from wherever it comes: what every path of a base may be.
 
-A Hugging Face folder (`hf`), or a T5X checkpoint or run, local or gs:// (`t5x`).
+A Hugging Face folder (`hf`), or a T5X checkpoint or run (`t5x`), local or remote. A base is opened
+and not read: each process of a run reads the parts that its devices hold (parallel/partitioning).
 """
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from etils import epath
 
 from pemt_jax.common.errors import PemtError, UsageError, nearest
-from pemt_jax.common.hashing import Fingerprint, sha256_file
-from pemt_jax.common.lazy_array import LazyArray
+from pemt_jax.common.hashing import fingerprint, sha256_file, verify_checksums
+from pemt_jax.common.lazy_array import LazyArray, lazy
 from pemt_jax.common.storage import current
 from pemt_jax.config import T5Config
 from pemt_jax.interop import hf, t5x
-
-ALIGNMENT = 64  # bytes
+from pemt_jax.interop.base_fingerprint import KnownFingerprint, sample
+from pemt_jax.parallel import processes
 
 
 def load_base(path: str | os.PathLike) -> tuple[T5Config, dict[str, np.ndarray]]:
@@ -28,22 +29,40 @@ def load_base(path: str | os.PathLike) -> tuple[T5Config, dict[str, np.ndarray]]
     Raises:
       PemtError: nothing there, nothing known, or a file that is damaged or does not fit.
     """
+    verify_base(path)
     config, params = open_base(path)
     return config, {
         name: np.asarray(array, np.float32, order="C") for name, array in params.items()
     }
 
 
-def open_base(path: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray | np.ndarray]]:
-    """As `load_base`, but parameters in their stored dtypes, each read when it is asked for."""
+def open_base(path: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray]]:
+    """As `load_base`, but parameters in their stored dtypes, each read when it is asked for.
+
+    Only shapes are checked; see `verify_base`.
+    """
+    folder, is_t5x = _locate(path)
+    config, params = t5x.open_t5x(folder) if is_t5x else hf.open_hf(folder)
+    return config, {name: lazy(array) for name, array in params.items()}
+
+
+def verify_base(path: str | os.PathLike) -> None:
+    """Raise PemtError when a file is not as the SHA256SUMS of its base says; without one, pass."""
+    folder, _ = _locate(path)
+    if "://" not in os.fspath(folder):
+        verify_checksums(Path(folder))
+
+
+def _locate(path: str | os.PathLike) -> tuple[epath.Path, bool]:
+    """The folder that has a base's files, and whether it is T5X's."""
     path = os.fspath(path)
     path = path if "://" in path else os.fspath(current(Path(path)))
-    if "://" not in path and hf.is_hf(path):
-        return hf.open_hf(path)
-    if t5x.is_t5x(path):
-        return t5x.open_t5x(path)
-    expected = "expected a Hugging Face T5 (config.json, model.safetensors) or a T5X checkpoint"
     place = epath.Path(path)
+    if hf.is_hf(path):
+        return place, False
+    if t5x.is_t5x(path):
+        return t5x.find_checkpoint(path), True
+    expected = "expected a Hugging Face T5 (config.json, model.safetensors) or a T5X checkpoint"
     if not place.exists():
         siblings = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
         raise PemtError(
@@ -54,62 +73,53 @@ def open_base(path: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray | 
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """A pretrained T5 in memory.
+    """A pretrained T5.
 
     Attributes:
       t5: its shape.
-      params: flat, under T5X's names, each in the dtype in which it is kept.
+      params: flat, under T5X's names, each in the dtype in which it is kept; unread.
       fingerprint: hashing.fingerprint of the stored values, whatever dtype they are kept in.
       stored_embedding: the embedding as it is stored.
     """
 
     t5: T5Config
-    params: dict[str, np.ndarray]
+    params: Mapping[str, LazyArray]
     fingerprint: str
-    stored_embedding: LazyArray | np.ndarray
+    stored_embedding: LazyArray
 
     def embedding_rows(self, tokens: Sequence[int]) -> np.ndarray:
         """Float32 embedding rows [len(tokens), D], from what is stored and not what is kept."""
-        return np.asarray(self.stored_embedding)[list(tokens)].astype(np.float32)
+        rows = [np.asarray(self.stored_embedding[token : token + 1]) for token in tokens]
+        return np.concatenate(rows).astype(np.float32)
 
 
-def read_base(path: str | os.PathLike, kept_dtype: Callable[[str], np.dtype]) -> Base:
-    """Read a pretrained T5 array by array: at most one more than is kept is in memory.
+def identify_base(path: str | os.PathLike, kept_dtype: Callable[[str], np.dtype]) -> Base:
+    """Open a pretrained T5 and find its fingerprint, in every process of a run.
 
     Args:
       kept_dtype: parameter path -> dtype in which it is kept.
 
     Raises:
-      PemtError: as `load_base`.
+      PemtError: as `load_base`, or the processes have different bases under this path.
     """
-    t5, stored = open_base(path)
-    digest, params = Fingerprint(), {}
-    with ThreadPoolExecutor(1) as hashing:  # in the order of names, beside the next reading
-        before = None
-        for name in sorted(stored):
-            values = np.asarray(stored[name])
-            if before:
-                before.result()
-            before = hashing.submit(digest.update, name, values)
-            params[name] = aligned(values.shape, kept_dtype(name))
-            params[name][...] = values
-        assert before  # a T5 has parameters
-        before.result()
-    return Base(t5, params, digest.hexdigest(), stored["token_embedder/embedding"])
-
-
-def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An empty array that begins at a multiple of 64 bytes: a CPU device uses its memory as it is,
-    where it would copy any other."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    memory = np.empty(size + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(shape)
+    with processes.first_alone():  # it reads everything, where no run has done so before
+        folder, is_t5x = _locate(path)
+        known = KnownFingerprint(folder, has_folders=is_t5x) if processes.is_first() else None
+        if known and known.value is None:
+            verify_base(path)
+        t5, stored = open_base(path)
+        if known and known.value is None:
+            known.remember(fingerprint(stored))
+    found = processes.from_first(known and known.value)
+    if jax.process_count() > 1 and "://" not in os.fspath(folder):
+        processes.agree(base=sample(stored))
+    params = {name: array.astype(kept_dtype(name)) for name, array in stored.items()}
+    return Base(t5, params, found, stored["token_embedder/embedding"])
 
 
 def check_vocabulary(vocabulary, t5: T5Config, base: str | None) -> None:
     """Raise UsageError when the vocabulary cannot be the one the base was trained with."""
-    own = Path(base or "") / "spiece.model"
+    own = epath.Path(base or "") / "spiece.model"
     if base and own.is_file() and sha256_file(own) != vocabulary.sha256:
         raise UsageError(
             f"The vocabulary {vocabulary} is not the one beside the base, expected {own}; set "

@@ -16,7 +16,7 @@ from pemt_jax.common.flat_config import choose
 from pemt_jax.common.hashing import SUMS, write_checksums
 from pemt_jax.common.storage import replacing_folder
 from pemt_jax.interop import hf, t5x
-from pemt_jax.interop.base import open_base
+from pemt_jax.interop.base import open_base, verify_base
 
 # What a folder of each format contains when it is written here, vocabulary files aside.
 FORMATS = {
@@ -49,6 +49,7 @@ def convert(source: str, target: str, target_format: str, dtype: str | None = No
     choose("--format", target_format, tuple(FORMATS))
     choose("--dtype", dtype or DTYPES[0], DTYPES)
     folder = storage.path(target)
+    verify_base(source)
     config, params = open_base(source)
     _check_target(folder, target_format, source)
     place = storage.path(source)

@@ -14,12 +14,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from pemt_jax.common.errors import PemtError, UsageError, nearest
 from pemt_jax.common.hashing import verify_checksums
 from pemt_jax.common.lazy_array import LazyArray
+from pemt_jax.common.safetensors_file import open_weights
 from pemt_jax.common.storage import replacing
-from pemt_jax.common.weights import nbytes, open_weights, save_weights
+from pemt_jax.common.weights import nbytes, save_weights
 from pemt_jax.config import T5Config
 from pemt_jax.interop.hf_names import rename, to_hf_names
 from pemt_jax.interop.torch_files import load_torch_file
@@ -41,6 +43,7 @@ def load_hf(folder: str | os.PathLike) -> tuple[T5Config, dict[str, np.ndarray]]
     Raises:
       PemtError: a file or tensor is missing or damaged, or does not fit config.json.
     """
+    verify_checksums(Path(folder))
     config, params = open_hf(folder)
     return config, {
         path: np.asarray(array, np.float32, order="C") for path, array in params.items()
@@ -48,15 +51,17 @@ def load_hf(folder: str | os.PathLike) -> tuple[T5Config, dict[str, np.ndarray]]
 
 
 def open_hf(folder: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray | np.ndarray]]:
-    """As `load_hf`, but parameters in their stored dtypes, each read when it is asked for."""
-    folder = Path(folder)
+    """As `load_hf`, but parameters in their stored dtypes, each read when it is asked for.
+
+    SHA256SUMS is not looked at: that would read everything.
+    """
+    folder = epath.Path(folder)
     if not folder.is_dir():
         siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
         raise PemtError(
             f"There is no model folder {folder}, expected one with config.json and "
             f"model.safetensors{nearest(folder.name, siblings)}."
         )
-    verify_checksums(folder)
     config = read_config(folder / CONFIG)
     tensors: dict[str, LazyArray | np.ndarray] = {}
     for file in _weight_files(folder):
@@ -119,13 +124,13 @@ def check_savable(config: T5Config) -> None:
 
 def is_hf(folder: str | os.PathLike) -> bool:
     """Whether `folder` looks like a Hugging Face model, whole or not."""
-    folder = Path(folder)
+    folder = epath.Path(folder)
     return folder.is_dir() and ((folder / CONFIG).is_file() or bool(_found(folder)))
 
 
 def read_config(path: str | os.PathLike) -> T5Config:
     """Read a Hugging Face config.json of a T5."""
-    path = Path(path)
+    path = epath.Path(path)
     values = _read_json(path)
     model_type = values.get("model_type", "t5")
     if model_type not in ("t5", "mt5"):
@@ -201,20 +206,20 @@ def _describe(config: T5Config, dtype: str) -> dict:
     }
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def _weight_files(folder: epath.Path) -> list[epath.Path]:
     """The weight files of a folder: a whole one, or the shards that an index names."""
     for name in (WHOLE, TORCH):
         if (folder / name).is_file():
             return [folder / name]
         if (folder / (name + INDEX)).is_file():
-            return _shards(folder / (name + INDEX), Path(name).suffix)
+            return _shards(folder / (name + INDEX), os.path.splitext(name)[1])
     raise PemtError(
         f"Expected {WHOLE} or {TORCH} (or an index of shards) in {folder}, found "
         f"{', '.join(_found(folder)) or 'no weight file'}."
     )
 
 
-def _shards(index: Path, suffix: str) -> list[Path]:
+def _shards(index: epath.Path, suffix: str) -> list[epath.Path]:
     """The files that an index names, which must be in its folder."""
     shards = _read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
@@ -228,7 +233,7 @@ def _shards(index: Path, suffix: str) -> list[Path]:
     return [index.parent / file for file in files]
 
 
-def _found(folder: Path) -> list[str]:
+def _found(folder: epath.Path) -> list[str]:
     """Names of what could be weight files."""
     kinds = (".safetensors", ".bin", ".h5", ".msgpack")
     return sorted(p.name for p in folder.iterdir() if p.suffix in kinds)
@@ -239,7 +244,7 @@ def _write_json(path: Path, values: dict) -> None:
         partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def _read_json(path: Path) -> dict:
+def _read_json(path: epath.Path) -> dict:
     """The object in a JSON file."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

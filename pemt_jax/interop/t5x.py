@@ -15,6 +15,7 @@ Written is the legacy form, which every T5X reads (`RestoreCheckpointConfig` as 
 Paths are local or gs://.  The configuration is read from the arrays' shapes (t5x_shapes.py).
 """
 
+import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -30,7 +31,7 @@ from etils import epath
 
 from pemt_jax.common.errors import PemtError, nearest
 from pemt_jax.common.hashing import verify_checksums
-from pemt_jax.common.lazy_array import LazyArray
+from pemt_jax.common.lazy_array import Index, LazyArray, aligned
 from pemt_jax.common.weights import nbytes
 from pemt_jax.config import T5Config
 from pemt_jax.interop.hf_names import parameter_table
@@ -53,6 +54,9 @@ def load_t5x(path: str | os.PathLike) -> tuple[T5Config, dict[str, np.ndarray]]:
     Raises:
       PemtError: no checkpoint, a damaged one, or one of another model than a T5.
     """
+    folder = find_checkpoint(path)
+    if "://" not in os.fspath(folder):
+        verify_checksums(Path(folder))
     config, params = open_t5x(path)
     return config, {
         name: np.asarray(array, np.float32, order="C") for name, array in params.items()
@@ -60,7 +64,10 @@ def load_t5x(path: str | os.PathLike) -> tuple[T5Config, dict[str, np.ndarray]]:
 
 
 def open_t5x(path: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray | np.ndarray]]:
-    """As `load_t5x`, but parameters in their stored dtypes, each read when it is asked for."""
+    """As `load_t5x`, but parameters in their stored dtypes, each read when it is asked for.
+
+    SHA256SUMS is not looked at: that would read everything.
+    """
     found = open_target(path)
     config = infer_config({name: array.shape for name, array in found.items()}, str(path))
     params = {}
@@ -86,8 +93,6 @@ def open_t5x(path: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray | n
 def open_target(path: str | os.PathLike) -> dict[str, LazyArray | np.ndarray]:
     """Every parameter of a T5X checkpoint of any model, by its '/'-joined path."""
     folder = find_checkpoint(path)
-    if "://" not in str(folder):
-        verify_checksums(Path(folder))
     arrays: dict[str, LazyArray | np.ndarray] = dict(_inline(folder))
     try:
         kvstore = _store(folder, ocdbt=(folder / OCDBT).exists())
@@ -269,21 +274,25 @@ def _array(folder: epath.Path, kvstore: dict, name: str, driver: str) -> LazyArr
     }
     store = tensorstore.open(spec, open=True).result()
 
-    def read() -> np.ndarray:
+    dtype = np.dtype(store.dtype.numpy_dtype)
+
+    def read(index: Index) -> np.ndarray:
+        values = aligned(tuple(piece.stop - piece.start for piece in index), dtype)
         try:
-            chunk = store.chunk_layout.read_chunk.shape
-            rows = (chunk[0] or 0) if chunk else 0
-            if not 0 < rows < store.shape[0]:
-                return store.read().result()
-            values = np.empty(store.shape, store.dtype.numpy_dtype)
-            for start in range(0, store.shape[0], rows):  # all at once, chunks are in memory twice
-                part = slice(start, min(start + rows, store.shape[0]))
-                values[part] = store[part].read().result()
-            return values
+            if not index:
+                values[...] = store.read().result()
+            else:  # by chunks along the first axis: all at once, they are in memory twice
+                (first, last), others = (index[0].start, index[0].stop), index[1:]
+                rows = store.chunk_layout.read_chunk.shape[0] or store.shape[0]
+                edges = [first, *range((first // rows + 1) * rows, last, rows), last]
+                for start, stop in itertools.pairwise(edges):
+                    part = store[(slice(start, stop), *others)].read().result()
+                    values[start - first : stop - first] = part
         except ValueError as error:
             raise _damaged(folder, error) from error
+        return values
 
-    return LazyArray(tuple(store.shape), np.dtype(store.dtype.numpy_dtype), read)
+    return LazyArray(tuple(store.shape), dtype, read)
 
 
 def _damaged(folder: epath.Path, error: Exception) -> PemtError:

@@ -8,13 +8,14 @@ import numpy as np
 from flax import traverse_util
 
 from pemt_jax.common.errors import UsageError
+from pemt_jax.common.lazy_array import LazyArray
 from pemt_jax.model.pemt_model import PemtModel
 
 
 def initial_parameters(
-    model: PemtModel, seed: int, given: Mapping[str, np.ndarray] | None = None
-) -> tuple[dict[str, np.ndarray], Mapping]:
-    """Return parameters as a flat dict of host arrays, and their logical axes.
+    model: PemtModel, seed: int, given: Mapping[str, np.ndarray | LazyArray] | None = None
+) -> tuple[dict[str, np.ndarray | LazyArray], Mapping]:
+    """Return parameters as a flat dict of host arrays or, as given, lazy ones; and logical axes.
 
     Args:
       model: the model.
@@ -45,6 +46,8 @@ def initial_parameters(
         if shapes.get(path) != value.shape:
             expected = f"shape {shapes[path]}" if path in shapes else "no such parameter"
             raise UsageError(f"{path} has shape {value.shape}, expected {expected}.")
+    params = {path: given.get(path, fresh.get(path)) for path in shapes}
     return {
-        path: np.asarray(given[path] if path in given else fresh[path]) for path in shapes
+        path: value if isinstance(value, LazyArray) else np.asarray(value)
+        for path, value in params.items()
     }, axes

@@ -28,6 +28,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from pemt_jax.common.errors import UsageError, nearest
+from pemt_jax.common.lazy_array import LazyArray, for_device
 
 LOGICAL_AXIS_RULES = {
     "batch": "data",
@@ -238,12 +239,30 @@ def _filled(value: np.ndarray, rows: int) -> np.ndarray:
 
 
 def place(tree, shardings):
-    """Put a tree of host or device arrays on the devices, by a tree of shardings."""
+    """Put a tree of arrays on the devices, by a tree of shardings.
+
+    Arrays are on the host, on the devices, or lazy: of those a process reads what its devices hold,
+    one array after the other and each part once.
+    """
 
     def put(value, sharding):
+        if isinstance(value, LazyArray):
+            return _read_on_devices(value, sharding)
         if jax.process_count() == 1 or isinstance(value, jax.Array):
             return jax.device_put(value, sharding)
         value = np.asarray(value)
         return jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
 
     return jax.tree.map(put, tree, shardings)
+
+
+def _read_on_devices(array: LazyArray, sharding: jax.sharding.Sharding) -> jax.Array:
+    parts: dict[str, np.ndarray] = {}
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        key = str(index)  # devices may hold the same part
+        if key not in parts:
+            parts[key] = for_device(np.asarray(array[index]))
+        return parts[key]
+
+    return jax.make_array_from_callback(array.shape, sharding, read)

@@ -14,8 +14,9 @@ import numpy as np
 from flax import traverse_util
 
 from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.common.lazy_array import LazyArray
 from pemt_jax.config import PemtConfig, T5Config
-from pemt_jax.interop.base import Base, check_vocabulary, read_base
+from pemt_jax.interop.base import Base, check_vocabulary, identify_base
 from pemt_jax.library import expert as expert_library
 from pemt_jax.library.expert import Expert
 from pemt_jax.model.initialization import initial_parameters
@@ -37,25 +38,26 @@ class BuiltModel:
     Attributes:
       model: the model.
       method: how it is trained.
-      params: flat dict of host arrays by '/'-joined path; frozen ones in the dtype they are kept
-        in.
+      params: flat, by '/'-joined path, each in the dtype in which it is kept; those of the base
+        are lazy, the others are host arrays.
       params_axes: logical axes of the parameters.
       identity: JSON-able facts that make a run this run: base, experts, method, prompt, shapes.
     """
 
     model: PemtModel
     method: Method
-    params: dict[str, np.ndarray]
+    params: dict[str, np.ndarray | LazyArray]
     params_axes: Mapping
     identity: dict
 
     def nested(self) -> dict:
-        """The parameters as the model takes them."""
-        return traverse_util.unflatten_dict(dict(self.params), sep="/")
+        """The parameters as the model takes them, read."""
+        read = {path: np.asarray(value) for path, value in self.params.items()}
+        return traverse_util.unflatten_dict(read, sep="/")
 
     def split(self) -> tuple[dict, dict]:
-        """(trainable, frozen), flat; the caller may `params.clear()` then."""
-        return split(self.nested(), self.method)
+        """(trainable, frozen), flat, lazy where `params` are; the caller may clear those then."""
+        return split(traverse_util.unflatten_dict(self.params, sep="/"), self.method)
 
     def placed(self, mesh: jax.sharding.Mesh, fully_sharded: bool = False) -> dict:
         """The parameters on the devices of a mesh, as the model takes them."""
@@ -67,7 +69,7 @@ class BuiltModel:
 
 
 def open_base(config: ModelConfig) -> Base | None:
-    """Read the base of a configuration, each parameter in the dtype in which it is kept.
+    """Open the base of a configuration, each parameter in the dtype in which it is kept.
 
     Raises:
       UsageError: neither a base nor a shape is given, or both. PemtError: see interop.base.
@@ -79,7 +81,7 @@ def open_base(config: ModelConfig) -> Base | None:
     if path is None:
         return None
     method = get_method(config.method)
-    base = read_base(path, lambda name: kept_dtype(method, name, config.frozen_dtype))
+    base = identify_base(path, lambda name: kept_dtype(method, name, config.frozen_dtype))
     log.info("The base %s has fingerprint %s.", path, base.fingerprint[:12])
     return base
 
@@ -106,7 +108,7 @@ def build_model(
     method, options = get_method(config.method), config.options or PemtConfig()
     check_names(method, config, experts)
     base = base or open_base(config)
-    given = {} if base is None else dict(base.params)
+    given: dict[str, np.ndarray | LazyArray] = {} if base is None else dict(base.params)
     t5 = config.t5 if base is None else base.t5
     assert t5 is not None  # open_base wants a base or a shape
     rows = config.embedding_rows
@@ -216,9 +218,11 @@ def starting_values(
     return values
 
 
-def cut_embedding(base_params: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
+def cut_embedding(
+    base_params: Mapping[str, np.ndarray | LazyArray], rows: int
+) -> dict[str, np.ndarray | LazyArray]:
     """The embedding, and the output projection if it is one of its own, of the first `rows`."""
-    have = len(base_params["token_embedder/embedding"])
+    have = base_params["token_embedder/embedding"].shape[0]
     if not 0 < rows <= have:
         raise UsageError(f"embedding_rows is {rows}, expected at most the checkpoint's {have}.")
     cut = {"token_embedder/embedding": base_params["token_embedder/embedding"][:rows]}

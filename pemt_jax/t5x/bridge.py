@@ -15,9 +15,12 @@ MultiOptimizer would do that too but cannot be resumed with orbax 0.12.
 # T5X is not on PyPI, so its types are not known where types are checked.
 # pyright: reportAttributeAccessIssue=false
 
+import dataclasses
+
 import flax.linen.partitioning as flax_partitioning
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import core as flax_core
 
@@ -55,7 +58,9 @@ class PemtT5X(models.BaseTransformerModel):
         num_decodes: int = 1,
         alpha: float = 0.6,
     ):
-        self.built, self.config = built, config
+        # T5X asks for the values several times, some of them while it compiles.
+        params = {path: np.asarray(value) for path, value in built.params.items()}
+        self.built, self.config = dataclasses.replace(built, params=params), config
         self.num_decodes, self.alpha = num_decodes, alpha
         self._model = built.model
         self.FEATURE_CONVERTER_CLS = self._model.FEATURE_CONVERTER_CLS

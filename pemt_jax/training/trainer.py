@@ -41,8 +41,8 @@ class Trainer:
         prng: "threefry2x32", the same bits on every machine and mesh; or "rbg", quicker dropout
             on accelerators, with bits that depend on both.
         fully_sharded: whether the backbone's matrices are split over data as well.
-        release: empty the dict `frozen`, so that no more than one of its arrays is in the host's
-            memory and on the devices at once.
+        release: empty the dicts `trainable` and `frozen`, so that no more than one array of
+            `frozen` is in the host's memory and on the devices at once.
     """
 
     def __init__(
@@ -69,10 +69,6 @@ class Trainer:
             for params in (trainable, frozen)
         )
         self.state_shardings = state_shardings(trainable, optimizer, trainable_shardings, self.mesh)
-        self.frozen = {}
-        for path in list(frozen):
-            value = frozen.pop(path) if release else frozen[path]
-            self.frozen[path] = partitioning.place(value, frozen_shardings[path])
         # The step donates its state, so the caller's arrays must not be the state's memory.
         init = jax.jit(
             lambda params: TrainState(
@@ -81,6 +77,12 @@ class Trainer:
             out_shardings=self.state_shardings,
         )
         self.state = init(partitioning.place(dict(trainable), trainable_shardings))
+        if release:  # before the larger part comes
+            trainable.clear()
+        self.frozen = {}
+        for path in list(frozen):
+            value = frozen.pop(path) if release else frozen[path]
+            self.frozen[path] = partitioning.place(value, frozen_shardings[path])
         self._step = jit_train_step(
             loss_fn, optimizer, self.state_shardings, frozen_shardings, self.mesh, params_axes
         )

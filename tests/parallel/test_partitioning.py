@@ -164,11 +164,13 @@ def test_the_activations_of_a_model_are_constrained_to_the_mesh():
     assert not constraints(constrained(model.loss_fn, partitioning.make_mesh(), axes))
 
 
-def test_four_devices_hold_halves_of_matrices_and_batches():
+def test_devices_hold_parts_of_matrices_and_batches_and_read_each_part_once():
     script = textwrap.dedent("""
+        import jax
         import numpy as np
+        from pemt_jax.common.lazy_array import LazyArray
         from pemt_jax.parallel import partitioning
-        mesh = partitioning.make_mesh(model=2)
+        mesh = partitioning.make_mesh(model=2, devices=jax.devices()[:4])
         assert dict(mesh.shape) == {"data": 2, "model": 2}
         params = {"mlp/wi/kernel": np.arange(32.0, dtype="f4").reshape(4, 8)}
         axes = {"mlp": {"wi": {"kernel_axes": ("embed", "mlp")}}}
@@ -178,8 +180,32 @@ def test_four_devices_hold_halves_of_matrices_and_batches():
         np.testing.assert_array_equal(placed, params["mlp/wi/kernel"])
         batch = partitioning.place_batch({"x": np.zeros((6, 3), "i4")}, mesh)["x"]
         assert {s.data.shape for s in batch.addressable_shards} == {(3, 3)}
+
+        mesh, reads = partitioning.make_mesh(model=2), []
+        assert dict(mesh.shape) == {"data": 4, "model": 2}
+        params = {
+            "embedder/embedding": np.arange(64.0, dtype="f4").reshape(8, 8),
+            "mlp/wi/kernel": np.arange(512.0, dtype="f4").reshape(32, 16).T,
+            "norm/scale": np.arange(5.0, dtype="f4"),
+        }
+        axes["embedder"] = {"embedding_axes": ("vocab", "embed")}
+        axes["norm"] = {"scale_axes": ("embed",)}
+        unread = {
+            path: LazyArray(x.shape, x.dtype, lambda i, x=x: reads.append(x[i].size) or x[i])
+            for path, x in params.items()
+        }
+        unread["mlp/wi/kernel"] = unread["mlp/wi/kernel"].T.astype("bfloat16").T
+        for fully_sharded, parts in ((False, (2, 2, 1)), (True, (8, 8, 1))):
+            shardings = partitioning.parameter_shardings(unread, axes, mesh, fully_sharded)
+            reads.clear()
+            placed = partitioning.place(unread, shardings)
+            expected = [x.size // n for x, n in zip(params.values(), parts) for _ in range(n)]
+            assert reads == expected, (reads, expected)
+            for path, value in placed.items():
+                assert value.dtype == unread[path].dtype and value.sharding == shardings[path]
+                np.testing.assert_array_equal(value, params[path].astype(value.dtype))
     """)
-    flags = "--xla_force_host_platform_device_count=4"
+    flags = "--xla_force_host_platform_device_count=8"
     subprocess.run(
         [sys.executable, "-c", script],
         check=True,

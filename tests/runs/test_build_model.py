@@ -64,7 +64,7 @@ def test_a_prompt_starts_as_the_embeddings_of_its_text(world):
     assert tokens[-1] == DEFAULT_VOCABULARY.eos_id
     assert made.model.pemt.prompt_length == len(tokens)
     np.testing.assert_array_equal(
-        made.params["prompt/embedding"], made.params["token_embedder/embedding"][tokens]
+        made.params["prompt/embedding"], np.asarray(made.params["token_embedder/embedding"])[tokens]
     )
     random = source(world, options=dataclasses.replace(OPTIONS, prompt_init="normal"))
     assert random.params["prompt/embedding"].shape == made.params["prompt/embedding"].shape
@@ -125,7 +125,8 @@ def test_training_starts_from_an_expert_that_is_named(world):
     )
     tokens = prompt_tokens(DEFAULT_VOCABULARY, f"{TEXT} Now.")
     np.testing.assert_array_equal(
-        longer.params["prompt/embedding"], longer.params["token_embedder/embedding"][tokens]
+        longer.params["prompt/embedding"],
+        np.asarray(longer.params["token_embedder/embedding"])[tokens],
     )
 
 
