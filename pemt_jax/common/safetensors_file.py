@@ -10,12 +10,13 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
-from etils import epath
 
+from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, nearest
 from pemt_jax.common.lazy_array import Index, LazyArray, aligned
 
@@ -52,7 +53,7 @@ def open_weights(path: str | os.PathLike) -> dict[str, LazyArray]:
       PemtError: no such file, or one that is truncated or not safetensors; when an array is read,
         a file that is no longer there or has become shorter.
     """
-    path = epath.Path(path)
+    path = storage.path(path)
     with _opened(path) as file:
         header, start = _read_header(file)
         return {name: _array(path, name, start, entry) for name, entry in header.items()}
@@ -81,7 +82,7 @@ def _read_header(file: IO[bytes]) -> tuple[dict[str, dict[str, Any]], int]:
     return header, start
 
 
-def _array(path: epath.Path, name: str, start: int, entry: dict[str, Any]) -> LazyArray:
+def _array(path: Path, name: str, start: int, entry: dict[str, Any]) -> LazyArray:
     """One tensor of the file `path`, whose bytes begin at `start`."""
     if entry["dtype"] not in DTYPES:
         raise PemtError(
@@ -92,7 +93,7 @@ def _array(path: epath.Path, name: str, start: int, entry: dict[str, Any]) -> La
     begin, end = entry["data_offsets"]
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != end - begin:
         raise ValueError(f"the size of {name!r} is wrong")
-    shortest = REMOTE_RUN_BYTES if "://" in os.fspath(path) else RUN_BYTES
+    shortest = REMOTE_RUN_BYTES if storage.is_remote(path) else RUN_BYTES
 
     def read(index: Index) -> np.ndarray:
         part = aligned(tuple(piece.stop - piece.start for piece in index), dtype)
@@ -149,7 +150,7 @@ def _read_bytes(file: IO[bytes], position: int, part: np.ndarray) -> None:
 
 
 @contextlib.contextmanager
-def _opened(path: epath.Path) -> Iterator[IO[bytes]]:
+def _opened(path: Path) -> Iterator[IO[bytes]]:
     """The safetensors file `path`; PemtError in place of what reading a damaged one raises."""
     if not path.is_file():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from etils import epath
 
+from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError, nearest
 from pemt_jax.common.hashing import fingerprint, sha256_file, verify_checksums
 from pemt_jax.common.lazy_array import LazyArray, lazy
-from pemt_jax.common.storage import current
 from pemt_jax.config import T5Config
 from pemt_jax.interop import hf, t5x
 from pemt_jax.interop.base_fingerprint import KnownFingerprint, sample
@@ -49,15 +48,13 @@ def open_base(path: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray]]:
 def verify_base(path: str | os.PathLike) -> None:
     """Raise PemtError when a file is not as the SHA256SUMS of its base says; without one, pass."""
     folder, _ = _locate(path)
-    if "://" not in os.fspath(folder):
-        verify_checksums(Path(folder))
+    verify_checksums(folder)
 
 
-def _locate(path: str | os.PathLike) -> tuple[epath.Path, bool]:
+def _locate(path: str | os.PathLike) -> tuple[Path, bool]:
     """The folder that has a base's files, and whether it is T5X's."""
     path = os.fspath(path)
-    path = path if "://" in path else os.fspath(current(Path(path)))
-    place = epath.Path(path)
+    place = storage.current(storage.path(path))
     if hf.is_hf(path):
         return place, False
     if t5x.is_t5x(path):
@@ -111,7 +108,7 @@ def identify_base(path: str | os.PathLike, kept_dtype: Callable[[str], np.dtype]
         if known and known.value is None:
             known.remember(fingerprint(stored))
     found = processes.from_first(known and known.value)
-    if jax.process_count() > 1 and "://" not in os.fspath(folder):
+    if jax.process_count() > 1 and not storage.is_remote(folder):
         processes.agree(base=sample(stored))
     params = {name: array.astype(kept_dtype(name)) for name, array in stored.items()}
     return Base(t5, params, found, stored["token_embedder/embedding"])
@@ -119,7 +116,7 @@ def identify_base(path: str | os.PathLike, kept_dtype: Callable[[str], np.dtype]
 
 def check_vocabulary(vocabulary, t5: T5Config, base: str | None) -> None:
     """Raise UsageError when the vocabulary cannot be the one the base was trained with."""
-    own = epath.Path(base or "") / "spiece.model"
+    own = storage.path(base or "") / "spiece.model"
     if base and own.is_file() and sha256_file(own) != vocabulary.sha256:
         raise UsageError(
             f"The vocabulary {vocabulary} is not the one beside the base, expected {own}; set "
@@ -131,9 +128,3 @@ def check_vocabulary(vocabulary, t5: T5Config, base: str | None) -> None:
             f"The vocabulary {vocabulary} has {vocabulary.vocab_size} entries but the checkpoint "
             f"has {t5.vocab_size} embedding rows, expected a vocabulary made for it."
         )
-
-
-def absolute(path: str | os.PathLike) -> str:
-    """The path of a base as a card keeps it, so that it is found from anywhere."""
-    path = os.fspath(path)
-    return path if "://" in path else str(Path(path).resolve())

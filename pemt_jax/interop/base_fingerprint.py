@@ -15,11 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from etils import epath
 
+from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError
 from pemt_jax.common.lazy_array import LazyArray
-from pemt_jax.common.storage import cache_folder, replacing
 
 FORMAT = 1
 SETTLED = 2 * 10**9  # nanoseconds: a file may change twice within one tick of its time
@@ -41,14 +40,14 @@ class KnownFingerprint:
       value: its fingerprint; None if it has to be taken, or was taken of other files.
     """
 
-    def __init__(self, folder: epath.Path, has_folders: bool):
-        deep = has_folders and "://" not in os.fspath(folder)
+    def __init__(self, folder: Path, has_folders: bool):
+        deep = has_folders and not storage.is_remote(folder)
         files = Path(folder).rglob("*") if deep else folder.iterdir()
         with ThreadPoolExecutor(REQUESTS) as pool:
             found = [entry for entry in pool.map(_about, files) if entry]
         self._facts = {"format": FORMAT, "files": sorted(found)}
         name = hashlib.sha256(os.fspath(folder).encode()).hexdigest()[:20]
-        self._path = cache_folder() / "fingerprints" / f"{name}.json"
+        self._path = storage.cache_folder() / "fingerprints" / f"{name}.json"
         self._seen = time.time_ns()
         try:
             note = json.loads(self._path.read_text(encoding="utf-8"))
@@ -62,7 +61,7 @@ class KnownFingerprint:
         if max((changed for *_, changed in self._facts["files"]), default=0) > self._seen - SETTLED:
             return
         try:
-            with replacing(self._path) as partial:
+            with storage.replacing(self._path) as partial:
                 text = json.dumps({"fingerprint": value, "facts": self._facts})
                 partial.write_text(text, encoding="utf-8")
         except PemtError as error:
@@ -83,13 +82,9 @@ def sample(stored: Mapping[str, LazyArray | np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _about(file: Path | epath.Path) -> list | None:
+def _about(file: Path) -> list | None:
     """[path, bytes, time in nanoseconds] of a file; None for what is none."""
     if not file.is_file():
         return None
-    path = os.fspath(file)
-    if "://" not in path:
-        stat = os.stat(path)
-        return [path, stat.st_size, stat.st_mtime_ns]
-    stat = epath.Path(path).stat()
-    return [path, stat.length, int(stat.mtime * 1e9)]
+    stat = file.stat()
+    return [os.fspath(file), stat.st_size, stat.st_mtime_ns]

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from etils import epath
 
+from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError, nearest
 from pemt_jax.common.hashing import verify_checksums
 from pemt_jax.common.lazy_array import LazyArray
@@ -55,7 +55,7 @@ def open_hf(folder: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray | 
 
     SHA256SUMS is not looked at: that would read everything.
     """
-    folder = epath.Path(folder)
+    folder = storage.path(folder)
     if not folder.is_dir():
         siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
         raise PemtError(
@@ -124,13 +124,13 @@ def check_savable(config: T5Config) -> None:
 
 def is_hf(folder: str | os.PathLike) -> bool:
     """Whether `folder` looks like a Hugging Face model, whole or not."""
-    folder = epath.Path(folder)
+    folder = storage.path(folder)
     return folder.is_dir() and ((folder / CONFIG).is_file() or bool(_found(folder)))
 
 
 def read_config(path: str | os.PathLike) -> T5Config:
     """Read a Hugging Face config.json of a T5."""
-    path = epath.Path(path)
+    path = storage.path(path)
     values = _read_json(path)
     model_type = values.get("model_type", "t5")
     if model_type not in ("t5", "mt5"):
@@ -206,7 +206,7 @@ def _describe(config: T5Config, dtype: str) -> dict:
     }
 
 
-def _weight_files(folder: epath.Path) -> list[epath.Path]:
+def _weight_files(folder: Path) -> list[Path]:
     """The weight files of a folder: a whole one, or the shards that an index names."""
     for name in (WHOLE, TORCH):
         if (folder / name).is_file():
@@ -219,7 +219,7 @@ def _weight_files(folder: epath.Path) -> list[epath.Path]:
     )
 
 
-def _shards(index: epath.Path, suffix: str) -> list[epath.Path]:
+def _shards(index: Path, suffix: str) -> list[Path]:
     """The files that an index names, which must be in its folder."""
     shards = _read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
@@ -233,7 +233,7 @@ def _shards(index: epath.Path, suffix: str) -> list[epath.Path]:
     return [index.parent / file for file in files]
 
 
-def _found(folder: epath.Path) -> list[str]:
+def _found(folder: Path) -> list[str]:
     """Names of what could be weight files."""
     kinds = (".safetensors", ".bin", ".h5", ".msgpack")
     return sorted(p.name for p in folder.iterdir() if p.suffix in kinds)
@@ -244,7 +244,7 @@ def _write_json(path: Path, values: dict) -> None:
         partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def _read_json(path: epath.Path) -> dict:
+def _read_json(path: Path) -> dict:
     """The object in a JSON file."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -27,9 +27,9 @@ import flax.traverse_util
 import ml_dtypes
 import numpy as np
 import tensorstore
-from etils import epath
 
-from pemt_jax.common.errors import PemtError, nearest
+from pemt_jax.common import storage
+from pemt_jax.common.errors import PemtError, UsageError, nearest
 from pemt_jax.common.hashing import verify_checksums
 from pemt_jax.common.lazy_array import Index, LazyArray, aligned
 from pemt_jax.common.weights import nbytes
@@ -43,6 +43,7 @@ ARRAY = re.compile(r"target\.([\w.]+)/(\.zarray|zarr\.json)")
 FLOATS = {np.dtype(kind) for kind in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)}
 CHUNK_BYTES = 64 * 2**20  # as T5X; what is freed of this size returns to the system at once
 VERSION = 3  # of T5X's legacy form
+DRIVERS = {"gs": "gcs", "s3": "s3"}  # of tensorstore
 
 
 def load_t5x(path: str | os.PathLike) -> tuple[T5Config, dict[str, np.ndarray]]:
@@ -55,8 +56,7 @@ def load_t5x(path: str | os.PathLike) -> tuple[T5Config, dict[str, np.ndarray]]:
       PemtError: no checkpoint, a damaged one, or one of another model than a T5.
     """
     folder = find_checkpoint(path)
-    if "://" not in os.fspath(folder):
-        verify_checksums(Path(folder))
+    verify_checksums(folder)
     config, params = open_t5x(path)
     return config, {
         name: np.asarray(array, np.float32, order="C") for name, array in params.items()
@@ -120,16 +120,16 @@ def open_target(path: str | os.PathLike) -> dict[str, LazyArray | np.ndarray]:
 
 def is_t5x(path: str | os.PathLike) -> bool:
     """Whether `path` is, or holds, a T5X checkpoint."""
-    return _find(epath.Path(path)) is not None
+    return _find(storage.path(path)) is not None
 
 
-def find_checkpoint(path: str | os.PathLike) -> epath.Path:
+def find_checkpoint(path: str | os.PathLike) -> Path:
     """The folder of arrays that `path` means: its own, or that of its newest checkpoint_N.
 
     Raises:
       PemtError: there is none.
     """
-    path = epath.Path(path)
+    path = storage.path(path)
     if found := _find(path):
         return found
     state = "holds none" if path.is_dir() else "does not exist"
@@ -156,7 +156,7 @@ def save_t5x(
     Raises:
       PemtError: it cannot be written.
     """
-    folder = epath.Path(folder)
+    folder = storage.path(folder)
     specs = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -192,7 +192,7 @@ def save_t5x(
             del values
             driver = (
                 {"driver": "file"}
-                if "://" not in os.fspath(folder)
+                if not storage.is_remote(folder)
                 else {"driver": "gcs", "bucket": "t5x-dummy-bucket"}
             )  # T5X fills in the real one
             specs[("target", *path.split("/"))] = {
@@ -210,7 +210,7 @@ def save_t5x(
         ) from error
 
 
-def _find(path: epath.Path) -> epath.Path | None:
+def _find(path: Path) -> Path | None:
     """Where the arrays of the checkpoint at `path`, or of the newest in it, are; None for none."""
     path = path.parent if path.name == INDEX and path.is_file() else path
     for folder in (path, *_steps(path)):
@@ -220,7 +220,7 @@ def _find(path: epath.Path) -> epath.Path | None:
     return None
 
 
-def _steps(folder: epath.Path) -> list[epath.Path]:
+def _steps(folder: Path) -> list[Path]:
     """The checkpoint_N in `folder`, the newest first."""
     if not folder.is_dir():
         return []
@@ -230,7 +230,7 @@ def _steps(folder: epath.Path) -> list[epath.Path]:
     return [found[step] for step in sorted(found, reverse=True)]
 
 
-def _inline(folder: epath.Path) -> Iterator[tuple[str, np.ndarray]]:
+def _inline(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     """The arrays inside the msgpack file itself, if there is one."""
     file = folder / INDEX
     if not file.is_file():
@@ -252,20 +252,24 @@ def _inline(folder: epath.Path) -> Iterator[tuple[str, np.ndarray]]:
             yield name, value
 
 
-def _store(folder: epath.Path, inside: str = "", ocdbt: bool = False) -> dict:
+def _store(folder: Path, inside: str = "", ocdbt: bool = False) -> dict:
     """tensorstore's description of a folder, or of a place inside it."""
-    path = os.fspath(folder)
-    if "://" not in path:
-        base = {"driver": "file", "path": f"{Path(path).absolute()}/"}
+    if not storage.is_remote(folder):
+        base = {"driver": "file", "path": f"{folder.absolute()}/"}
     else:
-        bucket, _, rest = path.partition("://")[2].partition("/")
-        base = {"driver": "gcs", "bucket": bucket, "path": f"{rest.rstrip('/')}/"}
+        scheme, _, place = os.fspath(folder).partition("://")
+        if scheme not in DRIVERS:
+            raise UsageError(
+                f"Found a T5X checkpoint at {folder}, expected gs:// or s3:// or a disk."
+            )
+        bucket, _, rest = place.partition("/")
+        base = {"driver": DRIVERS[scheme], "bucket": bucket, "path": f"{rest.rstrip('/')}/"}
     if ocdbt:
         return {"driver": "ocdbt", "base": base} | ({"path": f"{inside}/"} if inside else {})
     return base | ({"path": f"{base['path']}{inside}/"} if inside else {})
 
 
-def _array(folder: epath.Path, kvstore: dict, name: str, driver: str) -> LazyArray:
+def _array(folder: Path, kvstore: dict, name: str, driver: str) -> LazyArray:
     """The array `name` of a store."""
     spec = {
         "driver": driver,
@@ -295,7 +299,7 @@ def _array(folder: epath.Path, kvstore: dict, name: str, driver: str) -> LazyArr
     return LazyArray(tuple(store.shape), dtype, read)
 
 
-def _damaged(folder: epath.Path, error: Exception) -> PemtError:
+def _damaged(folder: Path, error: Exception) -> PemtError:
     reason = str(error).partition(" [")[0].replace("\n", " ")
     return PemtError(
         f"Expected a whole T5X checkpoint at {folder}, found one that is damaged ({reason})."

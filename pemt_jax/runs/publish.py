@@ -17,7 +17,6 @@ from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.hashing import SUMS, write_checksums
 from pemt_jax.common.storage import current, replacing_folder
-from pemt_jax.interop.base import absolute
 from pemt_jax.interop.hf import check_savable, save_hf
 from pemt_jax.library import expert as expert_library
 from pemt_jax.library.artefact import (
@@ -140,7 +139,7 @@ def publish(
     assert base is not None and library is not None, "see check_publishable"
     facts = {
         "model_dir": str(config.folder.resolve()),
-        "base": absolute(base),
+        "base": storage.absolute(base),
         "library": storage.absolute(library),
         "t5": identity["t5"],
         "pemt": identity["pemt"],
