@@ -14,6 +14,7 @@ import numpy as np
 
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError
+from pemt_jax.common.lazy_array import LazyArray
 
 SUMS = "SHA256SUMS"
 PART_BYTES = 2**20  # hashed at once
@@ -28,7 +29,7 @@ def sha256_file(path: str | os.PathLike) -> str:
         raise PemtError(f"Cannot read {path}: {storage.reason(error)}.") from error
 
 
-def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
+def fingerprint(arrays: Mapping[str, np.ndarray | LazyArray]) -> str:
     """Hex sha256 of names, shapes and float32 values: the identity of a set of weights.
 
     The same for the same weights in any order, layout in memory or file format, and for bfloat16
@@ -46,7 +47,7 @@ class Fingerprint:
     def __init__(self):
         self._digest = hashlib.sha256()
 
-    def update(self, name: str, array: np.ndarray) -> None:
+    def update(self, name: str, array: np.ndarray | LazyArray) -> None:
         values = np.asarray(array)
         self._digest.update(f"{name}\0{','.join(map(str, values.shape))}\0".encode())
         rows = np.atleast_1d(values)

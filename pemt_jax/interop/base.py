@@ -107,7 +107,8 @@ def identify_base(path: str | os.PathLike, kept_dtype: Callable[[str], np.dtype]
         t5, stored = open_base(path)
         if known and known.value is None:
             known.remember(fingerprint(stored))
-    found = processes.from_first(known and known.value)
+    found = processes.from_first(known.value if known else None)
+    assert found is not None  # the first process has one
     if jax.process_count() > 1 and not storage.is_remote(folder):
         processes.agree(base=sample(stored))
     params = {name: array.astype(kept_dtype(name)) for name, array in stored.items()}

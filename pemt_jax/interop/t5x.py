@@ -30,7 +30,6 @@ import tensorstore
 
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError, nearest
-from pemt_jax.common.hashing import verify_checksums
 from pemt_jax.common.lazy_array import Index, LazyArray, aligned
 from pemt_jax.common.weights import nbytes
 from pemt_jax.config import T5Config
@@ -46,27 +45,16 @@ VERSION = 3  # of T5X's legacy form
 DRIVERS = {"gs": "gcs", "s3": "s3"}  # of tensorstore
 
 
-def load_t5x(path: str | os.PathLike) -> tuple[T5Config, dict[str, np.ndarray]]:
-    """Read a T5X checkpoint: its shape and flat float32 parameters.
+def open_t5x(path: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray | np.ndarray]]:
+    """Open a T5X checkpoint: its shape and flat parameters in their stored dtypes, mostly unread.
+
+    SHA256SUMS is not looked at: that would read everything.
 
     Args:
-      path: a checkpoint_N, or a folder of several, of which the newest is read.
+      path: a checkpoint_N, or a folder of several, of which the newest is opened.
 
     Raises:
       PemtError: no checkpoint, a damaged one, or one of another model than a T5.
-    """
-    folder = find_checkpoint(path)
-    verify_checksums(folder)
-    config, params = open_t5x(path)
-    return config, {
-        name: np.asarray(array, np.float32, order="C") for name, array in params.items()
-    }
-
-
-def open_t5x(path: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray | np.ndarray]]:
-    """As `load_t5x`, but parameters in their stored dtypes, each read when it is asked for.
-
-    SHA256SUMS is not looked at: that would read everything.
     """
     found = open_target(path)
     config = infer_config({name: array.shape for name, array in found.items()}, str(path))
@@ -277,7 +265,6 @@ def _array(folder: Path, kvstore: dict, name: str, driver: str) -> LazyArray:
         "kvstore": kvstore | {"path": f"{kvstore.get('path', '')}{name}/"},
     }
     store = tensorstore.open(spec, open=True).result()
-
     dtype = np.dtype(store.dtype.numpy_dtype)
 
     def read(index: Index) -> np.ndarray:
@@ -287,7 +274,7 @@ def _array(folder: Path, kvstore: dict, name: str, driver: str) -> LazyArray:
                 values[...] = store.read().result()
             else:  # by chunks along the first axis: all at once, they are in memory twice
                 (first, last), others = (index[0].start, index[0].stop), index[1:]
-                rows = store.chunk_layout.read_chunk.shape[0] or store.shape[0]
+                rows = (store.chunk_layout.read_chunk.shape or (0,))[0] or max(1, store.shape[0])
                 edges = [first, *range((first // rows + 1) * rows, last, rows), last]
                 for start, stop in itertools.pairwise(edges):
                     part = store[(slice(start, stop), *others)].read().result()

@@ -259,7 +259,7 @@ def place(tree, shardings):
 def _read_on_devices(array: LazyArray, sharding: jax.sharding.Sharding) -> jax.Array:
     parts: dict[str, np.ndarray] = {}
 
-    def read(index: tuple[slice, ...]) -> np.ndarray:
+    def read(index) -> np.ndarray:
         key = str(index)  # devices may hold the same part
         if key not in parts:
             parts[key] = for_device(np.asarray(array[index]))

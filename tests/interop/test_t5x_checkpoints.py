@@ -39,7 +39,7 @@ def run(request, tmp_path):
 @pytest.fixture
 def ours(tmp_path):
     """A checkpoint that we wrote, to damage."""
-    _, params = t5x.load_t5x(unpack(tmp_path / "theirs", "t5x_1_0", "legacy"))
+    _, params = load_base(unpack(tmp_path / "theirs", "t5x_1_0", "legacy"))
     t5x.save_t5x(tmp_path / "ours" / "checkpoint_0", params)
     return tmp_path / "ours" / "checkpoint_0"
 
