@@ -329,18 +329,23 @@ def _once(path: Path, make: Callable[[Path], object]) -> Path:
     return path
 
 
+def jax_settings(folder: Path) -> dict[str, object]:
+    """With which a process has the bits of the commands that `World` and forking.py start."""
+    return {
+        "jax_compilation_cache_dir": str(folder / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+        "jax_disable_most_optimizations": True,  # of the compiler, which takes most of the time
+    }
+
+
 @pytest.fixture(name="world")
 def world_fixture(tmp_path_factory, monkeypatch):
     """The tiny system of this session; its caches of tokens and compiled steps are its own."""
     folder = tmp_path_factory.getbasetemp() / "tiny_system"
     folder.mkdir(exist_ok=True)
     monkeypatch.setenv("PEMT_JAX_CACHE", str(folder / "cache"))
-    settings = {
-        "jax_compilation_cache_dir": str(folder / "compiled"),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-        "jax_disable_most_optimizations": True,  # of the compiler, which takes most of the time
-    }
+    settings = jax_settings(folder)
     before = {name: jax.config.values[name] for name in settings}
     for name, value in settings.items():
         jax.config.update(name, value)

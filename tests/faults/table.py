@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 import bucket  # noqa: E402
+import jax  # noqa: E402
 import tiny_system  # noqa: E402
 from forking import Forker  # noqa: E402
 
@@ -358,6 +360,8 @@ def main() -> int:
         os.environ["PEMT_JAX_CACHE"] = str(folder / "cache")
         world = tiny_system.World(folder / "world")
         world.folder.mkdir()
+        for name, value in tiny_system.jax_settings(world.folder).items():
+            jax.config.update(name, value)
         for kind in kinds:
             (folder / kind).mkdir()
             with place_of(kind, world, folder / kind) as place:
@@ -368,9 +372,9 @@ def main() -> int:
                     try:
                         result = run(place)
                         found[row, kind] = str(result[0]) if result else "-"
-                    except AssertionError as error:
+                    except AssertionError:
                         failed, found[row, kind] = True, "WRONG"
-                        result = str(error)
+                        result = traceback.format_exc(limit=-1)
                     seconds = time.monotonic() - start
                     print(f"{kind} {row}: {result} ({seconds:.0f} s)", file=sys.stderr, flush=True)
     print(f"| fault | {' | '.join(kinds)} |\n|---|{'---|' * len(kinds)}")

@@ -79,7 +79,11 @@ def names(folder: BucketPath) -> set[str]:
 def _finish(folder: BucketPath) -> None:
     files = json.loads(_manifest(folder).read_text())["files"]
     for name in files:
-        (_beside(folder) / name).copy_to(folder / name)
+        try:
+            (_beside(folder) / name).copy_to(folder / name)
+        except FileNotFoundError:  # another process, which finishes it too, has copied it
+            if not (folder / name).is_file():
+                raise
     for path in folder.rglob("*") if folder.is_dir() else ():
         if path.relative_to(folder).as_posix() not in files:
             path.unlink(missing_ok=True)
