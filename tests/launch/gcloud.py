@@ -215,9 +215,9 @@ def scp(found: Slice, flags) -> None:
 
 
 def rsync(flags) -> None:
-    import fsspec  # only here: the other commands answer in a moment
+    from gcsfs.core import GCSFileSystem  # only here: the other commands answer in a moment
 
-    files, source = fsspec.core.url_to_fs(flags.source)
+    files, source = GCSFileSystem(), flags.source.removeprefix("gs://")
     if not files.exists(source):
         raise Refusal(f"Did not find existing container at: {flags.source}")
     for path in files.find(source):

@@ -39,7 +39,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 GresTypes=gpu
 ReturnToService=2
-SlurmdTimeout=30
+SlurmdTimeout=20
 KillWait=30
 MinJobAge=86400
 {more}

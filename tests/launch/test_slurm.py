@@ -1,12 +1,15 @@
 """launch/slurm.sbatch under a real slurmctld and two slurmd on this machine."""
 
 import os
+import re
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import slurm_cluster
+from slurm_cluster import NODES
 from tiny_system import world_fixture  # noqa: F401
 from walk import ROOT, STEPS, Walk, await_, losses, training_process
 
@@ -35,7 +38,7 @@ print("runs", me, restarts, os.environ.get("SLURM_CPUS_PER_TASK"), os.getpid(), 
 codes = {codes!r}.split()
 if codes[0] == "wait" and restarts == "0":
     time.sleep(600)
-code = 0 if int(restarts) >= {times} else int(codes[int(me)])
+code = 0 if codes[0] == "wait" or int(restarts) >= {times} else int(codes[int(me)])
 os.kill(os.getpid(), -code) if code < 0 else os._exit(code)
 """
 
@@ -137,6 +140,25 @@ def test_a_job_that_the_user_ends_saves_and_stays_ended(cluster, stand_in, tmp_p
     job.await_(lambda: saved.exists() and len(saved.read_text()) == 2, "both to save")
     cluster.await_(lambda: cluster.states() == {"idle"}, "idle nodes")
     assert job.state == state[0] and job.restarts == 0
+
+
+def test_a_job_whose_node_is_lost_is_queued_again(cluster, stand_in):
+    """By SLURM itself, when the node has not answered for SlurmdTimeout; the others save."""
+    job = stand_in("wait")
+    job.await_(lambda: job.text().count("runs") == 2, "both processes")
+    (lost,) = re.findall(r"runs 1 0 \S+ (\d+)", job.text())
+    cluster.daemons[NODES[1]].kill()
+    os.kill(int(lost), signal.SIGKILL)
+    try:
+        job.await_(lambda: job.restarts == 1 and job.state == "PENDING", "the requeue", 120)
+        assert f"Node failure on {NODES[1]}" in job.text()
+    finally:
+        cluster.daemons[NODES[1]].wait()
+        cluster.start_node(NODES[1])
+    cluster.await_(lambda: cluster.states() == {"idle"}, "the node's return")
+    time.sleep(10)  # of SLURM's two minutes; started at once, srun finds a single node
+    job.await_requeue(1)
+    assert job.end() == ("COMPLETED", "0:0")
 
 
 def test_tasks_are_told_their_gpus(cluster):

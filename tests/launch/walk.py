@@ -33,6 +33,7 @@ class Walk:
         return environment | {
             "PYTHONPATH": f"{tests}:{tests}/launch",
             "SLOW_STEPS": str(self.slow),
+            "PEMT_JAX_SILENCE_SECONDS": "20",  # half as long to wait for a process that was killed
             "PEMT_JAX_CACHE": os.environ["PEMT_JAX_CACHE"],
         }
 
