@@ -36,9 +36,9 @@ class ModelConfig(Part):
       t5: shape of a new backbone.
       options: choices of PEMT.
       prompt_text: the prompt's text; None for the task's own description; or one per task.
-      dropout_rate, broadcast_dropout, dtype, remat_policy: override the base's, see
+      dropout_rate, broadcast_dropout, dtype, remat_policy, scan_layers: override the base's, see
         config.T5Config; dtype "bfloat16" computes in it, remat_policy "minimal" or "full" takes
-        less memory and more time.
+        less memory and more time, scan_layers takes less time to compile.
       embedding_rows: keep only the first rows of the base's embedding.
       frozen_dtype: "bfloat16" halves the memory of the frozen parameters.
       base_dtype: in which method full stores its base, "float32" or "bfloat16".
@@ -54,6 +54,7 @@ class ModelConfig(Part):
     broadcast_dropout: bool | None = None
     dtype: str | None = None
     remat_policy: str | None = None
+    scan_layers: bool | None = None
     embedding_rows: int | None = None
     frozen_dtype: str = "float32"
     base_dtype: str = "float32"
@@ -70,6 +71,7 @@ class ModelConfig(Part):
             "broadcast_dropout": self.broadcast_dropout,
             "dtype": self.dtype,
             "remat_policy": self.remat_policy,
+            "scan_layers": self.scan_layers,
             "vocab_size": self.embedding_rows,
         }
         return dataclasses.replace(base, **{k: v for k, v in overrides.items() if v is not None})

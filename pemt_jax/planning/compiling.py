@@ -3,6 +3,7 @@
 import math
 import re
 import time
+from collections.abc import Callable
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -10,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pemt_jax.model.methods import merge
 from pemt_jax.parallel import partitioning
 from pemt_jax.parallel.activation_constraints import constrained
+from pemt_jax.parallel.stacked_layers import stacked_shapes
 from pemt_jax.planning.collectives import by_kind, find_collectives
 from pemt_jax.planning.job import Job
 from pemt_jax.training.step import jit_train_step, state_shardings
@@ -28,6 +30,8 @@ def lower_train_step(job: Job, mesh: Mesh, fully_sharded: bool = False):
     layout = state_shardings(trainable, job.optimizer, shardings[0], mesh)
     batch = job.batch(partitioning.padded_rows(job.batch_size, mesh))
     on_data = partitioning.batch_sharding(mesh)
+    if job.t5.scan_layers:
+        frozen, shardings[1] = stacked_shapes(frozen, shardings[1])
     step = jit_train_step(job.model.loss_fn, job.optimizer, layout, shardings[1], mesh, axes)
     key = jax.eval_shape(lambda: jax.random.key(0, impl=job.prng))
     arguments = {
@@ -41,26 +45,39 @@ def lower_train_step(job: Job, mesh: Mesh, fully_sharded: bool = False):
 
 def lower_decode_step(job: Job, mesh: Mesh, fully_sharded: bool = False):
     """Return the lowered decoding of a batch, as evaluation runs it, and its arguments' bytes."""
+    return _lower_evaluation(job, job.model.predict_batch, mesh, fully_sharded)
+
+
+def lower_eval_step(job: Job, mesh: Mesh, fully_sharded: bool = False):
+    """Return the lowered losses of a batch, as evaluation runs them, and its arguments' bytes."""
+
+    def metrics(params, batch):
+        return job.model.eval_fn(params, batch)[1]
+
+    return _lower_evaluation(job, metrics, mesh, fully_sharded)
+
+
+def _lower_evaluation(job: Job, function: Callable, mesh: Mesh, fully_sharded: bool):
+    """Lower a function of (parameters, batch) for a batch of evaluation."""
     trainable, frozen, axes = job.parameters()
-    params = trainable | frozen
-    shardings = partitioning.parameter_shardings(params, axes, mesh, fully_sharded)
-    batch = job.batch(partitioning.padded_rows(job.decode_batch_size, mesh))
+    shardings, frozen_shardings = (
+        partitioning.parameter_shardings(x, axes, mesh, fully_sharded) for x in (trainable, frozen)
+    )
+    if job.t5.scan_layers:
+        frozen, frozen_shardings = stacked_shapes(frozen, frozen_shardings)
+    batch = job.batch(partitioning.padded_rows(job.eval_batch_size, mesh))
     on_data = partitioning.batch_sharding(mesh)
-    placed = {
-        path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[path])
-        for path, x in params.items()
-    }
-    rows = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_data) for name, x in batch.items()
-    }
-    predict = constrained(job.model.predict_batch, mesh, axes)
-    step = jax.jit(predict, out_shardings=NamedSharding(mesh, PartitionSpec()))
     arguments = {
-        "frozen": shard_bytes(frozen, {path: shardings[path] for path in frozen}),
-        "trainable": shard_bytes(trainable, {path: shardings[path] for path in trainable}),
+        "frozen": shard_bytes(frozen, frozen_shardings),
+        "trainable": shard_bytes(trainable, shardings),
         "batch": shard_bytes(batch, dict.fromkeys(batch, on_data)),
     }
-    return step.lower(merge(placed, {}), rows), arguments
+    step = jax.jit(
+        constrained(function, mesh, axes),
+        in_shardings=(merge(shardings, frozen_shardings), on_data),
+        out_shardings=NamedSharding(mesh, PartitionSpec()),
+    )
+    return step.lower(merge(trainable, frozen), batch), arguments
 
 
 def shard_bytes(tree, shardings) -> int:

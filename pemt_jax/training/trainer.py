@@ -13,6 +13,7 @@ from pemt_jax.common.errors import UsageError
 from pemt_jax.model.methods import merge
 from pemt_jax.optimizers import Transformation
 from pemt_jax.parallel import partitioning
+from pemt_jax.parallel.stacked_layers import stack_on_devices
 from pemt_jax.training.step import (
     Batch,
     LossFn,
@@ -42,6 +43,7 @@ class Trainer:
         fully_sharded: whether the backbone's matrices are split over data as well.
         release: empty the dict `frozen`, so that no more than one of its arrays is in the host's
             memory and on the devices at once.
+        scan_layers: whether the model scans its layers: `frozen` is then stacked.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Trainer:
         prng: str = "threefry2x32",
         fully_sharded: bool = False,
         release: bool = False,
+        scan_layers: bool = False,
     ):
         if not trainable:
             raise UsageError("The method trains no parameter, expected at least one.")
@@ -72,6 +75,9 @@ class Trainer:
         for path in list(frozen):
             value = frozen.pop(path) if release else frozen[path]
             self.frozen[path] = partitioning.place(value, frozen_shardings[path])
+        if scan_layers:
+            self.frozen = stack_on_devices(self.frozen)
+            frozen_shardings = {path: value.sharding for path, value in self.frozen.items()}
         # The step donates its state, so the caller's arrays must not be the state's memory.
         init = jax.jit(
             lambda params: TrainState(

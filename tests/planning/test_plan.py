@@ -33,7 +33,7 @@ TINY = Job(
     batch_size=8,
     inputs=6,
     targets=4,
-    decode_batch_size=8,
+    eval_batch_size=8,
     decode_length=4,
 )
 NO_TPU_COMPILER = pytest.mark.skipif(
