@@ -1,10 +1,10 @@
 """Parameters of equal layers, one path per layer or one path for all of them.
 
 Parameters are stored, trained, checkpointed and published per layer, under T5X's names:
-`encoder/layers_3/mlp/wi/kernel` [D, F]. A model with `T5Config.scan_layers` computes with all layers
-of a stack in one array, `encoder/layers/mlp/wi/kernel` [layers, D, F]. What is frozen is stacked once,
-when it is loaded; what is trained is stacked in each step, so that the trainable parameters, the
-optimizer and the checkpoints do not know whether the layers are scanned.
+`encoder/layers_3/mlp/wi/kernel` [D, F]. A model with `T5Config.scan_layers` computes with all
+layers of a stack in one array, `encoder/layers/mlp/wi/kernel` [layers, D, F]. What is frozen is
+stacked once, when it is loaded; what is trained is stacked in each step, so that the trainable
+parameters, the optimizer and the checkpoints do not know whether the layers are scanned.
 """
 
 import re

@@ -92,6 +92,15 @@ CHECKPOINT_POLICIES = {
 }
 
 
+def keep_costly(primitive, *_, **__) -> bool:
+    """The policy "none" of a scanned layer: keep what takes time to compute again.
+
+    Those are matrix products, the exponentials of attention and the masks of dropout. In straight
+    code XLA chooses what is kept; of a loop all is kept that the backward pass reads, in float32.
+    """
+    return primitive.name in ("dot_general", "exp", "lt")
+
+
 def layer_class(policy: str) -> type[nn.Module]:
     """Return `Layer`, or its variant that recomputes activations in the backward pass."""
     if policy == "none":
@@ -146,7 +155,7 @@ class Stack(nn.Module):
         )
         policy = "none" if decode else t5.remat_policy
         if t5.scan_layers and not self.is_initializing():
-            x_BLD = self._scanned(x_BLD, arguments, layers, policy)
+            x_BLD = self._scanned(x_BLD, arguments, layers)
         else:
             layer = layer_class(policy)
             for i in range(layers):
@@ -157,7 +166,7 @@ class Stack(nn.Module):
         logits = Dense(t5.vocab_size, ("embed", "vocab"), jnp.float32, name="logits_dense")
         return logits(x_BLD)
 
-    def _scanned(self, x_BLD: Array, arguments: tuple, layers: int, policy: str) -> Array:
+    def _scanned(self, x_BLD: Array, arguments: tuple, layers: int) -> Array:
         """Return the output of the last layer, by a loop over all of them.
 
         The cache of all layers, "layers" in the collection "cache", has the layers along its second
@@ -183,8 +192,8 @@ class Stack(nn.Module):
                 cache = jax.tree.map(lambda x, y: _with_layer(x, y, number), cache, new)
             return (x_BLD, cache), made
 
-        if policy != "none":
-            body = jax.checkpoint(body, policy=CHECKPOINT_POLICIES[policy], prevent_cse=False)
+        policy = (CHECKPOINT_POLICIES | {"none": keep_costly})[self.t5.remat_policy]
+        body = jax.checkpoint(body, policy=policy, prevent_cse=False)
         numbers = jnp.arange(layers)
         (x_BLD, cache), made = jax.lax.scan(body, (x_BLD, cache), (numbers, params))
         if "cache" in made:  # it is new

@@ -1,7 +1,7 @@
 """Layers stacked on the devices, for models that scan them (common/layer_stacks.py).
 
-After the parameters are where they belong, not while they are read: reading needs to know nothing of
-it, no host holds a stack, and no device more than one stack beside the parameters.
+This happens after the parameters have been placed, not while they are read: reading needs to know
+nothing of it, no host holds a stack, and a device holds at most one stack beside the parameters.
 """
 
 import functools
@@ -18,7 +18,7 @@ def stack_on_devices(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Return a flat dict with one array per parameter of all layers, sharded as those of a layer.
 
     Args:
-      params: placed with `NamedSharding`s, by path; emptied, so that what has been stacked is freed.
+      params: placed with `NamedSharding`s, by path; emptied, so that what is stacked is freed.
     """
     groups: dict[str, dict[str, jax.Array]] = {}
     for path in list(params):
