@@ -87,15 +87,16 @@ class DataConfig(Part):
       task_feature_lengths: longest inputs and targets, in tokens.
       batch_size: examples per update.
       eval_batch_size: examples per batch of an evaluation.
-      buckets: input lengths to pad to, or how many to choose from the data; a step is compiled for
-        each, fewer waste more padding.
+      buckets: input lengths to pad to, pairs of input and target lengths, or how many input lengths
+        to choose from the data; None for the 4 pairs, and 2 lengths of evaluation, that need the
+        least padding. A step is compiled for each shape, fewer waste more padding.
     """
 
     mixture_or_task_name: str | Sequence[str]
     task_feature_lengths: Mapping[str, int]
     batch_size: int
     eval_batch_size: int = 128
-    buckets: Sequence[int] | int = DEFAULT_BUCKETS
+    buckets: Sequence[int] | Sequence[Sequence[int]] | int | None = None
 
     def __post_init__(self):
         at_least(1, BATCH_SIZE=self.batch_size, EVAL_BATCH_SIZE=self.eval_batch_size)
