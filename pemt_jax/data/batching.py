@@ -2,8 +2,8 @@
 
 A batch is a function of (seed, step) alone, so the data position of a run is its step number and
 every host makes the same batches. Lengths are padded to buckets (buckets.py), so that a model
-compiles few steps, and examples of one bucket are gathered within windows, so that little of a batch
-is padding:
+compiles few steps, and examples of one bucket are gathered within windows, so that little of a
+batch is padding:
 
 - one task: each epoch is a new permutation of all examples, cut into windows of `window` batches;
   the examples of a window are sorted by bucket, and then the batches of the epoch are shuffled. The

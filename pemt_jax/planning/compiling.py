@@ -1,9 +1,9 @@
-"""The real train and decode step, lowered for a mesh without one parameter, and what they need."""
+"""The real steps, of training and evaluation, lowered without one parameter; what they need."""
 
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -93,12 +93,13 @@ def shard_bytes(tree, shardings) -> int:
     return sum(sizes)
 
 
-def compile_step(lowered, arguments: dict[str, int]) -> dict:
+def compile_step(lowered, arguments: dict[str, int], held: Mapping[str, int] | None = None) -> dict:
     """Compile and return a JSON-able record of what the step needs on one chip.
 
     `memory` has the arguments by kind, what the compiler's layouts add to them (`padding`),
-    `temporaries`, `output` (what is not written over an argument), `code` and `total`, in bytes.
-    When the compiler finds that it does not fit, the record is {"out_of_memory": bytes it wants}.
+    `temporaries`, `output` (what is not written over an argument), `code`, what is on the chip
+    meanwhile without being an argument (`held`), and `total`, in bytes. When the compiler finds
+    that it does not fit, the record is {"out_of_memory": bytes it wants}.
     """
     start = time.time()
     try:
@@ -121,6 +122,7 @@ def compile_step(lowered, arguments: dict[str, int]) -> dict:
         "temporaries": stats.temp_size_in_bytes,
         "output": output,
         "code": stats.generated_code_size_in_bytes,
+        **(held or {}),
     }
     return {
         "memory": memory | {"total": sum(memory.values())},
