@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from pemt_jax.common.flat_config import Flat, Part, at_least
-from pemt_jax.run_config import DEFAULT_BUCKETS, MeshConfig
+from pemt_jax.run_config import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class EvaluateConfig(Flat):
       mixture_or_task_name, task_feature_lengths: None for those it was trained on.
       split: of the task, or of every task of the mixture.
       batch_size: examples per batch.
-      buckets: input lengths to pad to, or how many to choose from the data.
+      buckets: input lengths to pad to, or how many to choose from the data; None for 2.
     """
 
     run: FinishedConfig
@@ -39,7 +39,7 @@ class EvaluateConfig(Flat):
     split: str = "test"
     task_feature_lengths: Mapping[str, int] | None = None
     batch_size: int = 128
-    buckets: Sequence[int] | int = DEFAULT_BUCKETS
+    buckets: Sequence[int] | int | None = None
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):

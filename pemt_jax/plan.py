@@ -3,10 +3,10 @@
     python -m pemt_jax.plan --topology=v5e:4x4 --shape=11B --method=pemt_target --batch_size=128
     python -m pemt_jax.plan --topology=v4:2x2x2 --gin_file=runs/stage2.gin --gin.MODEL_DIR=...
 
-The real train and decode step are compiled for the slice by the TPU's own compiler, which needs no
-TPU, and no parameter is made. With gin files it is the run that `pemt_jax.train` would make of them
-(--shape then stands for the base), without them one of a T5 of --shape. Exit code 0 when it fits,
-3 when it does not (with --search: when nothing does), 2 for wrong use.
+The real steps of training and evaluation are compiled for the slice by the TPU's own compiler,
+which needs no TPU, and no parameter is made. With gin files it is the run that `pemt_jax.train`
+would make of them (--shape then stands for the base), without them one of a T5 of --shape. Exit
+code 0 when it fits, 3 when it does not (with --search: when nothing does), 2 for wrong use.
 """
 
 import dataclasses
@@ -48,22 +48,25 @@ def plan(argv: Sequence[str]) -> int:
     choices = {k: v for k, v in vars(options).items() if v is not None}
     given = {field.name for field in dataclasses.fields(MeshConfig)} & choices.keys()
     mesh = dataclasses.replace(mesh, **{name: choices[name] for name in given})
-    shape = {k: choices[k] for k in ("dtype", "remat_policy", "broadcast_dropout") if k in choices}
+    of_t5 = ("dtype", "remat_policy", "scan_layers", "broadcast_dropout")
+    shape = {name: choices[name] for name in of_t5 if name in choices}
     job = dataclasses.replace(
         job,
         t5=dataclasses.replace(job.t5, **shape),
         **{k: v for k, v in choices.items() if k in fields},
     )
+    if options.compile_time:
+        jax.config.update("jax_enable_compilation_cache", False)
     topology = open_topology(options.topology)
     if options.search:
-        made = report.make_search(job, topology, options.compile, not options.no_decode)
-        print(report.render_search(made))
+        made = report.make_search(job, topology, options.compile, not options.no_evaluation)
+        print(report.render_search(made, options.compile_time))
     else:
         layout = Layout.over(
             topology.devices, mesh.model_parallel, mesh.expert_parallel, mesh.fully_sharded
         )
-        made = report.make_plan(job, topology, layout, not options.no_decode)
-        print(report.render(made))
+        made = report.make_plan(job, topology, layout, not options.no_evaluation)
+        print(report.render(made, options.compile_time))
     if options.json:
         with replacing(options.json) as partial:
             partial.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")

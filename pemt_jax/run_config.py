@@ -37,9 +37,9 @@ class ModelConfig(Part):
       t5: shape of a new backbone.
       options: choices of PEMT.
       prompt_text: the prompt's text; None for the task's own description; or one per task.
-      dropout_rate, broadcast_dropout, dtype, remat_policy: override the base's, see
+      dropout_rate, broadcast_dropout, dtype, remat_policy, scan_layers: override the base's, see
         config.T5Config; dtype "bfloat16" computes in it, remat_policy "minimal" or "full" takes
-        less memory and more time.
+        less memory and more time, scan_layers takes less time to compile.
       embedding_rows: keep only the first rows of the base's embedding.
       frozen_dtype: "bfloat16" halves the memory of the frozen parameters.
       base_dtype: in which method full stores its base, "float32" or "bfloat16".
@@ -55,6 +55,7 @@ class ModelConfig(Part):
     broadcast_dropout: bool | None = None
     dtype: str | None = None
     remat_policy: str | None = None
+    scan_layers: bool | None = None
     embedding_rows: int | None = None
     frozen_dtype: str = "float32"
     base_dtype: str = "float32"
@@ -71,6 +72,7 @@ class ModelConfig(Part):
             "broadcast_dropout": self.broadcast_dropout,
             "dtype": self.dtype,
             "remat_policy": self.remat_policy,
+            "scan_layers": self.scan_layers,
             "vocab_size": self.embedding_rows,
         }
         return dataclasses.replace(base, **{k: v for k, v in overrides.items() if v is not None})
@@ -86,15 +88,16 @@ class DataConfig(Part):
       task_feature_lengths: longest inputs and targets, in tokens.
       batch_size: examples per update.
       eval_batch_size: examples per batch of an evaluation.
-      buckets: input lengths to pad to, or how many to choose from the data; a step is compiled for
-        each, fewer waste more padding.
+      buckets: input lengths to pad to, pairs of input and target lengths, or how many input lengths
+        to choose from the data; None for the 4 pairs, and 2 lengths of evaluation, that need the
+        least padding. A step is compiled for each shape, fewer waste more padding.
     """
 
     mixture_or_task_name: str | Sequence[str]
     task_feature_lengths: Mapping[str, int]
     batch_size: int
     eval_batch_size: int = 128
-    buckets: Sequence[int] | int = DEFAULT_BUCKETS
+    buckets: Sequence[int] | Sequence[Sequence[int]] | int | None = None
 
     def __post_init__(self):
         at_least(1, BATCH_SIZE=self.batch_size, EVAL_BATCH_SIZE=self.eval_batch_size)

@@ -25,7 +25,7 @@ for method, pemt in (("pemt_target", TARGET), ("pemt_source", SOURCE)):
         batch_size=8,
         inputs=6,
         targets=4,
-        decode_batch_size=8,
+        eval_batch_size=8,
         decode_length=4,
     )
     mesh = partitioning.make_mesh(devices=jax.devices())

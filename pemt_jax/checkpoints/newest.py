@@ -5,14 +5,26 @@ warning says so. When all are damaged the run stops with the fault of the first,
 stays where it is. All processes call these functions and take the same decisions.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
+from pemt_jax.checkpoints.folder import manifests
 from pemt_jax.checkpoints.restore import DamagedCheckpoint
 from pemt_jax.common.errors import warn
 from pemt_jax.parallel import processes
 
 T = TypeVar("T")
+
+
+def stored_identity(folder: Path) -> Mapping:
+    """Return the identity of the run whose checkpoints are in `folder`; empty without one.
+
+    Raises:
+        PemtError: the folder cannot be read.
+    """
+    found = [manifest for manifest in manifests(folder).values() if manifest is not None]
+    return found[-1]["identity"] or {} if found else {}
 
 
 def restore_newest(trainer, checkpoints) -> tuple[int, dict] | None:

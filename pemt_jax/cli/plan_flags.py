@@ -1,5 +1,6 @@
 """The flags of `python -m pemt_jax.plan`, in addition to those of gin."""
 
+from argparse import BooleanOptionalAction
 from collections.abc import Sequence
 
 from pemt_jax.cli.parser import Parser
@@ -16,6 +17,7 @@ def parse(argv: Sequence[str], doc: str):
     add("--shape", help=f"a T5 without a checkpoint: {', '.join(SHAPES)}")
     add("--method", help=", ".join(METHODS))
     add("--batch_size", type=int, help="examples per update, over all chips")
+    add("--eval_batch_size", type=int, help="examples per batch of evaluation, over all chips")
     add("--inputs", type=int, help="longest inputs in tokens")
     add("--targets", type=int, help="longest targets in tokens")
     add("--dtype", help="of activations: float32, bfloat16")
@@ -23,10 +25,14 @@ def parse(argv: Sequence[str], doc: str):
     add("--remat_policy", help="none, minimal, full")
     add("--prng", help="threefry2x32, rbg")
     add(
+        "--scan_layers",
+        action=BooleanOptionalAction,
+        help="compile one layer per stack, not all of them",
+    )
+    add(
         "--broadcast_dropout",
-        action="store_true",
-        default=None,
-        help="one mask for all positions of an example, as T5X",
+        action=BooleanOptionalAction,
+        help="one mask per example, the default, or one per position, as the reference",
     )
     add("--train_steps", type=int, help="updates of the run")
     add("--model_parallel", type=int, help="chips over which the parameters are sharded")
@@ -37,7 +43,13 @@ def parse(argv: Sequence[str], doc: str):
         default=None,
         help="shard the backbone over the data chips too",
     )
-    add("--no_decode", action="store_true", help="do not compile the decode step")
+    add(
+        "--no_evaluation",
+        "--no_decode",
+        action="store_true",
+        help="do not compile the steps of evaluation",
+    )
+    add("--compile_time", action="store_true", help="print the time to lower and compile each step")
     add("--search", action="store_true", help="list the layouts that fit, best first")
     add("--compile", type=int, default=1, metavar="N", help="of --search: compile the N best")
     add("--json", metavar="FILE", help="write the plan to this file too")

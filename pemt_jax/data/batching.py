@@ -1,9 +1,9 @@
 """Batches by step number: deterministic, resumable, bucketed by length.
 
 A batch is a function of (seed, step) alone, so the data position of a run is its step number and
-every host makes the same batches. Lengths are padded to buckets, so that a model compiles one step
-per bucket, and examples of one bucket are gathered within windows, so that little of a batch is
-padding:
+every host makes the same batches. Lengths are padded to buckets (buckets.py), so that a model
+compiles few steps, and examples of one bucket are gathered within windows, so that little of a
+batch is padding:
 
 - one task: each epoch is a new permutation of all examples, cut into windows of `window` batches;
   the examples of a window are sorted by bucket, and then the batches of the epoch are shuffled. The
@@ -23,6 +23,7 @@ import grain
 import numpy as np
 
 from pemt_jax.common.errors import PemtError
+from pemt_jax.data.buckets import is_pairs, pad_to
 from pemt_jax.data.tokenized import Pair, TokenizedSplit
 from pemt_jax.run_config import DEFAULT_BUCKETS
 
@@ -37,6 +38,23 @@ def bucket_of(length: np.ndarray | int, buckets: Sequence[int], limit: int) -> n
     """The smallest bucket that fits each length, at most `limit`; no length is above it."""
     ladder = np.array(sorted({min(bucket, limit) for bucket in buckets} | {limit}))
     return ladder[np.searchsorted(ladder, length)]
+
+
+def shapes_of(
+    split: TokenizedSplit, buckets: Sequence, target_buckets: Sequence[int]
+) -> np.ndarray:
+    """The lengths to which each example of a split is padded, [examples, 2]; as in BatchSource."""
+    inputs, targets, limits = split.input_lengths, split.target_lengths, split.lengths
+    if is_pairs(buckets):
+        cut = [(min(s, limits["inputs"]), min(t, limits["targets"])) for s, t in buckets]
+        return pad_to([*cut, (limits["inputs"], limits["targets"])], inputs, targets)
+    return np.stack(
+        [
+            bucket_of(inputs, buckets, limits["inputs"]),
+            bucket_of(targets, target_buckets, limits["targets"]),
+        ],
+        axis=1,
+    )
 
 
 def take_local(rows: np.ndarray, local: np.ndarray | None) -> np.ndarray:
@@ -73,7 +91,8 @@ class BatchSource:
       batch_size: rows of a batch, over all hosts.
       seed: of the order, the mixture's draws and an online transform's noise.
       window: batches among which examples are sorted by bucket.
-      buckets, target_buckets: lengths to pad to; each is cut to the splits' limits.
+      buckets, target_buckets: lengths to pad to; each is cut to the splits' limits. Or `buckets`
+        are pairs (inputs, targets), both ascending.
       local_rows: the only rows of a batch that are read and returned, in order, as
         partitioning.local_rows gives them; None for all.
     """
@@ -84,7 +103,7 @@ class BatchSource:
         batch_size: int,
         seed: int,
         window: int = 16,
-        buckets: Sequence[int] = DEFAULT_BUCKETS,
+        buckets: Sequence = DEFAULT_BUCKETS,
         target_buckets: Sequence[int] = DEFAULT_TARGET_BUCKETS,
         local_rows: np.ndarray | None = None,
     ):
@@ -98,16 +117,7 @@ class BatchSource:
         self.batch_size, self.seed, self.window = batch_size, seed, window
         self._rates = np.array(rates) / np.sum(rates)
         self._sizes = np.array([len(split) for split in self.splits])
-        self._buckets = [
-            np.stack(
-                [
-                    bucket_of(split.input_lengths, buckets, split.lengths["inputs"]),
-                    bucket_of(split.target_lengths, target_buckets, split.lengths["targets"]),
-                ],
-                axis=1,
-            )
-            for split in self.splits
-        ]
+        self._buckets = [shapes_of(split, buckets, target_buckets) for split in self.splits]
         self._rows_before_block = [np.zeros(len(parts), np.int64)]
         self._lock = threading.Lock()
         # Plans are read in the order of steps, so the current and the next one are enough.

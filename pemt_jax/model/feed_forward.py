@@ -13,7 +13,7 @@ from jax import Array
 from pemt_jax.config import PemtConfig, T5Config
 from pemt_jax.model.experts import ExpertMixture, SourceExpert, TargetAdapter
 from pemt_jax.model.gate import CorrelationGate
-from pemt_jax.model.layers import Dense
+from pemt_jax.model.layers import Dense, Dropout
 from pemt_jax.model.losses import expert_cosines, task_sparsity_loss
 
 ACTIVATION_FUNCTIONS = {
@@ -58,7 +58,7 @@ class FeedForward(nn.Module):
             branch = Dense(t5.mlp_dim, ("embed", "mlp"), dtype, name=wi)(x_BLD)
             branch = ACTIVATION_FUNCTIONS[name](branch)
             hidden_BLF = branch if hidden_BLF is None else hidden_BLF * branch
-        dropout = nn.Dropout(t5.dropout_rate, t5.dropout_dims, deterministic=deterministic)
+        dropout = Dropout(t5.dropout_rate, t5.dropout_dims, deterministic=deterministic)
         hidden_BLF = dropout(hidden_BLF)
         hidden_BLF = with_logical_constraint(hidden_BLF, ("batch", "length", "mlp"))
         z_BLD = Dense(t5.emb_dim, ("mlp", "embed"), dtype, name="wo")(hidden_BLF)

@@ -6,8 +6,12 @@ by a bias on bucketed distances. Parameters are created by `param_with_axes` und
 that T5X reads their logical axes and its checkpoints load without renaming.
 """
 
+import contextlib
+import contextvars
+import hashlib
 from collections.abc import Callable
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -26,6 +30,57 @@ fan_in_normal = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_norma
 def attend_where(allowed: Array) -> Array:
     """Additive attention bias: 0 where allowed, a large negative number elsewhere."""
     return jnp.where(allowed, 0.0, MASKED)
+
+
+# (number of the layer that is traced, number of layers) while a scanned layer is.
+_SCANNED: contextvars.ContextVar[tuple[Array, int] | None] = contextvars.ContextVar(
+    "scanned", default=None
+)
+
+
+@contextlib.contextmanager
+def scanned_layer(number: Array, layers: int):
+    """What is traced inside stands for each of `layers` layers, and is that of `number`."""
+    token = _SCANNED.set((number, layers))
+    try:
+        yield
+    finally:
+        _SCANNED.reset(token)
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout`, which draws in a scanned layer what it draws in the same layer unrolled.
+
+    Flax folds a hash of the module's path into the key, "decoder/layers_3/mlp/Dropout_0" and the
+    number of the draw. In a scanned layer, whose path is that of layer 0, the hashes for the paths
+    of all layers are constants of the program, from which the layer takes its own.
+    """
+
+    @nn.nowrap
+    def make_rng(self, name: str = "params") -> Array:
+        scanned = _SCANNED.get()
+        if scanned is None:
+            return super().make_rng(name)
+        (number, layers), scope = scanned, self.scope
+        assert scope is not None  # flax calls it within a module
+        scope.rng_counters[name] += 1
+        rng, draw = scope.rngs[name], scope.rng_counters[name]
+        hashes = [
+            _hash([f"layers_{i}" if part == "layers_0" else part for part in (*rng.suffix, draw)])
+            for i in range(layers)
+        ]
+        return jax.random.fold_in(rng.rng, jnp.asarray(hashes, jnp.uint32)[number])
+
+
+def _hash(path: list[str | int]) -> int:
+    """The number that `flax.core.scope` folds into a key for a path and the number of a draw."""
+    digest = hashlib.sha1()
+    for part in path:
+        if flax.config.flax_fix_rng_separator:
+            digest.update(b"\00")
+        size = (part.bit_length() + 7) // 8 if isinstance(part, int) else 0
+        digest.update(part.encode() if isinstance(part, str) else part.to_bytes(size, "big"))
+    return int.from_bytes(digest.digest()[:4], "big")
 
 
 class RMSNorm(nn.Module):
@@ -207,7 +262,7 @@ class Attention(nn.Module):
         Dividing after the sum over values, and applying a mask shared by all queries to the values
         instead of the weights, computes the same sums in a different order.
         """
-        dropout = nn.Dropout(self.dropout_rate, self.dropout_dims, deterministic=deterministic)
+        dropout = Dropout(self.dropout_rate, self.dropout_dims, deterministic=deterministic)
         largest = jax.lax.stop_gradient(jnp.max(scores_BHLM, axis=-1, keepdims=True))
         exponentials_BHLM = jnp.exp(scores_BHLM - largest)
         total_BHL = jnp.sum(exponentials_BHLM, axis=-1)

@@ -22,6 +22,7 @@ from pemt_jax.config import PemtConfig, T5Config
 from pemt_jax.model import decoding
 from pemt_jax.model.losses import token_cross_entropy
 from pemt_jax.model.network import Transformer
+from pemt_jax.model.stack import stacked
 
 Batch = Mapping[str, Array]
 
@@ -171,6 +172,8 @@ class PemtModel:
           "gate", the mean gate of the encoder's layers [B, E].
         """
         del rng
+        if self.t5.scan_layers:
+            params = stacked(params)  # here, not in each step of the search
         length = self.max_decode_length or batch["decoder_target_tokens"].shape[1]
         rows_B = row_weights(batch)
         tokens_BS = batch["encoder_input_tokens"]

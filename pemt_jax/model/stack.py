@@ -2,17 +2,34 @@
 
 The feed-forward output has experts and an adapter where a `PemtConfig` asks for them
 (feed_forward.py); the decoder's gates read the encoder's output at the prompt.
+
+With `T5Config.scan_layers` a stack is one loop over its layers (`jax.lax.scan`), whose body is
+compiled once. Nobody outside sees it, but for the cache: parameters may be given per layer or
+stacked (common/layer_stacks.py), and gates and losses are those of `layers_0`, `layers_1`, ...
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
+from flax.core.scope import LazyRng
 from flax.linen.spmd import with_logical_constraint
 from jax import Array
 
+from pemt_jax.common.layer_stacks import stack_layers
 from pemt_jax.config import PemtConfig, T5Config
 from pemt_jax.model.feed_forward import FeedForward
-from pemt_jax.model.layers import Attention, Dense, RelativePositionBias, RMSNorm
+from pemt_jax.model.layers import (
+    Attention,
+    Dense,
+    Dropout,
+    RelativePositionBias,
+    RMSNorm,
+    scanned_layer,
+)
 
 
 class Layer(nn.Module):
@@ -38,7 +55,7 @@ class Layer(nn.Module):
         decode: bool = False,
     ) -> Array:
         t5, dtype = self.t5, self.t5.compute_dtype
-        dropout = nn.Dropout(t5.dropout_rate, t5.dropout_dims, deterministic=deterministic)
+        dropout = Dropout(t5.dropout_rate, t5.dropout_dims, deterministic=deterministic)
 
         def attention(name: str) -> Attention:
             return Attention(
@@ -75,6 +92,15 @@ CHECKPOINT_POLICIES = {
 }
 
 
+def keep_costly(primitive, *_, **__) -> bool:
+    """The policy "none" of a scanned layer: keep what takes time to compute again.
+
+    Those are matrix products, the exponentials of attention and the masks of dropout. In straight
+    code XLA chooses what is kept; of a loop all is kept that the backward pass reads, in float32.
+    """
+    return primitive.name in ("dot_general", "exp", "lt")
+
+
 def layer_class(policy: str) -> type[nn.Module]:
     """Return `Layer`, or its variant that recomputes activations in the backward pass."""
     if policy == "none":
@@ -104,7 +130,7 @@ class Stack(nn.Module):
         decode: bool = False,
     ) -> Array:
         t5, dtype = self.t5, self.t5.compute_dtype
-        dropout = nn.Dropout(t5.dropout_rate, t5.dropout_dims, deterministic=deterministic)
+        dropout = Dropout(t5.dropout_rate, t5.dropout_dims, deterministic=deterministic)
         length = mask_bias.shape[-1]
         positions = RelativePositionBias(
             t5.num_heads,
@@ -118,20 +144,79 @@ class Stack(nn.Module):
         x_BLD = dropout(x_BLD.astype(dtype))
         stack = "encoder" if self.in_encoder else "decoder"
         layers = t5.num_encoder_layers if self.in_encoder else t5.num_decoder_layers
-        layer = layer_class("none" if decode else t5.remat_policy)
-        for i in range(layers):
-            x_BLD = layer(t5, self.pemt, self.in_encoder, name=f"layers_{i}")(
-                x_BLD,
-                self_bias,
-                encoded_BMD,
-                cross_bias,
-                token_weights_BL,
-                prompt_weights_BP,
-                deterministic,
-                decode,
-            )
+        arguments = (
+            self_bias,
+            encoded_BMD,
+            cross_bias,
+            token_weights_BL,
+            prompt_weights_BP,
+            deterministic,
+            decode,
+        )
+        policy = "none" if decode else t5.remat_policy
+        if t5.scan_layers and not self.is_initializing():
+            x_BLD = self._scanned(x_BLD, arguments, layers)
+        else:
+            layer = layer_class(policy)
+            for i in range(layers):
+                x_BLD = layer(t5, self.pemt, self.in_encoder, name=f"layers_{i}")(x_BLD, *arguments)
         x_BLD = dropout(RMSNorm(dtype, name=f"{stack}_norm")(x_BLD))
         if self.in_encoder or t5.logits_via_embedding:
             return x_BLD
         logits = Dense(t5.vocab_size, ("embed", "vocab"), jnp.float32, name="logits_dense")
         return logits(x_BLD)
+
+    def _scanned(self, x_BLD: Array, arguments: tuple, layers: int) -> Array:
+        """Return the output of the last layer, by a loop over all of them.
+
+        The cache of all layers, "layers" in the collection "cache", has the layers along its second
+        axis, after the rows', which a beam search reorders.
+        """
+        layer = Layer(self.t5, self.pemt, self.in_encoder, parent=None)
+        params = stacked(self.scope.variables()["params"])["layers"]
+        cache = self.get_variable("cache", "layers")
+        kinds = [kind for kind in ("pemt", "cache") if self.is_mutable_collection(kind)]
+        rng = self.scope.rngs.get("dropout")
+        # Every layer has the path of the first; scanned_layer tells them apart.
+        rngs = {} if rng is None else {"dropout": LazyRng.create(rng, "layers_0")}
+
+        def body(carry, inputs):
+            (x_BLD, cache), (number, own) = carry, inputs
+            variables = {"params": own}
+            if cache is not None:
+                variables["cache"] = jax.tree.map(lambda x: _of_layer(x, number), cache)
+            with scanned_layer(number, layers):
+                x_BLD, made = layer.apply(variables, x_BLD, *arguments, rngs=rngs, mutable=kinds)
+            if cache is not None:
+                new = made.pop("cache")
+                cache = jax.tree.map(lambda x, y: _with_layer(x, y, number), cache, new)
+            return (x_BLD, cache), made
+
+        policy = (CHECKPOINT_POLICIES | {"none": keep_costly})[self.t5.remat_policy]
+        body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+        numbers = jnp.arange(layers)
+        (x_BLD, cache), made = jax.lax.scan(body, (x_BLD, cache), (numbers, params))
+        if "cache" in made:  # it is new
+            cache = jax.tree.map(lambda x: jnp.moveaxis(x, 0, min(1, x.ndim - 1)), made["cache"])
+        if "cache" in kinds:
+            self.put_variable("cache", "layers", cache)
+        for i in range(layers) if "pemt" in made else ():
+            own = jax.tree.map(lambda x, i=i: x[i], made["pemt"])
+            self.put_variable("pemt", f"layers_{i}", own)
+        return x_BLD
+
+
+def stacked(params: Mapping) -> dict[str, Any]:
+    """Return nested parameters with the layers of each stack in one array, where they are not."""
+    flat = traverse_util.flatten_dict(dict(params), sep="/")
+    return traverse_util.unflatten_dict(stack_layers(flat, jnp.stack), sep="/")
+
+
+def _of_layer(cached: Array, number: Array) -> Array:
+    axis = min(1, cached.ndim - 1)
+    return jax.lax.dynamic_index_in_dim(cached, number, axis, keepdims=False)
+
+
+def _with_layer(cached: Array, new: Array, number: Array) -> Array:
+    axis = min(1, cached.ndim - 1)
+    return jax.lax.dynamic_update_index_in_dim(cached, new, number, axis)

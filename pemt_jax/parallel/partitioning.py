@@ -28,6 +28,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from pemt_jax.common.errors import UsageError, nearest
+from pemt_jax.common.layer_stacks import stacked_path
 from pemt_jax.common.lazy_array import LazyArray, for_device
 
 LOGICAL_AXIS_RULES = {
@@ -92,14 +93,20 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def logical_axes(params_axes: Mapping) -> dict[str, tuple[str | None, ...]]:
-    """Flatten the `params_axes` collection to {parameter path: logical axis names}."""
+    """Flatten the `params_axes` collection to {parameter path: logical axis names}.
+
+    Layers are there by themselves and stacked, see common/layer_stacks.py.
+    """
     flat: dict[str, Any] = flax.traverse_util.flatten_dict(
         params_axes, sep="/", is_leaf=lambda _, x: isinstance(x, flax_partitioning.AxisMetadata)
     )
     axes = {}
     for path, metadata in flat.items():
         names = getattr(metadata, "names", metadata)
-        axes[path.removesuffix("_axes")] = tuple(names or ())
+        path, names = path.removesuffix("_axes"), tuple(names or ())
+        axes[path] = names
+        if stacked_path(path) != path:
+            axes[stacked_path(path)] = ("layers", *names)
     return axes
 
 
@@ -133,10 +140,14 @@ def parameter_spec(
         else:
             spec.append(mesh_axis)
             used.add(mesh_axis)
-    if fully_sharded and len(shape) > 1 and not PEMT_AXES & set(axes):
+    if fully_sharded and len(shape) - ("layers" in axes) > 1 and not PEMT_AXES & set(axes):
         for over in (batch_axes(mesh), ("data",)):
             parts = math.prod(mesh.shape[axis] for axis in over)
-            free = [i for i, where in enumerate(spec) if where is None and shape[i] % parts == 0]
+            free = [
+                i
+                for i, where in enumerate(spec)
+                if where is None and axes[i] != "layers" and shape[i] % parts == 0
+            ]
             if free:
                 spec[max(free, key=lambda i: shape[i])] = over[0] if len(over) == 1 else over
                 break

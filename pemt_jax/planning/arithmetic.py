@@ -1,10 +1,12 @@
-"""Memory and FLOPs of a train step by arithmetic alone, in microseconds: an estimate, and said so.
+"""Memory and FLOPs of a run by arithmetic alone, in microseconds: an estimate, and said so.
 
 What a chip keeps of parameters and optimizer is exact: it is what partitioning.py would give it.
-Temporaries are those that a backward pass needs: what is kept of each layer's forward pass (all of
-it, the results of weight matrices, or its input, as T5Config.remat_policy says), one layer at work
-with what is gathered for it, the logits, and gradients. README.md here states how far this is
-from the compiler.
+Temporaries of the train step are those that a backward pass needs: what is kept of each layer's
+forward pass (all of it, the results of weight matrices, or its input, as T5Config.remat_policy
+says), the logits or one layer at work, what is gathered, and gradients. Those of evaluation, whose
+batches have more rows, are the logits, a layer at work, or the decoder's cache; parameters and
+optimizer are there meanwhile. tests/benchmarks/plan_check.py prints how far this is from the
+compiler.
 """
 
 import collections
@@ -17,20 +19,30 @@ from pemt_jax.planning.job import Job
 from pemt_jax.planning.layout import Layout
 
 BYTES = {"float32": 4, "bfloat16": 2}
+# A layer whose backward pass is at work: its activations, their gradients, and as much again of
+# float32 copies, padding and what is scheduled early. Compiled steps were between 2 and 3.5.
+AT_WORK = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """One step on one chip: bytes by kind, FLOPs, bytes sent, and the least seconds it takes."""
+    """A run on one chip: bytes by kind of the train step and of evaluation; FLOPs of the step,
+    bytes sent, and the least seconds it takes."""
 
     memory: dict[str, int]
+    evaluation: dict[str, int]
     flops: float
     sent: float
     seconds: float
 
     @property
-    def total(self) -> int:
+    def train(self) -> int:
         return sum(self.memory.values())
+
+    @property
+    def total(self) -> int:
+        """The peak of training and evaluation."""
+        return max(self.train, sum(self.evaluation.values()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,20 +125,51 @@ def estimate(job: Job, sizes: Sizes, chip: Chip, layout: Layout) -> Estimate:
     again = {"none": (0, 0), "minimal": (0, 1), "full": (1, 1)}[t5.remat_policy]
     flops = forward * (times + again[0]) + backward_only * (3 + again[1]) + logits_flops * times
     gradients = 4 * sizes.trainable_here
+    # XLA gathers what is trained before the first layer, in float32; a loop gathers in each layer,
+    # but has what is trained of all layers, and its gradients, stacked.
+    gathered = element * sizes.gathered_at_once
+    gathered += 2 * gradients if t5.scan_layers else 4 * sizes.reduce_scattered
     memory = {
         "frozen": sizes.frozen_here * BYTES[job.frozen_dtype],
         "trainable": 4 * sizes.trainable_here,
         "optimizer": 8 * sizes.trainable_here,
         "batch": 4 * rows * (job.inputs + 3 * job.targets),
-        # float32 logits and their gradient; bfloat16 copies of float32 matrices while in use.
-        "temporaries": int(
-            kept + work + 2 * 4 * logits + gradients + element * sizes.gathered_at_once
-        ),
+        # float32 logits and their gradient are gone when the layers' backward passes begin.
+        "temporaries": int(kept + max(AT_WORK * work, 2 * 4 * logits) + gradients + gathered),
     }
     moved = sum(memory.values())  # everything is at least read or written once
     sent = _sent(job, sizes, rows, stacks, element, layout)
     seconds = max(flops / chip.peak, moved / chip.bandwidth, sent / chip.ici)
-    return Estimate(memory, flops, sent, seconds)
+    return Estimate(memory, _evaluation(job, sizes, layout, split), flops, sent, seconds)
+
+
+def _evaluation(job: Job, sizes: Sizes, layout: Layout, split) -> dict[str, int]:
+    """Bytes by kind of the programs of evaluation, losses and decoding, the larger of them."""
+    t5, element = job.t5, BYTES[job.t5.dtype]
+    rows = math.ceil(job.eval_batch_size / layout.row_parts)
+    source, longest = job.inputs + job.pemt.prompt_length, job.decode_length
+    heads = split(t5.num_heads)
+    encoder, decoder = (
+        element * _layer(job, rows, length, memories, heads, split)["kept"]["none"]
+        for length, memories in ((source, (source,)), (job.targets, (job.targets, source)))
+    )
+    encoded = element * rows * source * t5.emb_dim
+    inner = split(t5.num_heads * t5.head_dim)
+    cache = 2 * element * rows * longest * inner * t5.num_decoder_layers
+    keys = 2 * element * rows * source * inner  # of one layer's cross attention
+    logits = 4 * rows * split(t5.vocab_size)
+    work = max(
+        encoder,
+        encoded + max(decoder, 2 * logits * job.targets),
+        encoded + cache + keys + 2 * logits,
+    )
+    return {
+        "frozen": sizes.frozen_here * BYTES[job.frozen_dtype],
+        "trainable": 4 * sizes.trainable_here,
+        "optimizer": 8 * sizes.trainable_here,
+        "batch": 4 * rows * (job.inputs + 3 * job.targets),
+        "temporaries": int(work + element * sizes.gathered_at_once),
+    }
 
 
 def _layer(job: Job, rows: int, length: int, memories: tuple[int, ...], heads: int, split) -> dict:

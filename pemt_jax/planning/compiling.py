@@ -1,8 +1,9 @@
-"""The real train and decode step, lowered for a mesh without one parameter, and what they need."""
+"""The real steps, of training and evaluation, lowered without one parameter; what they need."""
 
 import math
 import re
 import time
+from collections.abc import Callable, Mapping
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -10,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pemt_jax.model.methods import merge
 from pemt_jax.parallel import partitioning
 from pemt_jax.parallel.activation_constraints import constrained
+from pemt_jax.parallel.stacked_layers import stacked_shapes
 from pemt_jax.planning.collectives import by_kind, find_collectives
 from pemt_jax.planning.job import Job
 from pemt_jax.training.step import jit_train_step, state_shardings
@@ -28,6 +30,8 @@ def lower_train_step(job: Job, mesh: Mesh, fully_sharded: bool = False):
     layout = state_shardings(trainable, job.optimizer, shardings[0], mesh)
     batch = job.batch(partitioning.padded_rows(job.batch_size, mesh))
     on_data = partitioning.batch_sharding(mesh)
+    if job.t5.scan_layers:
+        frozen, shardings[1] = stacked_shapes(frozen, shardings[1])
     step = jit_train_step(job.model.loss_fn, job.optimizer, layout, shardings[1], mesh, axes)
     key = jax.eval_shape(lambda: jax.random.key(0, impl=job.prng))
     arguments = {
@@ -41,26 +45,39 @@ def lower_train_step(job: Job, mesh: Mesh, fully_sharded: bool = False):
 
 def lower_decode_step(job: Job, mesh: Mesh, fully_sharded: bool = False):
     """Return the lowered decoding of a batch, as evaluation runs it, and its arguments' bytes."""
+    return _lower_evaluation(job, job.model.predict_batch, mesh, fully_sharded)
+
+
+def lower_eval_step(job: Job, mesh: Mesh, fully_sharded: bool = False):
+    """Return the lowered losses of a batch, as evaluation runs them, and its arguments' bytes."""
+
+    def metrics(params, batch):
+        return job.model.eval_fn(params, batch)[1]
+
+    return _lower_evaluation(job, metrics, mesh, fully_sharded)
+
+
+def _lower_evaluation(job: Job, function: Callable, mesh: Mesh, fully_sharded: bool):
+    """Lower a function of (parameters, batch) for a batch of evaluation."""
     trainable, frozen, axes = job.parameters()
-    params = trainable | frozen
-    shardings = partitioning.parameter_shardings(params, axes, mesh, fully_sharded)
-    batch = job.batch(partitioning.padded_rows(job.decode_batch_size, mesh))
+    shardings, frozen_shardings = (
+        partitioning.parameter_shardings(x, axes, mesh, fully_sharded) for x in (trainable, frozen)
+    )
+    if job.t5.scan_layers:
+        frozen, frozen_shardings = stacked_shapes(frozen, frozen_shardings)
+    batch = job.batch(partitioning.padded_rows(job.eval_batch_size, mesh))
     on_data = partitioning.batch_sharding(mesh)
-    placed = {
-        path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[path])
-        for path, x in params.items()
-    }
-    rows = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_data) for name, x in batch.items()
-    }
-    predict = constrained(job.model.predict_batch, mesh, axes)
-    step = jax.jit(predict, out_shardings=NamedSharding(mesh, PartitionSpec()))
     arguments = {
-        "frozen": shard_bytes(frozen, {path: shardings[path] for path in frozen}),
-        "trainable": shard_bytes(trainable, {path: shardings[path] for path in trainable}),
+        "frozen": shard_bytes(frozen, frozen_shardings),
+        "trainable": shard_bytes(trainable, shardings),
         "batch": shard_bytes(batch, dict.fromkeys(batch, on_data)),
     }
-    return step.lower(merge(placed, {}), rows), arguments
+    step = jax.jit(
+        constrained(function, mesh, axes),
+        in_shardings=(merge(shardings, frozen_shardings), on_data),
+        out_shardings=NamedSharding(mesh, PartitionSpec()),
+    )
+    return step.lower(merge(trainable, frozen), batch), arguments
 
 
 def shard_bytes(tree, shardings) -> int:
@@ -76,12 +93,13 @@ def shard_bytes(tree, shardings) -> int:
     return sum(sizes)
 
 
-def compile_step(lowered, arguments: dict[str, int]) -> dict:
+def compile_step(lowered, arguments: dict[str, int], held: Mapping[str, int] | None = None) -> dict:
     """Compile and return a JSON-able record of what the step needs on one chip.
 
     `memory` has the arguments by kind, what the compiler's layouts add to them (`padding`),
-    `temporaries`, `output` (what is not written over an argument), `code` and `total`, in bytes.
-    When the compiler finds that it does not fit, the record is {"out_of_memory": bytes it wants}.
+    `temporaries`, `output` (what is not written over an argument), `code`, what is on the chip
+    meanwhile without being an argument (`held`), and `total`, in bytes. When the compiler finds
+    that it does not fit, the record is {"out_of_memory": bytes it wants}.
     """
     start = time.time()
     try:
@@ -104,6 +122,7 @@ def compile_step(lowered, arguments: dict[str, int]) -> dict:
         "temporaries": stats.temp_size_in_bytes,
         "output": output,
         "code": stats.generated_code_size_in_bytes,
+        **(held or {}),
     }
     return {
         "memory": memory | {"total": sum(memory.values())},

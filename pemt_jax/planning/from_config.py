@@ -65,7 +65,7 @@ def job_of_training(config: TrainConfig, t5: T5Config | None = None) -> Job:
         frozen_dtype=model.frozen_dtype,
         prng=loop.prng,
         train_steps=sum(per_task("TRAIN_STEPS", loop.train_steps, count)),
-        decode_batch_size=data.eval_batch_size,
+        eval_batch_size=data.eval_batch_size,
         decode_length=model.max_decode_length or lengths["targets"],
         assumed=tuple(assumed),
     )

@@ -32,7 +32,7 @@ class Job:
       frozen_dtype: in which frozen parameters are kept.
       prng: of dropout.
       train_steps: updates of the run.
-      decode_batch_size: rows of a batch of evaluation.
+      eval_batch_size: rows of a batch of evaluation.
       decode_length: most tokens to generate.
       assumed: what was not given and had to be assumed, for people.
     """
@@ -47,7 +47,7 @@ class Job:
     frozen_dtype: str = "float32"
     prng: str = "threefry2x32"
     train_steps: int = 1000
-    decode_batch_size: int = 128
+    eval_batch_size: int = 128
     decode_length: int = 128
     assumed: tuple[str, ...] = ()
 

@@ -45,12 +45,12 @@ class Sizing:
     """Counts parameters once a layout; tracing a large model takes seconds."""
 
     def __init__(self, job: Job):
-        self._parameters = job.parameters()
+        self.parameters = job.parameters()
         self._sizes: dict[Layout, Sizes] = {}
 
     def __call__(self, layout: Layout) -> Sizes:
         if layout not in self._sizes:
-            self._sizes[layout] = sizes_of(self._parameters, layout)
+            self._sizes[layout] = sizes_of(self.parameters, layout)
         return self._sizes[layout]
 
 

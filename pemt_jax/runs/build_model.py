@@ -27,6 +27,7 @@ from pemt_jax.parallel import partitioning
 from pemt_jax.run_config import ExpertsConfig, ModelConfig
 
 ADAPTER_REDUCTION = 16  # of the width, in the target adapter, unless options.adapter_dim is set
+SAME_NUMBERS = {"remat_policy", "scan_layers"}  # of T5Config: choices that no result depends on
 
 log = logging.getLogger(__name__)
 
@@ -152,8 +153,8 @@ def build_model(
         "experts": [{"name": expert.name, "sha256": expert.sha256} for expert in loaded],
         "prompt_text": text if method.prompt else None,
         "vocabulary": vocabulary.sha256,
-        # A run may go on with less memory: the same numbers are computed.
-        "t5": {k: v for k, v in dataclasses.asdict(t5).items() if k != "remat_policy"},
+        # A run may go on with less memory or time to compile: the same numbers are computed.
+        "t5": {k: v for k, v in dataclasses.asdict(t5).items() if k not in SAME_NUMBERS},
         "pemt": dataclasses.asdict(options),
         "seed": seed,
     }

@@ -5,7 +5,7 @@ import json
 from pemt_jax.common import storage
 from pemt_jax.common.errors import UsageError
 from pemt_jax.common.storage import replacing
-from pemt_jax.data.buckets import buckets_for
+from pemt_jax.data.buckets import eval_buckets
 from pemt_jax.data.token_cache import open_mixture
 from pemt_jax.finished_config import EvaluateConfig
 from pemt_jax.parallel import partitioning, processes
@@ -51,7 +51,7 @@ def evaluate(config: EvaluateConfig, run: FinishedRun | None = None) -> dict[str
         built.model.predict_batch, built.model.eval_fn, DEFAULT_VOCABULARY, mesh, built.params_axes
     )
     params = built.placed(mesh, config.mesh.fully_sharded)
-    buckets = buckets_for(config.buckets, splits)
+    buckets = eval_buckets(config.buckets, splits)
     metrics = Validation(evaluator, splits, config.batch_size, buckets)(params)
     if processes.is_first() and (folder / "checkpoints").is_dir():
         with replacing(folder / "evaluation" / f"{name}-{config.split}.json") as partial:

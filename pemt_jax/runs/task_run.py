@@ -9,10 +9,11 @@ import seqio
 from pemt_jax import tasks
 from pemt_jax.checkpoints.folder import check_supported
 from pemt_jax.checkpoints.manager import Checkpoints
+from pemt_jax.checkpoints.newest import stored_identity
 from pemt_jax.common import storage
 from pemt_jax.common.versions import versions
 from pemt_jax.data.batching import BatchSource
-from pemt_jax.data.buckets import buckets_for
+from pemt_jax.data.buckets import eval_buckets, train_buckets
 from pemt_jax.data.token_cache import open_mixture, open_split
 from pemt_jax.interop.base import Base
 from pemt_jax.library.expert import default_library
@@ -47,6 +48,8 @@ def open_runs(config: TrainConfig) -> "list[TaskRun]":
     """The runs of a job's tasks, over one base that is read once."""
     mesh, base, evaluators, found = make_mesh(config), None, {}, []
     for own in config.of_tasks():
+        if found and config.data.buckets is None:
+            own = own.replace(buckets=found[0].buckets)
         run = TaskRun(own, mesh, base, together=config.tasks, evaluators=evaluators)
         if found:
             run.take_frozen()  # those of the first are those of all
@@ -78,6 +81,7 @@ class TaskRun:
     Attributes:
       built: the model, without its parameters.
       trainable: flat {path: host array}.
+      buckets: to which its batches are padded.
       source: batches by step.
       validation: None where the task has no validation split.
       identity: what makes the run this run, for its checkpoints.
@@ -108,7 +112,7 @@ class TaskRun:
         )
         check_model(config, self.built)
         parts, held_out = self._open_data()
-        buckets = buckets_for(config.data.buckets, [part for _, part in parts])
+        self.buckets = buckets = self._buckets(parts)
         self.identity = self._identity(parts, buckets)
         processes.agree(
             base=self.identity["base"],
@@ -124,7 +128,8 @@ class TaskRun:
         self.validation, self.best_metric, self.higher_is_better = None, None, True
         if held_out:
             evaluator = self._evaluator({} if evaluators is None else evaluators)
-            self.validation = Validation(evaluator, held_out, config.data.eval_batch_size, buckets)
+            lengths = eval_buckets(buckets, held_out)
+            self.validation = Validation(evaluator, held_out, config.data.eval_batch_size, lengths)
             self.best_metric, self.higher_is_better = self.validation.best_metric
         self.trainable, self._frozen = self.built.split()
         self.built.params.clear()
@@ -210,6 +215,25 @@ class TaskRun:
         for _, part in parts:
             log.info("%s has %d training examples.", part.task_name, len(part))
         return parts, held_out
+
+    def _buckets(self, parts: Sequence) -> tuple:
+        """The lengths that batches are padded to, chosen where the user leaves that to us.
+
+        A run that is resumed keeps those that it began with, also if another version chose them.
+        The tasks of a job have theirs in common: each of its batches has the longest shape of all.
+        """
+        given, splits = self.config.data.buckets, [part for _, part in parts]
+        if given is None:
+            given = stored_identity(self.folder / "checkpoints").get("buckets")
+        if given is None and self._together:
+            lengths = dict(self.config.data.task_feature_lengths)
+            with processes.first_alone():
+                splits = [
+                    part
+                    for name in self._together
+                    for _, part in open_mixture(name, "train", lengths)
+                ]
+        return train_buckets(given, splits)
 
     def _identity(self, parts: Sequence, buckets: Sequence[int]) -> dict:
         config, optimizer = self.config, self.config.optimizer

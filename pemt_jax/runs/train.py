@@ -53,6 +53,7 @@ def train_one(run: TaskRun, started: Callable[[], None]) -> dict[str, float]:
             settings.prng,
             config.mesh.fully_sharded,
             release=True,
+            scan_layers=run.built.model.t5.scan_layers,
         )
 
         def batches(start: int):

@@ -21,7 +21,8 @@ from pemt_jax.runs.task_run import complete
 from pemt_jax.t5x.bridge import PemtT5X
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY, prefer
 
-FREE = {"dropout_rate", "broadcast_dropout", "dtype", "remat_policy"}  # of T5Config: not the shape
+# Of T5Config what is not the shape.
+FREE = {"dropout_rate", "broadcast_dropout", "dtype", "remat_policy", "scan_layers"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from pemt_jax.common.errors import UsageError
 from pemt_jax.model.methods import merge
 from pemt_jax.optimizers import Transformation
 from pemt_jax.parallel import partitioning
+from pemt_jax.parallel.stacked_layers import stack_on_devices
 from pemt_jax.training.step import (
     Batch,
     LossFn,
@@ -43,6 +44,7 @@ class Trainer:
         fully_sharded: whether the backbone's matrices are split over data as well.
         release: empty the dicts `trainable` and `frozen`, so that no more than one array of
             `frozen` is in the host's memory and on the devices at once.
+        scan_layers: whether the model scans its layers: `frozen` is then stacked.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Trainer:
         prng: str = "threefry2x32",
         fully_sharded: bool = False,
         release: bool = False,
+        scan_layers: bool = False,
     ):
         if not trainable:
             raise UsageError("The method trains no parameter, expected at least one.")
@@ -83,6 +86,9 @@ class Trainer:
         for path in list(frozen):
             value = frozen.pop(path) if release else frozen[path]
             self.frozen[path] = partitioning.place(value, frozen_shardings[path])
+        if scan_layers:
+            self.frozen = stack_on_devices(self.frozen)
+            frozen_shardings = {path: value.sharding for path, value in self.frozen.items()}
         self._step = jit_train_step(
             loss_fn, optimizer, self.state_shardings, frozen_shardings, self.mesh, params_axes
         )

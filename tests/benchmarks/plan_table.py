@@ -118,7 +118,7 @@ def compile_one(cell, way, path: Path) -> None:
             method,
             "--topology",
             CHIPS[chip].slice_of(way.layout.chips),
-            "--no_decode",
+            "--no_evaluation",
             "--model_parallel",
             str(way.layout.model),
             *["--fully_sharded"] * way.layout.fully_sharded,
@@ -174,7 +174,7 @@ def deviations(found, folder: Path) -> list[str]:
             refuted += said["fits"] != way.fits(CHIPS[cell[2]])
             step = said["train_step"]
             total = step["memory"]["total"] if "memory" in step else step["out_of_memory"]
-            (fitting if said["fits"] else others).append(way.estimate.total / total - 1)
+            (fitting if said["fits"] else others).append(way.estimate.train / total - 1)
     return [
         f"Estimated over compiled memory per chip, {len(errors)} cells that {what}: "
         f"{min(errors):+.0%} to {max(errors):+.0%}, median {statistics.median(errors):+.0%}."

@@ -4,12 +4,14 @@ Each step is the one that users run: the compiled update with dropout, clipping,
 state. Only the weights are random, which does not affect its time.
 """
 
+import time
 from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pemt_jax.common.layer_stacks import stack_layers
 from pemt_jax.config import PemtConfig, T5Config
 from pemt_jax.model.methods import get_method, split
 from pemt_jax.model.pemt_model import PemtModel
@@ -94,6 +96,10 @@ class Step:
             path: jax.ShapeDtypeStruct(x.shape, jnp.dtype(frozen_dtype))
             for path, x in frozen.items()
         }
+        if t5.scan_layers:
+            frozen = stack_layers(
+                frozen, lambda x: jax.ShapeDtypeStruct((len(x), *x[0].shape), x[0].dtype)
+            )
         optimizer = make_optimizer(schedule=3e-4)
 
         def initial(trainable):
@@ -103,7 +109,9 @@ class Step:
         self.key = jax.random.key(0, impl=prng)
         step = jax.jit(make_train_step(model.loss_fn, optimizer), donate_argnums=0)
         shapes = jax.eval_shape(initial, trainable)
+        start = time.process_time()
         self.compiled = step.lower(shapes, frozen, self.batch, self.key).compile()
+        self.seconds_to_compile = time.process_time() - start  # of all cores
         if loaded:
             self.state, self.frozen = initial(random_values(trainable)), random_values(frozen)
 

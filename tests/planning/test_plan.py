@@ -5,20 +5,23 @@ import importlib.util
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+import jax
 import pytest
 from tiny_model import T5, TARGET
 
 from pemt_jax import optimizers, plan
 from pemt_jax.common.errors import UsageError
 from pemt_jax.planning import report, topology
-from pemt_jax.planning.arithmetic import estimate, sizes_of
+from pemt_jax.planning.arithmetic import AT_WORK, estimate, sizes_of
 from pemt_jax.planning.chips import CHIPS, parse_topology
 from pemt_jax.planning.collectives import by_kind, find_collectives, sent_bytes
+from pemt_jax.planning.host import host_memory
 from pemt_jax.planning.job import Job, job_of_shape
 from pemt_jax.planning.layout import Layout
 from pemt_jax.planning.search import Sizing, search
@@ -33,9 +36,10 @@ TINY = Job(
     batch_size=8,
     inputs=6,
     targets=4,
-    decode_batch_size=8,
+    eval_batch_size=8,
     decode_length=4,
 )
+TINY_SLICE = topology.Topology("v5e:1x1", CHIPS["v5e"], tuple(jax.devices("cpu")[:1]), False)
 NO_TPU_COMPILER = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason='no libtpu: pip install "pemt_jax[tpu]"'
 )
@@ -92,7 +96,7 @@ def test_arguments_are_counted_as_the_compiler_counts_them(step_on_8):
     assert memory["optimizer"] == counted["optimizer"] - 8  # its counters of steps
 
 
-def test_temporaries_are_logits_gradients_what_is_kept_and_a_layer_at_work():
+def test_temporaries_are_gradients_what_is_kept_and_the_logits_or_a_layer_at_work():
     def temporaries(trained_more=0, **shape):
         job = dataclasses.replace(TINY, t5=dataclasses.replace(T5, **shape))
         sizes = sizes_of(job.parameters(), Layout())
@@ -102,13 +106,54 @@ def test_temporaries_are_logits_gradients_what_is_kept_and_a_layer_at_work():
 
     (rest, made), logits = temporaries(), 8 * TINY.batch_size * TINY.targets
     assert temporaries(trained_more=10)[1] - made == 4 * 10
-    assert temporaries(vocab_size=T5.vocab_size + 10)[1] - made == logits * 10
     layers = dict(
         num_encoder_layers=2 * T5.num_encoder_layers, num_decoder_layers=2 * T5.num_decoder_layers
     )
     kept = temporaries(**layers)[0] - rest  # of all layers; at work there is still one
-    at_work = rest - logits * T5.vocab_size - kept
-    assert kept / (T5.num_encoder_layers + T5.num_decoder_layers) <= at_work <= kept
+    at_work = rest - kept
+    assert kept / (T5.num_encoder_layers + T5.num_decoder_layers) <= at_work / AT_WORK <= kept
+    # A vocabulary so large that the logits are more than a layer at work.
+    assert temporaries(vocab_size=1000)[0] == kept + logits * 1000
+    assert temporaries(vocab_size=1010)[0] == kept + logits * 1010
+
+
+def test_evaluation_counts_with_its_own_rows_and_the_optimizer_that_is_there_meanwhile():
+    def estimated(**changes):
+        job = dataclasses.replace(TINY, **changes)
+        return estimate(job, sizes_of(job.parameters(), Layout()), CHIPS["v5e"], Layout())
+
+    few, many = estimated(), estimated(eval_batch_size=8000)
+    assert many.memory == few.memory and many.train == few.train
+    assert many.total == sum(many.evaluation.values()) > few.total
+    assert many.evaluation["optimizer"] == many.memory["optimizer"] > 0
+
+
+def test_what_is_trained_and_sharded_is_gathered_at_once_but_in_a_loop_layer_by_layer():
+    layout, chip = Layout(8, fully_sharded=True), CHIPS["v5e"]
+    job = job_of_shape(shape_named("base"), "full", batch_size=32)
+    sizes = Sizing(job)(layout)
+    scanned = dataclasses.replace(job, t5=dataclasses.replace(job.t5, scan_layers=True))
+    whole, by_layer = (
+        estimate(x, sizes, chip, layout).memory["temporaries"] for x in (job, scanned)
+    )
+    stacks = 2 * 4 * sizes.trainable_here  # the parameters and their gradients
+    assert whole - by_layer == 4 * sizes.reduce_scattered - stacks > 0
+
+
+def test_a_host_holds_the_slices_of_its_chips_in_the_dtype_in_which_they_are_kept():
+    job = job_of_shape(shape_named("base"), "pemt_target", batch_size=32)
+    half = dataclasses.replace(job, frozen_dtype="bfloat16")
+    parameters = job.parameters()
+
+    def held(job, *layout, **sharded):
+        return host_memory(job, parameters, Layout(*layout, **sharded))["parameters"]
+
+    counts = [sum(math.prod(x.shape) for x in tree.values()) for tree in parameters[:2]]
+    whole = held(job)
+    assert whole == 4 * sum(counts) == held(job, 8)  # replicated: all of it
+    assert whole - held(half) == 2 * counts[1]
+    # 4 of 8 chips; the experts, an eighth of T5-base, are not sharded over data.
+    assert 0.5 * whole < held(job, 8, fully_sharded=True) < 0.65 * whole
 
 
 def test_every_kind_of_collective_is_read():
@@ -212,18 +257,56 @@ def test_wrong_topology_is_one_sentence(name, sentence):
 
 def test_without_the_tpu_compiler_a_plan_says_what_is_missing(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    made = report.make_plan(TINY, topology.open_topology("v5e:1x1"), Layout(), decode=True)
+    made = report.make_plan(TINY, topology.open_topology("v5e:1x1"), Layout(), evaluation=True)
     assert made["compiler"] == "CPU" and made["fits"] and "pemt_jax[tpu]" in made["missing"]
     assert made["train_step"]["memory"]["total"] > 0 < made["decode_step"]["flops"]
+    assert made["eval_step"]["memory"]["optimizer"] == made["arithmetic"]["memory"]["optimizer"]
     text = report.render(json.loads(json.dumps(made)))
     assert "missing: there is no TPU compiler here" in text and text.endswith("fits: yes")
+
+
+@pytest.fixture(scope="module")
+def made():
+    """The plan of the tiny run's train step."""
+    return report.make_plan(TINY, TINY_SLICE, Layout(), False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], {"scan_layers": False, "broadcast_dropout": True}),
+        (["--scan_layers", "--compile_time"], {"scan_layers": True, "broadcast_dropout": True}),
+        (["--no-broadcast_dropout"], {"scan_layers": False, "broadcast_dropout": False}),
+    ],
+)
+def test_choices_of_the_model_reach_the_plan_and_times_are_printed(
+    made, monkeypatch, capsys, flags, expected
+):
+    seen = []
+
+    def make_plan(job, *_):
+        seen.append((job.t5, jax.config.jax_enable_compilation_cache))
+        return made
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(report, "make_plan", make_plan)
+    before = jax.config.jax_enable_compilation_cache
+    try:
+        plan.plan(["--topology=v5e:1x1", "--shape=small", *flags])
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+    ((t5, cache),), timed = seen, "--compile_time" in flags
+    assert {name: getattr(t5, name) for name in expected} == expected
+    assert cache == (before and not timed)
+    line = re.search(r"  \d+\.\d s to lower, \d+\.\d s to compile\n", capsys.readouterr().out)
+    assert bool(line) == timed
 
 
 def test_a_run_that_is_too_large_for_its_chip_does_not_fit():
     small = dataclasses.replace(CHIPS["v5e"], hbm=1000)
     devices = topology.virtual_devices(1)
     made = report.make_plan(
-        TINY, topology.Topology("v5e:1x1", small, devices, False), Layout(), decode=False
+        TINY, topology.Topology("v5e:1x1", small, devices, False), Layout(), evaluation=False
     )
     assert made["fits"] is False and report.render(made).endswith("fits: no")
 
@@ -231,7 +314,7 @@ def test_a_run_that_is_too_large_for_its_chip_does_not_fit():
 @NO_TPU_COMPILER
 @pytest.mark.slow
 def test_the_tpu_compiler_compiles_both_steps_for_a_slice():
-    made = report.make_plan(TINY, topology.open_topology("v5e:2x2"), Layout(2, 2), decode=True)
+    made = report.make_plan(TINY, topology.open_topology("v5e:2x2"), Layout(2, 2), evaluation=True)
     assert made["compiler"] == "TPU" and made["fits"] and "missing" not in made
     assert made["train_step"]["flops"] > 0 and "all-reduce" in made["train_step"]["collectives"]
 

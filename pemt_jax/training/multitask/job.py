@@ -56,6 +56,7 @@ def train_tasks(
         config.loop.prng,
         config.mesh.fully_sharded,
         config.loop.task_loop,
+        first.built.model.t5.scan_layers,
     )
     stepper = MultitaskStepper(
         trainer, [run.source for run in runs], [run.prompt_length for run in runs]

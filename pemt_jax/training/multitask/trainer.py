@@ -30,6 +30,7 @@ from pemt_jax.model.methods import merge
 from pemt_jax.optimizers import Transformation, with_task
 from pemt_jax.parallel import partitioning, processes
 from pemt_jax.parallel.activation_constraints import constrained
+from pemt_jax.parallel.stacked_layers import stack_on_devices
 from pemt_jax.training.multitask.batches import PROMPT_WEIGHTS
 from pemt_jax.training.multitask.stacking import TaskTakers, like, longest, padded, written
 from pemt_jax.training.step import (
@@ -79,6 +80,7 @@ class MultitaskTrainer:
         seed, mesh, params_axes, prng, fully_sharded: as of train_step.Trainer; every task
             has the random numbers that it has alone.
         task_loop: "map" or "vmap".
+        scan_layers: as of Trainer.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class MultitaskTrainer:
         prng: str = "threefry2x32",
         fully_sharded: bool = False,
         task_loop: str = "map",
+        scan_layers: bool = False,
     ):
         self.seed = seed
         whole = mesh or partitioning.make_mesh()
@@ -113,6 +116,8 @@ class MultitaskTrainer:
         self.frozen = partitioning.place(
             dict(frozen), partitioning.parameter_shardings(frozen, axes, whole, fully_sharded)
         )
+        if scan_layers:
+            self.frozen = stack_on_devices(self.frozen)
         states = [self._initial(trainable, optimizer, fully_sharded) for trainable in trainables]
         self._alone = [jax.tree.map(like, state) for state in states]
         self._shapes_of_all = jax.tree.map(longest, *states)
