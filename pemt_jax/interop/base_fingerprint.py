@@ -42,12 +42,13 @@ class KnownFingerprint:
     """
 
     def __init__(self, folder: epath.Path, has_folders: bool):
-        deep = has_folders and "://" not in os.fspath(folder)
-        files = Path(folder).rglob("*") if deep else folder.iterdir()
+        remote = "://" in os.fspath(folder)
+        place = folder if remote else Path(folder).absolute()
+        files = place.iterdir() if remote or not has_folders else Path(place).rglob("*")
         with ThreadPoolExecutor(REQUESTS) as pool:
             found = [entry for entry in pool.map(_about, files) if entry]
         self._facts = {"format": FORMAT, "files": sorted(found)}
-        name = hashlib.sha256(os.fspath(folder).encode()).hexdigest()[:20]
+        name = hashlib.sha256(os.fspath(place).encode()).hexdigest()[:20]
         self._path = cache_folder() / "fingerprints" / f"{name}.json"
         self._seen = time.time_ns()
         try:
