@@ -41,8 +41,8 @@ class KnownFingerprint:
     """
 
     def __init__(self, folder: Path, has_folders: bool):
-        deep = has_folders and not storage.is_remote(folder)
-        files = Path(folder).rglob("*") if deep else folder.iterdir()
+        folder, deep = folder.absolute(), has_folders and not storage.is_remote(folder)
+        files = folder.rglob("*") if deep else folder.iterdir()
         with ThreadPoolExecutor(REQUESTS) as pool:
             found = [entry for entry in pool.map(_about, files) if entry]
         self._facts = {"format": FORMAT, "files": sorted(found)}
