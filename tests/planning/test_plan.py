@@ -255,20 +255,20 @@ def test_wrong_topology_is_one_sentence(name, sentence):
         parse_topology(name)
 
 
-def test_without_the_tpu_compiler_a_plan_says_what_is_missing(monkeypatch):
+@pytest.fixture(scope="module")
+def made():
+    """The plan of the tiny run, by the CPU's compiler."""
+    return report.make_plan(TINY, TINY_SLICE, Layout(), evaluation=True)
+
+
+def test_without_the_tpu_compiler_a_plan_says_what_is_missing(made, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    made = report.make_plan(TINY, topology.open_topology("v5e:1x1"), Layout(), evaluation=True)
+    assert not topology.open_topology("v5e:1x1").real_compiler
     assert made["compiler"] == "CPU" and made["fits"] and "pemt_jax[tpu]" in made["missing"]
     assert made["train_step"]["memory"]["total"] > 0 < made["decode_step"]["flops"]
     assert made["eval_step"]["memory"]["optimizer"] == made["arithmetic"]["memory"]["optimizer"]
     text = report.render(json.loads(json.dumps(made)))
     assert "missing: there is no TPU compiler here" in text and text.endswith("fits: yes")
-
-
-@pytest.fixture(scope="module")
-def made():
-    """The plan of the tiny run's train step."""
-    return report.make_plan(TINY, TINY_SLICE, Layout(), False)
 
 
 @pytest.mark.parametrize(
