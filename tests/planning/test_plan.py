@@ -206,6 +206,8 @@ def test_search_lists_only_what_fits_quickest_first_and_more_memory_helps():
     rates = [way.rows_per_second for way in found]
     assert rates == sorted(rates, reverse=True)
     assert len(search(job, CHIPS["v5p"], 8)) > len(found)
+    close = {way.is_close(CHIPS["v5e"]) for way in found if way.estimate.total > 12.7 * 2**30}
+    assert close == {True} and not found[-1].is_close(CHIPS["v5p"])
 
 
 def test_split_over_data_too_a_chip_keeps_a_part_of_the_backbone_and_sends_half_more():
