@@ -33,16 +33,15 @@ KINDS = ("frozen", "trainable", "optimizer", "batch", "temporaries")
 
 
 def cells(results: Path | None) -> Iterator[dict]:
-    """Yield the cells: shape, method, chip, layout, rows, remat_policy, GiB, maybe bytes by kind."""
+    """Yield the cells: what was compiled, its GiB and, where they are known, the bytes by kind."""
     yield from json.loads(CELLS.read_text())
     for path in sorted(results.glob("*-*-*.json")) if results else ():
         plan = json.loads(path.read_text())
         if plan["compiler"] != "TPU" or "memory" not in plan["train_step"]:
             continue
-        memory, (shape, _, rest) = plan["train_step"]["memory"], path.stem.rpartition("-pemt")
-        shape = shape or path.stem.partition("-full")[0]
+        memory = plan["train_step"]["memory"]
         yield {
-            "shape": shape,
+            "shape": path.stem.partition(f"-{plan['method']}-")[0],
             "method": plan["method"],
             "chip": plan["topology"].partition(":")[0],
             "layout": plan["layout"],
