@@ -96,7 +96,9 @@ def part(file: Mapping[str, np.ndarray], prefix: str) -> Arrays:
     return {name.removeprefix(prefix): file[name] for name in file if name.startswith(prefix)}
 
 
-def build(file: Mapping[str, np.ndarray], settings: dict, stage: int) -> tuple[PemtModel, Arrays]:
+def build(
+    file: Mapping[str, np.ndarray], settings: dict, stage: int, scan_layers: bool
+) -> tuple[PemtModel, Arrays]:
     """The model of a stage with the reference options, and its flat parameters from the file."""
     shape = settings["shape"]
     t5 = T5Config(
@@ -110,6 +112,7 @@ def build(file: Mapping[str, np.ndarray], settings: dict, stage: int) -> tuple[P
         dropout_rate=settings["dropout"],
         relpos_buckets=settings.get("relative_attention_num_buckets", 32),
         relpos_max_distance=settings.get("relative_attention_max_distance", 128),
+        scan_layers=scan_layers,
     )
     tensors = part(file, f"s{stage}/w/")
     lengths = source_prompt_lengths(tensors)
@@ -273,10 +276,12 @@ def check_tokens(report: Report, model, nested, batch, logits, expected: Arrays,
         print(f"     {np.sum(~sure)} of {sure.size} tokens follow a tie and were not compared")
 
 
-def check_stage(report: Report, stage: int, file: Arrays, settings: dict, batch: Arrays) -> None:
+def check_stage(
+    report: Report, stage: int, file: Arrays, settings: dict, batch: Arrays, scan_layers: bool
+) -> None:
     """Everything that the file has of one stage."""
     report.stage = stage
-    model, params = build(file, settings, stage)
+    model, params = build(file, settings, stage, scan_layers)
     expected = part(file, f"s{stage}/out/")
     shapes = {name: array.shape for name, array in batch.items()}
     fresh = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes)["params"])
@@ -354,7 +359,9 @@ def check_stage(report: Report, stage: int, file: Arrays, settings: dict, batch:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("file", help="an oracle file (.npz)")
-    path = parser.parse_args(arguments).file
+    parser.add_argument("--scan_layers", action="store_true", help="scan the layers")
+    options = parser.parse_args(arguments)
+    path = options.file
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_default_matmul_precision", "highest")
     try:
@@ -366,7 +373,7 @@ def main(arguments: list[str] | None = None) -> int:
     batch = read_batch(file)
     report = Report()
     for stage in METHOD_OF_STAGE:
-        check_stage(report, stage, file, settings, batch)
+        check_stage(report, stage, file, settings, batch, options.scan_layers)
     failed = len(report.failed)
     print(f"{failed} above their limit" if failed else "all within their limits")
     return 1 if failed else 0

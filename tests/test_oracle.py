@@ -17,14 +17,14 @@ def compare(tmp_path_factory):
     """Run the command on a file; what XLA compiled for one run serves the next."""
     cache = tmp_path_factory.mktemp("compiled")
 
-    def run(path):
+    def run(path, *options):
         environment = os.environ | {
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PLATFORMS": "cpu",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         return subprocess.run(
-            [sys.executable, HERE / "oracle.py", path],
+            [sys.executable, HERE / "oracle.py", path, *options],
             capture_output=True,
             text=True,
             env=environment,
@@ -51,6 +51,13 @@ def changed(tmp_path):
 
 def test_our_model_gives_the_authors_numbers(compare):
     result = compare(ORACLE)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "FAIL" not in result.stdout and result.stdout.endswith("all within their limits\n")
+
+
+@pytest.mark.slow
+def test_scanned_layers_give_the_authors_numbers(compare):
+    result = compare(ORACLE, "--scan_layers")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "FAIL" not in result.stdout and result.stdout.endswith("all within their limits\n")
 

@@ -10,12 +10,14 @@ import contextlib
 import contextvars
 import hashlib
 from collections.abc import Callable
+from typing import cast
 
 import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core.scope import LazyRng
 from flax.linen.partitioning import param_with_axes
 from flax.linen.spmd import with_logical_constraint
 from jax import Array
@@ -64,7 +66,7 @@ class Dropout(nn.Dropout):
         (number, layers), scope = scanned, self.scope
         assert scope is not None  # flax calls it within a module
         scope.rng_counters[name] += 1
-        rng, draw = scope.rngs[name], scope.rng_counters[name]
+        rng, draw = cast(LazyRng, scope.rngs[name]), scope.rng_counters[name]
         hashes = [
             _hash([f"layers_{i}" if part == "layers_0" else part for part in (*rng.suffix, draw)])
             for i in range(layers)

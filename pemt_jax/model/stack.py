@@ -173,12 +173,14 @@ class Stack(nn.Module):
         axis, after the rows', which a beam search reorders.
         """
         layer = Layer(self.t5, self.pemt, self.in_encoder, parent=None)
-        params = stacked(self.scope.variables()["params"])["layers"]
+        scope = self.scope
+        assert scope is not None  # flax calls this within a module
+        params = stacked(scope.variables()["params"])["layers"]
         cache = self.get_variable("cache", "layers")
         kinds = [kind for kind in ("pemt", "cache") if self.is_mutable_collection(kind)]
-        rng = self.scope.rngs.get("dropout")
+        rng = scope.rngs.get("dropout")
         # Every layer has the path of the first; scanned_layer tells them apart.
-        rngs = {} if rng is None else {"dropout": LazyRng.create(rng, "layers_0")}
+        rngs: Any = {} if rng is None else {"dropout": LazyRng.create(rng, "layers_0")}
 
         def body(carry, inputs):
             (x_BLD, cache), (number, own) = carry, inputs
@@ -208,7 +210,7 @@ class Stack(nn.Module):
 
 def stacked(params: Mapping) -> dict[str, Any]:
     """Return nested parameters with the layers of each stack in one array, where they are not."""
-    flat = traverse_util.flatten_dict(dict(params), sep="/")
+    flat: dict[str, Any] = traverse_util.flatten_dict(dict(params), sep="/")
     return traverse_util.unflatten_dict(stack_layers(flat, jnp.stack), sep="/")
 
 

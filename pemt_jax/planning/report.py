@@ -117,7 +117,7 @@ def make_search(job: Job, topology: Topology, compiled: int, evaluation: bool) -
     fits = any(plan["fits"] for plan in plans) if plans else bool(found)
     return {
         "topology": topology.name,
-        "ways": [way.describe() for way in found],
+        "ways": [way.describe(topology.chip) for way in found],
         "plans": plans,
         "fits": fits,
     }
@@ -133,6 +133,8 @@ def render_search(made: dict, compile_time: bool = False, most: int = 20) -> str
             f"{way['rows_per_second_at_most']:6.0f}  {way['batch_size']:5d}  "
             f"{way['dtype']:8}  {way['remat_policy']:7}  "
             f"{way['bytes_by_arithmetic'] / GIB:10.2f}  {Layout(**way['layout']).describe()}"
+            + "  (compile: it is close)"
+            * way["compile"]
         )
     return "\n".join(lines + [render(plan, compile_time) for plan in made["plans"]])
 

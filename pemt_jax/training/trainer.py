@@ -10,10 +10,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pemt_jax.common.errors import UsageError
+from pemt_jax.common.layer_stacks import stack_layers
 from pemt_jax.model.methods import merge
 from pemt_jax.optimizers import Transformation
 from pemt_jax.parallel import partitioning
-from pemt_jax.parallel.stacked_layers import stack_on_devices
+from pemt_jax.parallel.stacked_layers import stack_on_devices, stacked_sharding
 from pemt_jax.training.step import (
     Batch,
     LossFn,
@@ -88,7 +89,7 @@ class Trainer:
             self.frozen[path] = partitioning.place(value, frozen_shardings[path])
         if scan_layers:
             self.frozen = stack_on_devices(self.frozen)
-            frozen_shardings = {path: value.sharding for path, value in self.frozen.items()}
+            frozen_shardings = stack_layers(frozen_shardings, lambda x: stacked_sharding(x[0]))
         self._step = jit_train_step(
             loss_fn, optimizer, self.state_shardings, frozen_shardings, self.mesh, params_axes
         )

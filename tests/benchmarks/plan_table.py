@@ -158,6 +158,7 @@ def text_of(found, folder: Path, cell) -> str:
     way, said = ways[index], compiled(folder, cell, ways[index])
     total = said["train_step"]["memory"]["total"] if said else way.estimate.total
     text = f"{way.layout.chips} ({mesh_of(way.layout)}, {total / GIB:.1f} GiB)" + " c" * bool(said)
+    text += ", compile" * (not said and way.is_close(CHIPS[cell[2]]))
     if index and compiled(folder, cell, ways[index - 1]):
         text += f"; not {ways[index - 1].layout.chips} c"
     return text

@@ -206,6 +206,8 @@ def test_search_lists_only_what_fits_quickest_first_and_more_memory_helps():
     rates = [way.rows_per_second for way in found]
     assert rates == sorted(rates, reverse=True)
     assert len(search(job, CHIPS["v5p"], 8)) > len(found)
+    close = {way.is_close(CHIPS["v5e"]) for way in found if way.estimate.total > 12.7 * 2**30}
+    assert close == {True} and not found[-1].is_close(CHIPS["v5p"])
 
 
 def test_split_over_data_too_a_chip_keeps_a_part_of_the_backbone_and_sends_half_more():
@@ -255,20 +257,20 @@ def test_wrong_topology_is_one_sentence(name, sentence):
         parse_topology(name)
 
 
-def test_without_the_tpu_compiler_a_plan_says_what_is_missing(monkeypatch):
+@pytest.fixture(scope="module")
+def made():
+    """The plan of the tiny run, by the CPU's compiler."""
+    return report.make_plan(TINY, TINY_SLICE, Layout(), evaluation=True)
+
+
+def test_without_the_tpu_compiler_a_plan_says_what_is_missing(made, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    made = report.make_plan(TINY, topology.open_topology("v5e:1x1"), Layout(), evaluation=True)
+    assert not topology.open_topology("v5e:1x1").real_compiler
     assert made["compiler"] == "CPU" and made["fits"] and "pemt_jax[tpu]" in made["missing"]
     assert made["train_step"]["memory"]["total"] > 0 < made["decode_step"]["flops"]
     assert made["eval_step"]["memory"]["optimizer"] == made["arithmetic"]["memory"]["optimizer"]
     text = report.render(json.loads(json.dumps(made)))
     assert "missing: there is no TPU compiler here" in text and text.endswith("fits: yes")
-
-
-@pytest.fixture(scope="module")
-def made():
-    """The plan of the tiny run's train step."""
-    return report.make_plan(TINY, TINY_SLICE, Layout(), False)
 
 
 @pytest.mark.parametrize(
