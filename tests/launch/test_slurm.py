@@ -15,14 +15,10 @@ from walk import ROOT, STEPS, Walk, await_, losses, training_process
 
 from pemt_jax.common.errors import PeerLost
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.walk,
-    pytest.mark.skipif(
-        bool(slurm_cluster.missing()),
-        reason=f"SLURM: no {', '.join(slurm_cluster.missing())}; apt-get install slurm-wlm munge",
-    ),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.walk]
+if absent := slurm_cluster.missing():
+    why = f"SLURM: there is no {', '.join(absent)}: apt-get install slurm-wlm munge"
+    pytest.skip(why, allow_module_level=True)
 
 # In place of a training: waits for a file in the working directory that says how to end.
 STAND_IN = """#!{python} -IS
