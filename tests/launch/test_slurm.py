@@ -138,6 +138,16 @@ def test_a_job_that_the_user_ends_saves_and_stays_ended(cluster, stand_in, tmp_p
     assert job.state == state[0] and job.restarts == 0
 
 
+def test_a_job_that_is_preempted_saves_and_is_queued_again(cluster, stand_in, tmp_path):
+    job = stand_in("wait")
+    job.await_(lambda: job.text().count("runs") == 2, "both processes")
+    urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null"]
+    assert cluster.call("sbatch", *urgent, "--wrap=sleep 1").returncode == 0
+    job.await_requeue(1)
+    assert job.end() == ("COMPLETED", "0:0")
+    assert len((tmp_path / "venv" / "bin" / "python-saved").read_text()) == 2
+
+
 def test_a_job_whose_node_is_lost_is_queued_again(cluster, stand_in):
     """By SLURM itself, when the node has not answered for SlurmdTimeout; the others save."""
     job = stand_in("wait")
