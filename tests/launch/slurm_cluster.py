@@ -42,9 +42,11 @@ ReturnToService=2
 SlurmdTimeout=20
 KillWait=30
 MinJobAge=86400
-{more}
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 {nodes}
-PartitionName=walk Nodes={names} Default=YES MaxTime=INFINITE State=UP
+PartitionName=walk Nodes={names} Default=YES PriorityTier=1 GraceTime=30 State=UP
+PartitionName=urgent Nodes={names} PriorityTier=10 State=UP
 """
 
 
@@ -66,9 +68,12 @@ def free_ports(number: int) -> list[int]:
 
 
 class Cluster:
-    """Two nodes; each has one core and `gpus` files that SLURM takes for GPUs."""
+    """Two nodes; each has two cores and `gpus` files that SLURM takes for GPUs.
 
-    def __init__(self, folder: Path, gpus: int = 0, more: str = ""):
+    A job in the partition `urgent` preempts those in `walk`, the default.
+    """
+
+    def __init__(self, folder: Path, gpus: int = 0):
         self.folder = folder
         folder.mkdir(mode=0o755, parents=True)
         (folder / "state").mkdir()
@@ -86,7 +91,6 @@ class Cluster:
                 ports=ports,
                 user=getpass.getuser(),
                 folder=folder,
-                more=more,
                 nodes="\n".join(nodes),
                 names=",".join(NODES),
             )

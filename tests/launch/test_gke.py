@@ -22,13 +22,10 @@ from walk import ROOT, Walk, await_, losses, training_process
 from pemt_jax.common.errors import PeerLost
 
 XPK = os.environ.get("XPK") or shutil.which("xpk")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.walk,
-    pytest.mark.skipif(
-        not XPK, reason="xpk: not on PATH; pip install xpk in an environment of its own"
-    ),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.walk]
+if not XPK:
+    why = "xpk: it is not on PATH: pip install xpk in an environment of its own"
+    pytest.skip(why, allow_module_level=True)
 WHERE = ["--workload", "films", "--cluster", "tpus", "--zone", "us-west4-a", "--project", "mine"]
 ARGUMENTS = ["--gin_file=runs/stage2.gin", "--gin.EXPERTS=('mnli', 'it''s')"]
 

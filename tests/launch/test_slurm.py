@@ -15,14 +15,10 @@ from walk import ROOT, STEPS, Walk, await_, losses, training_process
 
 from pemt_jax.common.errors import PeerLost
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.walk,
-    pytest.mark.skipif(
-        bool(slurm_cluster.missing()),
-        reason=f"SLURM: no {', '.join(slurm_cluster.missing())}; apt-get install slurm-wlm munge",
-    ),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.walk]
+if absent := slurm_cluster.missing():
+    why = f"SLURM: there is no {', '.join(absent)}: apt-get install slurm-wlm munge"
+    pytest.skip(why, allow_module_level=True)
 
 # In place of a training: waits for a file in the working directory that says how to end.
 STAND_IN = """#!{python} -IS
@@ -140,6 +136,16 @@ def test_a_job_that_the_user_ends_saves_and_stays_ended(cluster, stand_in, tmp_p
     job.await_(lambda: saved.exists() and len(saved.read_text()) == 2, "both to save")
     cluster.await_(lambda: cluster.states() == {"idle"}, "idle nodes")
     assert job.state == state[0] and job.restarts == 0
+
+
+def test_a_job_that_is_preempted_saves_and_is_queued_again(cluster, stand_in, tmp_path):
+    job = stand_in("wait")
+    job.await_(lambda: job.text().count("runs") == 2, "both processes")
+    urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null"]
+    assert cluster.call("sbatch", *urgent, "--wrap=sleep 1").returncode == 0
+    job.await_requeue(1)
+    assert job.end() == ("COMPLETED", "0:0")
+    assert len((tmp_path / "venv" / "bin" / "python-saved").read_text()) == 2
 
 
 def test_a_job_whose_node_is_lost_is_queued_again(cluster, stand_in):

@@ -20,11 +20,9 @@ from walk import ROOT, STEPS, Walk, await_, losses, training_process
 
 from pemt_jax.common.errors import PeerLost
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.walk,
-    pytest.mark.skipif(not shutil.which("flock"), reason="flock: not on PATH (util-linux)"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.walk]
+if not shutil.which("flock"):
+    pytest.skip("flock: it is not on PATH: install util-linux", allow_module_level=True)
 ZONE = "us-west4-a"
 WHERE = ["--name", "pemt", "--zone", ZONE]
 KIND = ["--type", "v5litepod-16", "--spot", "--poll", "1"]
@@ -158,6 +156,21 @@ def test_a_slice_is_had_once_and_runs_one_thing_at_a_time(stand_in):
     assert (cloud.folder / "fetched" / "file").read_text() == "there"
     assert cloud.call("delete") == 0 and not cloud.home(0).exists()
     assert cloud.call("delete") != 0
+
+
+def test_the_stand_in_refuses_what_gcloud_refuses(cloud):
+    """Else a wrong command of tpu_vm.sh would go unnoticed."""
+    command = ["gcloud", "compute", "tpus", "queued-resources", "describe", "pemt"]
+    for flags, said in (
+        (["--zone", ZONE], "NOT_FOUND"),
+        (["--zone", "nowhere"], "invalid choice: 'nowhere'"),
+        (["--zone", ZONE, "--detach"], "unrecognized arguments: --detach"),
+        ([], "required: --zone"),
+    ):
+        done = subprocess.run(
+            [*command, *flags], env=cloud.environment, capture_output=True, text=True
+        )
+        assert done.returncode != 0 and said in done.stderr
 
 
 @pytest.mark.parametrize(
