@@ -162,7 +162,8 @@ class LoopConfig(Part):
     profile_steps: int | None = None
 
     def __post_init__(self):
-        at_least(0, SEED=self.seed)
+        steps = [self.train_steps] if isinstance(self.train_steps, int) else self.train_steps
+        at_least(0, SEED=self.seed, TRAIN_STEPS=min(steps, default=0))
         choose("PRNG", self.prng, PRNGS)
         choose("TASK_LOOP", self.task_loop, TASK_LOOPS)
         names = ("log_every", "eval_every", "save_every", "patience", "profile_steps")

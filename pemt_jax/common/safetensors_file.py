@@ -56,7 +56,7 @@ def open_weights(path: str | os.PathLike) -> dict[str, LazyArray]:
     path = storage.path(path)
     with _opened(path) as file:
         header, start = _read_header(file)
-        return {name: _array(path, name, start, entry) for name, entry in header.items()}
+        return {name: _array(path, name, start, entry) for name, entry in sorted(header.items())}
 
 
 def _read_header(file: IO[bytes]) -> tuple[dict[str, dict[str, Any]], int]:

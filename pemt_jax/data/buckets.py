@@ -6,6 +6,7 @@ or as many as the user says. They are those that need the least padding: a dynam
 lengths of all examples, rounded up to multiples of 8, which suit vector units.
 """
 
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -116,7 +117,8 @@ def train_buckets(buckets: Buckets, splits: Sequence) -> tuple:
     print(
         f"Examples of {inputs.mean():.0f} + {targets.mean():.0f} tokens on average are padded to "
         f"{', '.join(f'{s} + {t}' for s, t in chosen)} (inputs + targets): "
-        f"{1 - (inputs.sum() + targets.sum()) / padded:.0%} of the tokens are padding."
+        f"{1 - (inputs.sum() + targets.sum()) / padded:.0%} of the tokens are padding.",
+        file=sys.stderr,
     )
     return chosen
 
@@ -166,6 +168,7 @@ def buckets_for(buckets: Sequence | int, splits: Sequence) -> tuple:
     padded = int(np.array(chosen)[np.searchsorted(chosen, lengths)].sum())
     print(
         f"Inputs of {lengths.mean():.0f} tokens on average are padded to {chosen}: "
-        f"{1 - lengths.sum() / padded:.0%} of the tokens are padding."
+        f"{1 - lengths.sum() / padded:.0%} of the tokens are padding.",
+        file=sys.stderr,
     )
     return chosen

@@ -63,7 +63,7 @@ FAILURES = {
         ["--from=nowhere", "--to=x", "--format=hf"],
         1,
         "There is no model folder",
-        "in open_base",
+        "in verify_base",
     ),
     "flag without its value": (
         convert.main,

@@ -47,8 +47,9 @@ def refused(world, tmp_path, capsys):
         assert world.command(main, *map(str, flags)) == code
         out, err = capsys.readouterr()
         assert out == ""
-        # A run that had begun has reported its steps before.
-        lines = [line for line in err.splitlines() if not line.startswith("step ")]
+        # A run that had begun has reported its shapes and steps before.
+        reports = ("Examples of ", "step ")
+        lines = [line for line in err.splitlines() if not line.startswith(reports)]
         assert len(lines) == 1, err
         assert lines[0].startswith("error: ")
         for part in parts:

@@ -42,9 +42,9 @@ def test_no_other_choice_pads_less(lengths, count):
 def test_lengths_are_kept_and_a_number_is_chosen_and_printed(capsys):
     split = types.SimpleNamespace(input_lengths=np.array([3, 8, 8, 60, 60]), lengths={"inputs": 64})
     assert buckets_for([32, 64], [split]) == (32, 64)
-    assert not capsys.readouterr().out
+    assert not capsys.readouterr().err
     assert buckets_for(2, [split]) == (8, 64)
-    assert "padded to (8, 64): 9% of the tokens are padding" in capsys.readouterr().out
+    assert "padded to (8, 64): 9% of the tokens are padding" in capsys.readouterr().err
     with pytest.raises(UsageError, match="Found 0 buckets, expected a number of at least 1"):
         buckets_for(0, [split])
 
@@ -95,7 +95,7 @@ class Split:
 def test_by_default_a_run_has_four_shapes_of_training_and_two_of_evaluation(capsys):
     splits = [Split(150, seed, inputs=90, targets=20) for seed in (1, 2)]
     buckets = train_buckets(None, splits)
-    assert "are padded to" in capsys.readouterr().out and len(buckets) == 4
+    assert "are padded to" in capsys.readouterr().err and len(buckets) == 4
     for parts in ([(1.0, splits[0])], [(0.7, splits[0]), (0.3, splits[1])]):
         source = BatchSource(parts, 8, seed=0, window=4, buckets=buckets)
         batches = [source[step] for step in range(60)]
@@ -105,7 +105,7 @@ def test_by_default_a_run_has_four_shapes_of_training_and_two_of_evaluation(caps
         }
         assert shapes <= set(buckets) and len(shapes) > 1
     lengths = eval_buckets(None, splits)
-    assert lengths == eval_buckets(buckets, splits) and not capsys.readouterr().out
+    assert lengths == eval_buckets(buckets, splits) and not capsys.readouterr().err
     evaluated = {
         batch["encoder_input_tokens"].shape[1] for _, batch in eval_batches(splits[0], 8, lengths)
     }
