@@ -149,7 +149,7 @@ def test_nothing_is_overwritten_that_was_not_written_here(tmp_path, run, base):
         (tmp_path / "link", "hf", "is a file or a link"),
         (base, "hf", "is or contains the source"),
         (tmp_path, "t5x", "is or contains the source"),
-        ("gs://bucket/model", "t5x", "expected a local folder"),
+        ("gx://bucket/model", "t5x", "expected a folder, or one of gs://"),
     ]:
         code, said = run("--from", base, "--to", target, "--format", form)
         assert code == 2 and message in said, said

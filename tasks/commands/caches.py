@@ -28,7 +28,7 @@ from pathlib import Path
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.storage import cache_folder
 
-FOLDERS = ("tokens", "compiled", "seqio", "rows", "vocabularies")
+FOLDERS = ("tokens", "compiled", "seqio", "rows", "vocabularies", "copies")
 DAY = 24 * 60 * 60  # seconds
 PRUNE_DAYS = 30.0
 WRITER_DAYS = 1.0  # what is unfinished but younger may have a writer at work
@@ -40,6 +40,7 @@ UNFINISHED = (
     "seqio/*/.*.partial",
     "rows/.*.partial",
     "vocabularies/.*.partial",
+    "copies/*/.*.partial",
 )
 
 
@@ -92,6 +93,7 @@ def pruned(root: Path, days: float) -> str:
     for kind, entries, limit in (
         ("tokenised splits", token_splits(root), days),
         ("compiled steps", compiled_steps(root), days),
+        ("copies of objects", copies(root), days),
         ("unfinished writes", unfinished(root), max(days, WRITER_DAYS)),
     ):
         old = [entry for entry in entries if last_use(*entry) <= time.time() - limit * DAY]
@@ -129,6 +131,15 @@ def compiled_steps(root: Path) -> list[tuple[Path, ...]]:
     return [
         (path, used[name]) if name in used else (path,)
         for path, name in zip(steps, names, strict=True)
+    ]
+
+
+def copies(root: Path) -> list[tuple[Path]]:
+    """The folders with a copy of a file that is in a bucket, see common.storage.local_copy."""
+    return [
+        (path,)
+        for path in _found(root, "copies/*")
+        if path.is_dir() and re.fullmatch("[0-9a-f]{20}", path.name)
     ]
 
 

@@ -6,6 +6,7 @@ import os
 import pytest
 from bucket import bucket_folder_fixture, here, needed, served, storage_fixture  # noqa: F401
 
+from pemt_jax.checkpoints.folder import check_supported
 from pemt_jax.common import storage
 from pemt_jax.common.buckets import path as buckets
 from pemt_jax.common.errors import PemtError, UsageError
@@ -77,6 +78,13 @@ def test_a_path_that_nothing_here_can_reach_is_one_sentence(monkeypatch, url, se
     with pytest.raises(UsageError) as raised:
         storage.path(url)
     assert str(raised.value).startswith(sentence)
+
+
+def test_checkpoints_are_stored_on_a_disk_or_on_gs_only(tmp_path):
+    check_supported(tmp_path)
+    check_supported(buckets.BucketPath("gs://b/x"))
+    with pytest.raises(UsageError, match="expected a folder or gs:// as MODEL_DIR"):
+        check_supported(buckets.BucketPath("s3://b/x"))
 
 
 def test_an_object_has_the_methods_of_a_file(bucket_folder):
@@ -221,6 +229,20 @@ def test_a_bucket_that_refuses_is_one_sentence(tmp_path, status, says):
         bucket.answer(None)
         with pytest.raises(FileNotFoundError):
             (folder / "nothing").read_bytes()
+
+
+def test_a_server_that_is_not_there_is_one_sentence(tmp_path, monkeypatch):
+    needed()
+    from gcsfs.core import GCSFileSystem
+
+    with served(tmp_path, faults=True) as bucket, here(bucket):
+        folder = storage.path(f"{bucket.url}/x")
+        monkeypatch.setattr(GCSFileSystem, "_location", "http://127.0.0.1:9")  # nobody listens
+        monkeypatch.setattr("gcsfs.retry.is_retriable", lambda error: False)
+        with pytest.raises(OSError) as raised:
+            folder.read_bytes()
+    assert str(folder) in str(raised.value)
+    assert raised.value.strerror.startswith("the storage does not answer (Cannot connect to host")
 
 
 def test_a_folder_is_removed_beginning_with_what_makes_it_count(bucket_folder, monkeypatch):

@@ -263,6 +263,15 @@ def damaged_artefact(place: Place) -> tuple[int, str]:
     return check(found, 1, f"error: {file} is damaged or exchanged: ")
 
 
+def damaged_base(place: Place) -> tuple[int, str]:
+    run = place.new_run()
+    base = place.put(place.world.base, run.parent / "base")
+    file = base / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    found = place.train(run, INITIAL_CHECKPOINT_PATH=base)
+    return check(found, 1, f"error: {file} is damaged or exchanged: ", "SHA256SUMS")
+
+
 def clock_jumps(place: Place) -> tuple[int, str]:
     from test_faults import JUMPING_CLOCK
 
@@ -321,6 +330,7 @@ ROWS: dict[str, Callable[[Place], tuple[int, str] | None]] = {
     "loss not finite": not_finite,
     "damaged expert": damaged_expert,
     "damaged artefact": damaged_artefact,
+    "damaged base": damaged_base,
     "the clock jumps by years": clock_jumps,
     "the bucket answers 503 for ten seconds": for_ten_seconds,
     "the bucket is gone at the start": answers(0, "start", 1, NO_ANSWER),

@@ -235,3 +235,12 @@ def test_a_refusal_of_the_file_system_is_one_sentence(cache, capsys, monkeypatch
     assert command.main(["cache", "--prune"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: Cannot remove ") and error.endswith(": Permission denied.\n")
+
+
+def test_copies_of_what_is_in_a_bucket_are_pruned(cache, capsys):
+    old, new = (cache / "copies" / (letter * 20) / "spiece.model" for letter in "ab")
+    aged(put(old, days=40, content=MIB).parent, 40)
+    put(new, days=1)
+    other = put(cache / "copies" / "mine" / "file", days=400)
+    assert prune(capsys)[0] == "copies of objects: 1, 1.0 MiB"
+    assert files(cache) == {str(path.relative_to(cache)) for path in (new, other)}

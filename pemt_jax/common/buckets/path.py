@@ -89,7 +89,8 @@ def os_errors(path: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is not None and error.strerror:
+        connecting = type(error).__module__.startswith("aiohttp")  # names no file
+        if error.errno is not None and error.strerror and not connecting:
             raise
         number, reason = _meaning(error)
         raise OSError(number, reason, str(path)) from error  # the class follows from the number
