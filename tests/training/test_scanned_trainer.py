@@ -1,4 +1,4 @@
-"""A trainer whose model scans its layers: stacked frozen parameters, the state of an unrolled run."""
+"""A trainer whose model scans its layers: stacked frozen parameters, an unrolled run's state."""
 
 import dataclasses
 from pathlib import Path
