@@ -50,7 +50,8 @@ T5 = T5Config(
     dropout_rate=0.1,
 )
 OPTIONS = PemtConfig(expert_rank=4, adapter_dim=4)
-LENGTHS = {"inputs": 16, "targets": 4}  # one bucket: each step is compiled once
+LENGTHS = {"inputs": 16, "targets": 4}
+BUCKETS = (16,)  # each step is compiled once
 EXPERTS = ("tiny_topic", "tiny_mood")  # an order of our own: no sorting gives it
 MAINS = {"train": train.train, "evaluate": evaluate.evaluate, "predict": predict.predict}
 
@@ -79,6 +80,7 @@ train.train:
     optimizer = @optimizers.make_optimizer()
     eval_every = 10
     eval_batch_size = 8
+    buckets = (16,)
     log_every = 1
 
 MODEL_DIR = %gin.REQUIRED
@@ -234,6 +236,7 @@ class World:
             options=OPTIONS,
             eval_every=10,
             eval_batch_size=8,
+            buckets=BUCKETS,
             log_every=1,
             library=str(self.folder / "library"),
         )

@@ -160,8 +160,8 @@ def _evaluation(job: Job, sizes: Sizes, layout: Layout, split) -> dict[str, int]
     logits = 4 * rows * split(t5.vocab_size)
     work = max(
         encoder,
-        encoded + max(decoder, 2 * logits * job.targets),
-        encoded + cache + keys + 2 * logits,
+        encoded + max(decoder, logits * job.targets),
+        encoded + cache + keys + logits,
     )
     return {
         "frozen": sizes.frozen_here * BYTES[job.frozen_dtype],
