@@ -159,9 +159,7 @@ def _evaluation(job: Job, sizes: Sizes, layout: Layout, split) -> dict[str, int]
     keys = 2 * element * rows * source * inner  # of one layer's cross attention
     logits = 4 * rows * split(t5.vocab_size)
     work = max(
-        encoder,
-        encoded + max(decoder, logits * job.targets),
-        encoded + cache + keys + logits,
+        encoder, encoded + max(decoder, logits * job.targets), encoded + cache + keys + logits
     )
     return {
         "frozen": sizes.frozen_here * BYTES[job.frozen_dtype],
