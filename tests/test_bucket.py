@@ -120,6 +120,7 @@ def test_json_lines_in_a_bucket_are_a_task(bucket_folder, tmp_path, monkeypatch)
     assert split.example(0)["inputs_pretokenized"] == b"text: other"
 
 
+@pytest.mark.slow
 def test_prepared_data_in_a_bucket_are_those_on_disk(
     bucket_folder, tfds_folder, tmp_path, monkeypatch
 ):
