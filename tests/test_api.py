@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from tiny_system import leaves, rows, world_fixture  # noqa: F401
+from tiny_system import BUCKETS, leaves, rows, world_fixture  # noqa: F401
 
 import pemt_jax as pemt
 from pemt_jax.common.errors import UsageError
@@ -42,6 +42,7 @@ def test_a_run_from_python_is_the_run_of_the_command(world, tmp_path):
         task_feature_lengths={"inputs": 16, "targets": 4},
         train_steps=2,
         batch_size=8,
+        buckets=BUCKETS,
         method="pemt_source",
         initial_checkpoint_path=str(world.base),
         library=str(tmp_path / "own"),

@@ -10,7 +10,7 @@ from tiny_system import T5, world_fixture  # noqa: F401
 from pemt_jax.common.errors import PemtError
 from pemt_jax.common.hashing import fingerprint
 from pemt_jax.interop import hf, t5x
-from pemt_jax.interop.base import absolute, load_base, open_base
+from pemt_jax.interop.base import load_base, open_base
 from pemt_jax.interop.hf_names import parameter_table
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 
@@ -75,9 +75,3 @@ def test_what_is_no_base_is_one_sentence(tmp_path):
         with pytest.raises(PemtError, match=message) as caught:
             load_base(path)
         assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
-
-
-def test_a_remote_path_is_kept_as_it_is(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert absolute("gs://bucket/run/checkpoint_1") == "gs://bucket/run/checkpoint_1"
-    assert absolute("base") == str(tmp_path / "base")

@@ -203,7 +203,7 @@ def train(cloud: Cloud, storage, walk: Walk, name: str) -> tuple[list[str], Path
     """The flags of a slow run in the bucket, and the folder of its objects on this disk."""
     walk.left_alone()
     walk.slow.touch()
-    cloud.of_workers(**walk.environment(), **storage.environment)
+    cloud.of_workers(**walk.environment() | storage.environment)
     cloud.environment |= storage.environment
     url = f"{storage.url}/{name}"
     return ["--model_dir", url, "--", *walk.arguments(url)], storage.folder / name
