@@ -140,6 +140,7 @@ def test_a_folder_that_cannot_be_listed_or_read_is_not_opened(folder, monkeypatc
     assert contents(folder) == before
 
 
+@pytest.mark.slow
 def test_files_that_are_missing_or_of_another_kind_are_damage(folder, capfd):
     for break_it in (
         lambda step: shutil.rmtree(step / "state"),

@@ -261,14 +261,8 @@ def test_flip_anywhere_is_found_or_harmless_and_says_one_sentence(tmp_path, capf
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        pytest.param("cut", marks=pytest.mark.slow),
-        "flip",
-        pytest.param("remove", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["cut", "flip", "remove"])
 def test_damage_to_any_file_is_harmless_or_found(tmp_path, damage):
     saved(tmp_path / "whole", 0.5, 0.1)
     names = [

@@ -108,7 +108,13 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(call, id=name, marks=[pytest.mark.slow] * (name == "gin main"))
+        for name, call in CALLS.items()
+    ],
+)
 def test_a_command_is_the_same_as_pythons_m(run, call):
     command, *arguments = call
     code, output, error = run("-m", "pemt_jax", command, *arguments)

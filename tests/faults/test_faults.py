@@ -65,11 +65,9 @@ def assert_as_undisturbed(world, run):
     assert (run / weights).read_bytes() == (world.source / weights).read_bytes()
 
 
-@pytest.mark.parametrize(
-    "name, runs",
-    [("KILL", 1), *(pytest.param(name, 4, marks=pytest.mark.slow) for name in ("KILL", "TERM"))],
-)
-def test_killed_at_random_moments_is_the_run_that_was_left_alone(world, name, runs):
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["KILL", "TERM"])
+def test_killed_at_random_moments_is_the_run_that_was_left_alone(world, name, runs=4):
     script = Path(__file__).with_name("kill.py")
     flags = ("--seed=3", f"--runs={runs}", f"--signal={name}", f"--base={world.base}")
     done = world.python(script, *flags)

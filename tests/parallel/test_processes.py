@@ -468,6 +468,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(world, tmp_path):
     assert len(losses(tmp_path / "run")) == 20
 
 
+@pytest.mark.slow
 def test_processes_that_were_given_different_things_say_which(world, tmp_path):
     script = (
         "import os, sys; from pemt_jax import train; from pemt_jax.cli import command as cli; "

@@ -366,6 +366,7 @@ def test_importing_is_quick_and_changes_nothing_but_the_registries(tmp_path):
     assert float(seconds) < 1.0
 
 
+@pytest.mark.slow
 def test_importing_from_a_package_that_is_run_by_python_m_silences_nothing(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "__init__.py").write_text(IMPORTS)

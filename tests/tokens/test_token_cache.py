@@ -223,6 +223,7 @@ print(key(words), key([*words, "more"]))
 """
 
 
+@pytest.mark.slow
 def test_the_key_of_captured_sets_does_not_depend_on_the_hash_seed(tmp_path):
     (tmp_path / "sets.py").write_text(SETS)
     processes = [

@@ -113,6 +113,7 @@ def test_a_stopped_job_resumes_to_the_same_bits_also_when_one_task_has_ended(
     assert snapshot(tmp_path / "resumed" / "tiny_topic" / "checkpoints") == before
 
 
+@pytest.mark.slow
 def test_tasks_left_at_different_steps_meet_again_with_the_same_bits(world, tmp_path, monkeypatch):
     """As a kill between the savings of two tasks leaves them."""
     common = dict(method="pemt_source", save_every=5)

@@ -126,7 +126,7 @@ def assert_equal(found, expected, exact=True, atol=0.0):
             np.testing.assert_allclose(a, b, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [pytest.param("stage 1", marks=pytest.mark.slow), "stage 2"])
 def test_map_gives_the_bits_of_single_runs(stage):
     pemt, method = STAGES[stage]
     trainer = many(pemt, method, 3, train_steps=(10, 20, 10))
@@ -145,7 +145,7 @@ def test_map_gives_the_bits_of_single_runs_in_optimised_code():
         test_map_gives_the_bits_of_single_runs(stage)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ["stage 1", pytest.param("stage 2", marks=pytest.mark.slow)])
 def test_vmap_agrees_with_single_runs(stage):
     pemt, method = STAGES[stage]
     trainer = many(pemt, method, 2, train_steps=(10, 20), task_loop="vmap")
@@ -191,6 +191,7 @@ def test_a_task_that_is_not_active_is_not_computed():
     assert branches[0] == 0 and branches[1] == count(jaxpr.jaxpr) > 10
 
 
+@pytest.mark.slow
 def test_prompts_of_unequal_lengths_and_batches_padded_agree_with_single_runs():
     pemt, method = STAGES["stage 2"]
     short = dataclasses.replace(pemt, prompt_length=2)
@@ -328,6 +329,7 @@ for fully_sharded in (False, True):
 """
 
 
+@pytest.mark.slow
 def test_trained_matrices_of_a_job_are_sharded_over_the_data_too():
     done = subprocess.run(
         [sys.executable, "-c", FULLY_SHARDED, Path(__file__).parents[1]],
