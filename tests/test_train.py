@@ -383,8 +383,14 @@ def test_a_run_is_evaluated_and_used_alike_on_four_devices(world, tmp_path):
     assert predicted.stdout.splitlines() == [row["prediction"] for row in rows]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        signal.SIGKILL,
+    ],
+)
 def test_a_process_that_was_stopped_or_killed_resumes_to_the_same_bits(world, tmp_path, number):
     run = tmp_path / "run"
     flags = world.train_flags(
