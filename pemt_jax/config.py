@@ -6,6 +6,7 @@ run_config.TrainConfig.
 """
 
 import dataclasses
+import re
 
 import jax.numpy as jnp
 
@@ -84,6 +85,89 @@ class T5Config:
         """Axes along which a dropout mask is repeated: the positions, or the queries."""
         return (-2,) if self.broadcast_dropout else ()
 
+    @property
+    def wi_names(self) -> tuple[str, ...]:
+        """The input layers of a feed-forward sublayer, one per activation function."""
+        gated = len(self.mlp_activations) > 1
+        return tuple(f"wi_{i}" if gated else "wi" for i in range(len(self.mlp_activations)))
+
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """The widths (in, out) of each linear layer that can have experts, by T5X's path."""
+        joined_kv = self.num_heads * self.head_dim
+        attention = {name: (self.emb_dim, joined_kv) for name in ("query", "key", "value")}
+        attention |= {"out": (joined_kv, self.emb_dim)}
+        mlp = {name: (self.emb_dim, self.mlp_dim) for name in self.wi_names}
+        mlp |= {"wo": (self.mlp_dim, self.emb_dim)}
+        stacks = {
+            "encoder": (self.num_encoder_layers, ("attention",)),
+            "decoder": (self.num_decoder_layers, ("self_attention", "encoder_decoder_attention")),
+        }
+        return {
+            f"{stack}/layers_{i}/{sublayer}/{name}": widths
+            for stack, (layers, attentions) in stacks.items()
+            for i in range(layers)
+            for sublayer in (*attentions, "mlp")
+            for name, widths in (mlp if sublayer == "mlp" else attention).items()
+        }
+
+
+SHORT_NAMES = {"q": "query", "k": "key", "v": "value", "o": "out"}
+LINEARS = {*SHORT_NAMES.values(), "wi", "wi_0", "wi_1", "wo"}
+
+
+def linear_kind(path: str) -> str:
+    """A linear layer's path without the number of its layer: "encoder/attention/query"."""
+    return re.sub(r"/layers_\d+/", "/", path)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertLinears:
+    """Some of T5's linear layers and the rank of the experts on them, read from one word.
+
+    The word is `[where/]name[:rank]`. The name is q, k, v, o, wi, wi_0, wi_1, wo, T5X's query, key,
+    value, out, or `all`; `wi` includes wi_0 and wi_1. Each part of `where` is a stack (encoder,
+    decoder) or a sublayer (attention, self_attention, encoder_decoder_attention, mlp).
+
+    Raises:
+      UsageError: there is no such layer, or the rank is not a positive number.
+    """
+
+    where: frozenset[str]
+    name: str
+    rank: int | None
+
+    @classmethod
+    def read(cls, word: str) -> "ExpertLinears":
+        path, colon, rank = word.partition(":")
+        *where, name = path.split("/")
+        name = SHORT_NAMES.get(name, name)
+        expected = {*SHORT_NAMES, *LINEARS, "all"}
+        if name not in expected:
+            raise UsageError(
+                f"PemtConfig.expert_linears has {word!r}, expected one of "
+                f"{sorted(expected)}{nearest(name, expected)}."
+            )
+        _one_of_parts(word, where)
+        if colon and not (rank.isascii() and rank.isdecimal() and 1 <= int(rank) < 10**6):
+            raise UsageError(f"PemtConfig.expert_linears has {word!r}, expected NAME:RANK.")
+        return cls(frozenset(where), name, int(rank) if colon else None)
+
+    def include(self, kind: str) -> bool:
+        """Whether the layers of a kind, as of `linear_kind`, are among these."""
+        *where, name = kind.split("/")
+        named = self.name in ("all", name) or (self.name == "wi" and name.startswith("wi_"))
+        return named and self.where <= set(where)
+
+
+def _one_of_parts(word: str, where: list[str]) -> None:
+    sublayers = {"attention", "self_attention", "encoder_decoder_attention", "mlp"}
+    for part in where:
+        if part not in (expected := {"encoder", "decoder", *sublayers}):
+            raise UsageError(
+                f"PemtConfig.expert_linears has {word!r} with {part!r}, expected a stack or a "
+                f"sublayer, {sorted(expected)}{nearest(part, expected)}."
+            )
+
 
 REFERENCE_OPTIONS = {  # of PemtConfig: what the authors' code does
     "prompt_init": "normal",
@@ -107,8 +191,11 @@ class PemtConfig:
       prompt_length: P, tokens of the task's description; 0 for no prompt.
       source_prompt_lengths: lengths of the frozen source prompts, in the order of `expert_names`.
       expert_names: the frozen experts, in order; their number is E.
-      source_expert: whether every feed-forward output has a trainable low-rank expert.
-      expert_rank: R.
+      source_expert: whether there is a trainable low-rank expert.
+      expert_linears: the linear layers that have experts, see `ExpertLinears`; the published
+        model has them on the feed-forward output, `wo`. Where two words include a layer, the
+        later one counts.
+      expert_rank: R, where `expert_linears` names no rank.
       adapter_dim: width of the target adapter; 0 for none.
       tsl_weight: factor of the task sparsity loss.
       gate_temperature: tau in gate = softmax(a W / tau).
@@ -126,6 +213,7 @@ class PemtConfig:
     source_prompt_lengths: tuple[int, ...] = ()
     expert_names: tuple[str, ...] = ()
     source_expert: bool = False
+    expert_linears: tuple[str, ...] = ("wo",)
     expert_rank: int = 64
     adapter_dim: int = 0
     tsl_weight: float = 0.1
@@ -138,7 +226,7 @@ class PemtConfig:
     loss_normalization: str = "tokens"
 
     def __post_init__(self):
-        for field in ("source_prompt_lengths", "expert_names"):
+        for field in ("source_prompt_lengths", "expert_names", "expert_linears"):
             object.__setattr__(self, field, _as_tuple(getattr(self, field)))
         _one_of("PemtConfig.lora_b_init", self.lora_b_init, {"zero", "uniform"})
         _one_of("PemtConfig.prompt_init", self.prompt_init, {"vocab", "normal"})
@@ -161,6 +249,23 @@ class PemtConfig:
                 "PemtConfig has experts and prompt_length 0, expected a prompt for the gate."
             )
 
+        _in_range(
+            "PemtConfig.expert_linears",
+            len(self.expert_linears),
+            self.expert_linears != (),
+            "1 or more layers",
+        )
+        for word in self.expert_linears:
+            ExpertLinears.read(word)
+
     @property
     def num_experts(self) -> int:
         return len(self.expert_names)
+
+    def rank_of(self, kind: str) -> int:
+        """The rank of experts on the linear layers of a kind ("encoder/mlp/wo"); 0 for none."""
+        rank = 0
+        for linears in map(ExpertLinears.read, self.expert_linears):
+            if linears.include(kind):
+                rank = linears.rank or self.expert_rank
+        return rank

@@ -81,9 +81,9 @@ def test_the_frozen_stay_as_they_were_and_have_no_slot(world, tmp_path, monkeypa
         np.testing.assert_array_equal(np.asarray(trainer.frozen[path]), base[path])
     for i, name in enumerate(EXPERTS):
         expert = library.load_expert(world.library, name)
-        for layer, pair in expert.lora.items():
+        for linear, pair in expert.lora.items():
             for ab, value in zip("ab", pair, strict=True):
-                bank = np.asarray(trainer.frozen[f"{layer}/mlp/experts/lora_{ab}"])
+                bank = np.asarray(trainer.frozen[f"{linear.removesuffix('wo')}experts/lora_{ab}"])
                 np.testing.assert_array_equal(np.take(bank, i, "ba".index(ab)), value)
     # Whatever has the name of a parameter in the optimizer, or in a checkpoint, is trained.
     trainable = trainer.state.trainable.keys()
@@ -145,9 +145,9 @@ def test_a_mixture_trains_as_one_task_with_the_text_given(world, tmp_path, monke
         library=str(tmp_path / "library"),
     )
     first = recorder.trainers[0].first_trainable
-    for layer, (a_FR, b_RD) in pooled.lora.items():
-        np.testing.assert_array_equal(first[f"{layer}/mlp/expert/lora_a"], a_FR)
-        np.testing.assert_array_equal(first[f"{layer}/mlp/expert/lora_b"], b_RD)
+    for linear, (a_FR, b_RD) in pooled.lora.items():
+        np.testing.assert_array_equal(first[f"{linear.removesuffix('wo')}expert/lora_a"], a_FR)
+        np.testing.assert_array_equal(first[f"{linear.removesuffix('wo')}expert/lora_b"], b_RD)
     np.testing.assert_array_equal(first["prompt/embedding"], pooled.prompt)
     assert library.expert_names(tmp_path / "library") == ["tiny_both"]
     assert library.load_expert(tmp_path / "library", "tiny_both").sha256 == pooled.sha256

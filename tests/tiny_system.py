@@ -31,9 +31,9 @@ from pemt_jax.config import PemtConfig, T5Config
 from pemt_jax.data.batching import make_batch
 from pemt_jax.interop.hf import load_hf, save_hf
 from pemt_jax.library.expert import load_expert, stack_experts
-from pemt_jax.model.initialization import initial_parameters
 from pemt_jax.model.pemt_model import PemtModel
 from pemt_jax.runs import train as runs_train
+from pemt_jax.runs.initialization import initial_parameters
 from pemt_jax.tasks import vocabulary
 from pemt_jax.tasks.descriptions import register_description
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
@@ -297,7 +297,7 @@ class World:
         card = json.loads((model_dir / "artefact" / "card.json").read_text())
         t5, params = load_hf(self.base)
         experts = [load_expert(self.library, expert["name"]) for expert in card["experts"]]
-        params |= stack_experts(experts)[0]
+        params |= stack_experts(experts, PemtConfig(**card["config"]["pemt"]))
         params |= load_weights(model_dir / "artefact" / "weights.safetensors")
         params = traverse_util.unflatten_dict(params, sep="/")
         model = PemtModel(t5, PemtConfig(**card["config"]["pemt"]))

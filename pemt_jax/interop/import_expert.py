@@ -22,7 +22,8 @@ from pemt_jax.interop.peft import import_adapter
 from pemt_jax.interop.reference import from_reference
 from pemt_jax.interop.reference_files import check_backbone, load_reference
 from pemt_jax.library.artefact import Card, check_name
-from pemt_jax.library.expert import LORA, PROMPT, save_expert
+from pemt_jax.library.expert import PROMPT, check_fits, save_expert, take_apart
+from pemt_jax.library.linears import linear_of
 from pemt_jax.model.prompts import prompt_tokens
 
 
@@ -66,7 +67,6 @@ def import_peft(request: Request) -> Card:
     if request.base is not None:
         t5, params = load_base(request.base)
         base_print, base_name = fingerprint(params), storage.path(request.base).resolve().name
-        check_fits(adapter.lora, params, str(request.path))
         if prompt is None:
             prompt = vocabulary_rows(request, t5, params)
         elif card.base_fingerprint != base_print:
@@ -75,6 +75,8 @@ def import_peft(request: Request) -> Card:
                 f"fingerprint {card.base_fingerprint[:12]}, found {base_print[:12]} at "
                 f"{request.base}."
             )
+        arrays = adapter.lora | {PROMPT: prompt}
+        check_fits(request.name, *take_apart(request.name, arrays), t5)
         card = dataclasses.replace(card, base_fingerprint=base_print, base_name=base_name)
     assert prompt is not None  # of the adapter, or of the base without which there is no card
     return save_expert(request.library, request.name, adapter.lora | {PROMPT: prompt}, card)
@@ -99,12 +101,12 @@ def import_reference(request: Request) -> Card:
     cut = {**base, "token_embedder/embedding": base["token_embedder/embedding"][:rows]}
     check_backbone(params, cut, source)
     expert = {path: array for path, array in params.items() if path not in base}
-    if unknown := [path for path in expert if path != PROMPT and not LORA.fullmatch(path)]:
+    if unknown := [path for path in expert if path != PROMPT and not linear_of(path)]:
         raise PemtError(
             f"{source} holds {unknown[0]}, which stage 1 does not train, expected its "
             "lora_A, lora_B and task_shared only."
         )
-    check_fits(expert, base, source, every_layer=True)
+    check_fits(request.name, *take_apart(request.name, expert), t5, every=True)
     card = Card(
         kind="expert",
         method="pemt_source",
@@ -115,50 +117,6 @@ def import_reference(request: Request) -> Card:
         config={"imported": "the authors' code", "vocab_size": rows},
     )
     return save_expert(request.library, request.name, expert, card)
-
-
-def check_fits(
-    expert: Mapping[str, np.ndarray],
-    base: Mapping[str, np.ndarray],
-    source: str,
-    every_layer: bool = False,
-) -> None:
-    """Raise PemtError where an expert does not fit a base's feed-forward outputs.
-
-    `every_layer`: whether it must have all of them.
-    """
-    kernels = {
-        path.removesuffix("/mlp/wo/kernel"): array.shape
-        for path, array in base.items()
-        if path.endswith("/mlp/wo/kernel")
-    }
-    width = base["token_embedder/embedding"].shape[1]
-    found = set()
-    for path, array in expert.items():
-        if match := LORA.fullmatch(path):
-            layer, axis = match[1], 0 if match[2] == "a" else 1
-            found.add(layer)
-            if layer not in kernels:
-                raise PemtError(
-                    f"{source} has an expert in {layer}, expected the layers of the "
-                    f"base, {', '.join(sorted(kernels))}."
-                )
-            if array.ndim != 2 or array.shape[axis] != kernels[layer][axis]:
-                raise PemtError(
-                    f"{source} has {path} of shape {list(array.shape)}, expected "
-                    f"{kernels[layer][axis]} in place of {array.shape[axis]} as the "
-                    "base has."
-                )
-        elif array.ndim != 2 or array.shape[1] != width:
-            raise PemtError(
-                f"{source} has a prompt of shape {list(array.shape)}, expected rows of "
-                f"the base's width {width}."
-            )
-    if every_layer and (missing := sorted(kernels.keys() - found)):
-        raise PemtError(
-            f"{source} has no expert in {missing[0]}, expected one in each of the "
-            f"{len(kernels)} layers of the base."
-        )
 
 
 def vocabulary_rows(request: Request, t5: T5Config, base: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -32,6 +32,7 @@ from pemt_jax.common.weights import load_weights, save_weights
 from pemt_jax.interop.torch_files import load_torch_file
 from pemt_jax.library.artefact import Card, read_card_file, write_card
 from pemt_jax.library.expert import PROMPT, Expert
+from pemt_jax.library.linears import flat_lora
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 OLD_TENSORS = "adapter_model.bin"
@@ -103,7 +104,10 @@ def export_peft(folder: str | os.PathLike, expert: Expert, card: Card) -> None:
     config, tensors = to_peft(expert, card.base_name)
     note = dataclasses.replace(
         card,
-        config={**card.config, "fingerprint": fingerprint(_flat(expert) | {PROMPT: expert.prompt})},
+        config={
+            **card.config,
+            "fingerprint": fingerprint(flat_lora(expert.lora) | {PROMPT: expert.prompt}),
+        },
     )
     with new_folder(folder) as partial:
         save_weights(partial / TENSORS, tensors, {"format": "pt"})
@@ -155,8 +159,8 @@ def import_adapter(folder: str | os.PathLike) -> Adapter:
 def to_peft(expert: Expert, base_name: str = "") -> tuple[dict, dict[str, np.ndarray]]:
     """(adapter_config, PyTorch name -> array) of an expert, its numbers as they are."""
     tensors, ranks = {}, {}
-    for layer, (a_FR, b_RD) in expert.lora.items():
-        stack, number = layer.split("/layers_")
+    for linear, (a_FR, b_RD) in expert.lora.items():
+        stack, number = linear.removesuffix("/mlp/wo").split("/layers_")
         module = f"{stack}.block.{number}.layer.{1 if stack == 'encoder' else 2}.DenseReluDense.wo"
         tensors[f"base_model.model.{module}.lora_A.weight"] = a_FR.T
         tensors[f"base_model.model.{module}.lora_B.weight"] = b_RD.T
@@ -216,14 +220,6 @@ def from_peft(
     if not params:
         raise PemtError(f"{source} holds no tensors, expected a LoRA on DenseReluDense.wo.")
     return params
-
-
-def _flat(expert: Expert) -> dict[str, np.ndarray]:
-    return {
-        f"{layer}/mlp/expert/lora_{letter}": array
-        for layer, pair in expert.lora.items()
-        for letter, array in zip("ab", pair, strict=True)
-    }
 
 
 def _check_plain(config: Mapping[str, object], source: str) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pemt_jax.common.errors import PemtError
+from pemt_jax.config import linear_kind
 from pemt_jax.library.artefact import read_card
 from pemt_jax.library.expert import expert_folder, load_expert
 
@@ -43,15 +44,16 @@ def table(library: Path, names: Sequence[str]) -> tuple[str, list[PemtError]]:
 def facts(library: Path, name: str) -> str:
     """Everything known about an expert, one fact per line, after verifying it."""
     expert, card = load_expert(library, name), read_card(expert_folder(library, name))
-    D, F = expert.widths
+    kinds = sorted({linear_kind(linear) for linear in expert.lora})
     known = {
         "expert": name,
         "folder": library / name,
         "task": card.task,
         "method": card.method,
         "prompt": card.description,
-        "shape": f"rank {card.rank}, model width {D}, feed-forward width {F}, "
-        f"{len(expert.lora)} layers, {len(expert.prompt)} prompt rows",
+        "shape": f"rank {card.rank}, model width {expert.features}, {len(expert.lora)} linear "
+        f"layers, {len(expert.prompt)} prompt rows",
+        "on": ", ".join(kinds),
         "base": f"{card.base_name} {card.base_fingerprint}".strip(),
         **card.metrics,
         "sha256": card.sha256,

@@ -1,12 +1,25 @@
-"""What PEMT adds to a feed-forward output: a source expert, a mixture of them, a target adapter.
+"""What PEMT adds to a T5: a source expert, a gated mixture of them, a target adapter.
 
-An expert is a low-rank pair of matrices on the feed-forward activation u: e = (u A) B. Stage 1
-trains one; stage 2 keeps E frozen ones in one stacked bank and adds sum_i g_i e_i. The bank costs
-one matmul to E*R channels, a multiplication by the gate and one matmul back; the E outputs
-[E, B, L, D] are never computed (losses.py does not need them either). The authors' code has one
-module per expert.
+An expert is a low-rank pair of matrices beside a linear layer x W of the T5: e = (x A) B. In the
+published model that is the feed-forward output W_o; here it is any set of linear layers
+(`PemtConfig.expert_linears`). Stage 1 trains one pair per layer; stage 2 keeps E frozen ones in one
+stacked bank and adds their mixture,
+
+    y = x W + sum_i g_i (x A_i) B_i,      g = gate of the sublayer.
+
+All linear layers of a sublayer (attention, or feed-forward) share one gate. It reads the prompt
+positions of, in the encoder, the sublayer's normalised input, or the feed-forward activation where
+W_o alone has experts, as published; in the decoder, the encoder's output. An expert that lacks a
+layer, or has a lower rank than others, is filled up with zeros, which changes no output. The
+sparsity loss (losses.py) counts the sublayers whose output projection, W_o or attention's, has
+experts: z is the sublayer's output, e_i what expert i adds to it.
+
+The bank costs one matmul to E*R channels, a multiplication by the gate and one matmul back; the E
+outputs [E, B, L, D] are never computed, in the loss neither. The authors' code has one module per
+expert.
 """
 
+import dataclasses
 import math
 
 import flax.linen as nn
@@ -15,7 +28,10 @@ import jax.numpy as jnp
 from flax.linen.partitioning import param_with_axes
 from jax import Array
 
+from pemt_jax.config import PemtConfig
+from pemt_jax.model.gate import CorrelationGate
 from pemt_jax.model.layers import Dense
+from pemt_jax.model.losses import expert_cosines, task_sparsity_loss
 
 
 def uniform(bound: float):
@@ -30,14 +46,16 @@ def uniform(bound: float):
 class SourceExpert(nn.Module):
     """The trainable expert of stage 1: [B, L, F] -> [B, L, D], alpha / R = 1.
 
-    A is drawn from U(+-1/sqrt(F)). B is zero, so that training starts from the pretrained model,
-    or drawn from U(+-1/sqrt(R)) as in the authors' code.
+    F and D are the widths of the linear layer that it is beside. A is drawn from U(+-1/sqrt(F)).
+    B is zero, so that training starts from the pretrained model, or drawn from U(+-1/sqrt(R)) as in
+    the authors' code.
     """
 
     rank: int
     features: int
     b_init: str
     dtype: jnp.dtype = jnp.float32
+    axes: tuple[str, str] = ("mlp", "embed")
 
     @nn.compact
     def __call__(self, hidden_BLF: Array) -> Array:
@@ -50,10 +68,14 @@ class SourceExpert(nn.Module):
             uniform(1 / math.sqrt(width)),
             (width, self.rank),
             jnp.float32,
-            axes=("mlp", "expert_rank"),
+            axes=(self.axes[0], "expert_rank"),
         )
         lora_b_RD = param_with_axes(
-            "lora_b", init_b, (self.rank, self.features), jnp.float32, axes=("expert_rank", "embed")
+            "lora_b",
+            init_b,
+            (self.rank, self.features),
+            jnp.float32,
+            axes=("expert_rank", self.axes[1]),
         )
         channels_BLR = jnp.dot(hidden_BLF, lora_a_FR.astype(self.dtype))
         return jnp.dot(channels_BLR, lora_b_RD.astype(self.dtype))
@@ -70,6 +92,7 @@ class ExpertMixture(nn.Module):
     rank: int
     features: int
     dtype: jnp.dtype = jnp.float32
+    axes: tuple[str, str] = ("mlp", "embed")
 
     @nn.compact
     def __call__(self, hidden_BLF: Array, gate_BE: Array) -> tuple[Array, Array, Array]:
@@ -80,14 +103,14 @@ class ExpertMixture(nn.Module):
             uniform(1 / math.sqrt(width)),
             (width, experts, rank),
             jnp.float32,
-            axes=("mlp", "experts", "expert_rank"),
+            axes=(self.axes[0], "experts", "expert_rank"),
         ).astype(self.dtype)
         lora_b_ERD = param_with_axes(
             "lora_b",
             nn.initializers.zeros,
             (experts, rank, self.features),
             jnp.float32,
-            axes=("experts", "expert_rank", "embed"),
+            axes=("experts", "expert_rank", self.axes[1]),
         ).astype(self.dtype)
         # Matrix products, not einsums over E and R: XLA would transpose the bank for those.
         channels_BLC = jnp.dot(hidden_BLF, lora_a_FER.reshape(width, experts * rank))
@@ -96,6 +119,73 @@ class ExpertMixture(nn.Module):
         mixture_BLD = jnp.dot(gated_BLC, lora_b_ERD.reshape(experts * rank, self.features))
         channels_BLER = channels_BLC.reshape(*channels_BLC.shape[:2], experts, rank)
         return mixture_BLD, channels_BLER, lora_b_ERD
+
+
+@dataclasses.dataclass
+class SublayerExperts:
+    """The experts of one sublayer, used within its module, in which their parameters then lie.
+
+    Attributes:
+      pemt: the configuration.
+      sublayer: of which stack and kind: "encoder/attention".
+      dtype: what is computed in.
+      gate_BE: None until it is read.
+    """
+
+    pemt: PemtConfig
+    sublayer: str
+    dtype: jnp.dtype = jnp.float32
+    gate_BE: Array | None = None
+    _output: tuple[Array, Array] | None = None  # channels and B of the output projection's bank
+
+    def on(self, *names: str) -> bool:
+        """Whether any of these linear layers has experts."""
+        return any(self.pemt.rank_of(f"{self.sublayer}/{name}") for name in names)
+
+    def read_gate(self, states_BPX: Array, axis: str, prompt_weights_BP: Array | None) -> None:
+        """Compute the gate from states at the prompt positions, whose last axis is `axis`."""
+        gate = CorrelationGate(self.pemt.num_experts, axis, self.pemt.gate_temperature, name="gate")
+        self.gate_BE = gate(states_BPX, prompt_weights_BP)
+
+    def add(self, name: str, x: Array, y: Array, axes: tuple[str, str]) -> Array:
+        """Return y, the output of linear layer `name` for x, with what its experts add.
+
+        `axes` are the logical axes of the layer's kernel. The parameters of W_o's experts are
+        "expert" and "experts", as they have always been; those of another layer bear its name.
+        """
+        pemt, rank = self.pemt, self.pemt.rank_of(f"{self.sublayer}/{name}")
+        prefix = "" if name == "wo" else f"{name}_"
+        features = y.shape[-1]
+        if rank and pemt.source_expert:
+            y += SourceExpert(
+                rank, features, pemt.lora_b_init, self.dtype, axes, name=f"{prefix}expert"
+            )(x)
+        if rank and pemt.num_experts:
+            assert self.gate_BE is not None
+            mixture, channels_BLER, lora_b_ERD = ExpertMixture(
+                pemt.num_experts, rank, features, self.dtype, axes, name=f"{prefix}experts"
+            )(x, self.gate_BE)
+            y += mixture
+            if name in ("wo", "out"):
+                self._output = channels_BLER, lora_b_ERD
+        return y
+
+    def store(self, module: nn.Module, z_BLD: Array, token_weights_BL: Array | None) -> None:
+        """Put the gate and, where there is one, the sparsity loss into the collection "pemt".
+
+        Args:
+          module: the sublayer's.
+          z_BLD: its output.
+          token_weights_BL: 1 for tokens that the loss counts.
+        """
+        if self.gate_BE is None or not module.is_mutable_collection("pemt"):
+            return
+        module.put_variable("pemt", "gate", self.gate_BE)
+        if self._output is not None:
+            assert token_weights_BL is not None  # None in decoding alone, without this collection
+            cosines_BLE = expert_cosines(z_BLD, *self._output)
+            tsl = task_sparsity_loss(cosines_BLE, self.gate_BE, token_weights_BL)
+            module.put_variable("pemt", "tsl", tsl)
 
 
 class TargetAdapter(nn.Module):

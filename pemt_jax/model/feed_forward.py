@@ -1,8 +1,8 @@
-"""The feed-forward sublayer, the only part of a layer that PEMT changes.
+"""The feed-forward sublayer, the only part of a layer that the published PEMT changes.
 
 It is T5's act(x W_i) W_o, then the trainable expert of stage 1 or the gated frozen experts of
-stage 2, then the target adapter. Each layer stores its gate [B, E] and its sparsity loss `tsl` []
-in the collection "pemt" when that is mutable.
+stage 2 (experts.py), then the target adapter. Each layer stores its gate [B, E] and its sparsity
+loss `tsl` [] in the collection "pemt" when that is mutable.
 """
 
 import flax.linen as nn
@@ -11,10 +11,8 @@ from flax.linen.spmd import with_logical_constraint
 from jax import Array
 
 from pemt_jax.config import PemtConfig, T5Config
-from pemt_jax.model.experts import ExpertMixture, SourceExpert, TargetAdapter
-from pemt_jax.model.gate import CorrelationGate
+from pemt_jax.model.experts import SublayerExperts, TargetAdapter
 from pemt_jax.model.layers import Dense, Dropout
-from pemt_jax.model.losses import expert_cosines, task_sparsity_loss
 
 ACTIVATION_FUNCTIONS = {
     "relu": jax.nn.relu,
@@ -52,38 +50,28 @@ class FeedForward(nn.Module):
           deterministic: whether to apply no dropout.
         """
         t5, pemt, dtype = self.t5, self.pemt, self.t5.compute_dtype
+        sublayer = "encoder/mlp" if self.in_encoder else "decoder/mlp"
+        experts = SublayerExperts(pemt, sublayer, dtype)
+        on_input, on_output = experts.on(*t5.wi_names), experts.on("wo")
+        if pemt.num_experts and (on_input or (on_output and not self.in_encoder)):
+            states = x_BLD[:, : pemt.prompt_length] if self.in_encoder else prompt_states_BPD
+            assert states is not None
+            experts.read_gate(states, "embed", prompt_weights_BP)
         hidden_BLF = None
-        for i, name in enumerate(t5.mlp_activations):
-            wi = "wi" if len(t5.mlp_activations) == 1 else f"wi_{i}"
-            branch = Dense(t5.mlp_dim, ("embed", "mlp"), dtype, name=wi)(x_BLD)
-            branch = ACTIVATION_FUNCTIONS[name](branch)
+        for activation, wi in zip(t5.mlp_activations, t5.wi_names, strict=True):
+            axes = ("embed", "mlp")
+            branch = Dense(t5.mlp_dim, axes, dtype, name=wi)(x_BLD)
+            branch = ACTIVATION_FUNCTIONS[activation](experts.add(wi, x_BLD, branch, axes))
             hidden_BLF = branch if hidden_BLF is None else hidden_BLF * branch
         dropout = Dropout(t5.dropout_rate, t5.dropout_dims, deterministic=deterministic)
         hidden_BLF = dropout(hidden_BLF)
         hidden_BLF = with_logical_constraint(hidden_BLF, ("batch", "length", "mlp"))
-        z_BLD = Dense(t5.emb_dim, ("mlp", "embed"), dtype, name="wo")(hidden_BLF)
-        if pemt.source_expert:
-            z_BLD += SourceExpert(
-                pemt.expert_rank, t5.emb_dim, pemt.lora_b_init, dtype, name="expert"
-            )(hidden_BLF)
-        if pemt.num_experts:
-            states, axis = hidden_BLF[:, : pemt.prompt_length], "mlp"
-            if not self.in_encoder:
-                assert prompt_states_BPD is not None
-                states, axis = prompt_states_BPD, "embed"
-            gate_BE = CorrelationGate(pemt.num_experts, axis, pemt.gate_temperature, name="gate")(
-                states, prompt_weights_BP
-            )
-            mixture_BLD, channels_BLER, lora_b_ERD = ExpertMixture(
-                pemt.num_experts, pemt.expert_rank, t5.emb_dim, dtype, name="experts"
-            )(hidden_BLF, gate_BE)
-            z_BLD += mixture_BLD
+        axes = ("mlp", "embed")
+        z_BLD = Dense(t5.emb_dim, axes, dtype, name="wo")(hidden_BLF)
+        if pemt.num_experts and on_output and self.in_encoder and not on_input:
+            experts.read_gate(hidden_BLF[:, : pemt.prompt_length], "mlp", prompt_weights_BP)
+        z_BLD = experts.add("wo", hidden_BLF, z_BLD, axes)
         if pemt.adapter_dim:
             z_BLD = TargetAdapter(pemt.adapter_dim, dtype, name="adapter")(z_BLD)
-        if pemt.num_experts and self.is_mutable_collection("pemt"):
-            self.put_variable("pemt", "gate", gate_BE)
-            assert token_weights_BL is not None  # None in decoding alone, without this collection
-            cosines_BLE = expert_cosines(z_BLD, channels_BLER, lora_b_ERD)
-            tsl = task_sparsity_loss(cosines_BLE, gate_BE, token_weights_BL)
-            self.put_variable("pemt", "tsl", tsl)
+        experts.store(self, z_BLD, token_weights_BL)
         return z_BLD

@@ -16,9 +16,9 @@ from pemt_jax.common.errors import no_such
 
 NORMS = r".*norm/scale"
 PROMPT = r"prompt/embedding"
-EXPERT = r".*/mlp/expert/lora_[ab]"
+EXPERT = r".*/(\w+_)?expert/lora_[ab]"
 ADAPTER = r".*/mlp/adapter/.*"
-GATE = r".*/mlp/gate/kernel"
+GATE = r".*/gate/kernel"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Method:
     Attributes:
       trainable: regular expressions; a parameter whose whole path matches one is trained.
       prompt: whether a task prompt stands before the text.
-      source_expert: whether feed-forward outputs have a trainable expert.
+      source_expert: whether there is a trainable expert.
       experts: whether frozen experts from the library are mixed in.
       adapter: whether feed-forward outputs have a target adapter.
       summary: one line for people.
@@ -70,7 +70,7 @@ METHODS = {
             "lora",
             (EXPERT, PROMPT),
             source_expert=True,
-            summary="a low-rank pair on feed-forward outputs and a prompt, from an earlier one",
+            summary="a low-rank pair per layer and a prompt, from an earlier one",
         ),
     )
 }

@@ -21,15 +21,9 @@ from jax import Array
 
 from pemt_jax.common.layer_stacks import stack_layers
 from pemt_jax.config import PemtConfig, T5Config
+from pemt_jax.model.attention import Attention
 from pemt_jax.model.feed_forward import FeedForward
-from pemt_jax.model.layers import (
-    Attention,
-    Dense,
-    Dropout,
-    RelativePositionBias,
-    RMSNorm,
-    scanned_layer,
-)
+from pemt_jax.model.layers import Dense, Dropout, RelativePositionBias, RMSNorm, scanned_layer
 
 
 class Layer(nn.Module):
@@ -59,27 +53,37 @@ class Layer(nn.Module):
 
         def attention(name: str) -> Attention:
             return Attention(
-                t5.num_heads, t5.head_dim, t5.dropout_rate, dtype, t5.dropout_dims, name=name
+                t5.num_heads,
+                t5.head_dim,
+                t5.dropout_rate,
+                dtype,
+                t5.dropout_dims,
+                self.pemt,
+                "encoder" if self.in_encoder else "decoder",
+                name=name,
             )
 
+        prompt_states_BPD = None
+        if not self.in_encoder:
+            assert encoded_BMD is not None
+            prompt_states_BPD = encoded_BMD[:, : self.pemt.prompt_length]
+        for_gate = (prompt_states_BPD, token_weights_BL, prompt_weights_BP)
         prefix = "" if self.in_encoder else "self_"
         y = RMSNorm(dtype, name=f"pre_{prefix}attention_layer_norm")(x_BLD)
         y = attention(f"{prefix}attention")(
-            y, y, self_bias, deterministic=deterministic, decode=decode
+            y, y, self_bias, *for_gate, deterministic=deterministic, decode=decode
         )
         x_BLD = x_BLD + dropout(y)
-        prompt_states_BPD = None
         if not self.in_encoder:
             assert encoded_BMD is not None and cross_bias is not None
             y = RMSNorm(dtype, name="pre_cross_attention_layer_norm")(x_BLD)
             y = attention("encoder_decoder_attention")(
-                y, encoded_BMD, cross_bias, deterministic=deterministic
+                y, encoded_BMD, cross_bias, *for_gate, deterministic=deterministic
             )
             x_BLD = x_BLD + dropout(y)
-            prompt_states_BPD = encoded_BMD[:, : self.pemt.prompt_length]
         y = RMSNorm(dtype, name="pre_mlp_layer_norm")(x_BLD)
         y = FeedForward(t5, self.pemt, self.in_encoder, name="mlp")(
-            y, prompt_states_BPD, token_weights_BL, prompt_weights_BP, deterministic=deterministic
+            y, *for_gate, deterministic=deterministic
         )
         x_BLD = x_BLD + dropout(y)
         return with_logical_constraint(x_BLD, ("batch", "length", "embed"))

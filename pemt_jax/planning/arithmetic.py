@@ -13,6 +13,7 @@ import collections
 import dataclasses
 import math
 
+from pemt_jax.config import linear_kind
 from pemt_jax.parallel import partitioning
 from pemt_jax.planning.chips import Chip
 from pemt_jax.planning.job import Job
@@ -173,20 +174,31 @@ def _evaluation(job: Job, sizes: Sizes, layout: Layout, split) -> dict[str, int]
 def _layer(job: Job, rows: int, length: int, memories: tuple[int, ...], heads: int, split) -> dict:
     """Elements kept of one layer by policy; FLOPs of its weight matrices and of its attention."""
     t5, pemt = job.t5, job.pemt
+    source = memories[-1]
     tokens, inner = rows * length, split(t5.num_heads * t5.head_dim)
     hidden, branches = split(t5.mlp_dim), len(t5.mlp_activations)
-    experts = pemt.num_experts * pemt.expert_rank + pemt.source_expert * pemt.expert_rank
     scores = sum(rows * heads * length * memory for memory in memories)
     keys = sum(rows * memory for memory in memories)
+    stack, channels, expert_flops = ("decoder" if len(memories) > 1 else "encoder"), 0, 0
+    for linear in t5.linears():
+        if not linear.startswith(f"{stack}/layers_0/"):
+            continue
+        rank = pemt.rank_of(linear_kind(linear)) * (pemt.num_experts + pemt.source_expert)
+        of_memory = linear.endswith(
+            ("encoder_decoder_attention/key", "encoder_decoder_attention/value")
+        )
+        at = rows * source if of_memory else tokens
+        channels += at * rank
+        expert_flops += at * rank * (t5.emb_dim + (hidden if "/mlp/" in linear else inner))
     dots = (
         tokens
         * (
             t5.emb_dim * (len(memories) + 1)
             + inner * len(memories)
             + hidden * branches
-            + experts
             + pemt.adapter_dim
         )
+        + channels
         + 2 * keys * inner
     )
     inputs = tokens * t5.emb_dim
@@ -194,7 +206,7 @@ def _layer(job: Job, rows: int, length: int, memories: tuple[int, ...], heads: i
         len(memories) * 2 * tokens * t5.emb_dim * inner
         + 2 * keys * t5.emb_dim * inner
         + tokens * t5.emb_dim * hidden * (branches + 1)
-        + tokens * experts * (hidden + t5.emb_dim)
+        + expert_flops
         + 2 * tokens * t5.emb_dim * pemt.adapter_dim
     )
     # Besides the results of matrices: norms, activations, masks; scores before and after dropout.

@@ -6,7 +6,7 @@ from pemt_jax import tasks
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.config import PemtConfig, T5Config
 from pemt_jax.interop.base import open_base
-from pemt_jax.library.expert import default_library, load_expert
+from pemt_jax.library.expert import bank_options, default_library, load_expert
 from pemt_jax.model.methods import get_method
 from pemt_jax.model.prompts import prompt_tokens
 from pemt_jax.planning.job import PROMPT, Job, pemt_of
@@ -38,16 +38,20 @@ def job_of_training(config: TrainConfig, t5: T5Config | None = None) -> Job:
     prompt = _prompt_length(config, assumed) if method.prompt else 0
     experts, options = {}, model.options or PemtConfig()
     library = config.experts.library or default_library()
+    found = []
     for name in config.experts.experts if method.experts else ():
         try:
-            found = load_expert(library, name)
-            experts[name] = len(found.prompt)
-            options = dataclasses.replace(options, expert_rank=max(options.expert_rank, found.rank))
+            found.append(load_expert(library, name))
+            experts[name] = len(found[-1].prompt)
         except PemtError:
             experts[name] = PROMPT
             assumed.append(
                 f"expert {name!r}, which the library has not, of rank {options.expert_rank}"
             )
+    if found:
+        bank = bank_options(found)
+        chosen = {field: bank[field] for field in ("expert_linears", "expert_rank")}
+        options = dataclasses.replace(options, **chosen)
     lengths, count = data.task_feature_lengths, len(config.tasks)
     if count > 1:
         assumed.append(

@@ -13,18 +13,19 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.common.errors import UsageError
 from pemt_jax.common.lazy_array import LazyArray
-from pemt_jax.config import PemtConfig, T5Config
+from pemt_jax.config import ExpertLinears, PemtConfig, T5Config, linear_kind
 from pemt_jax.interop.base import Base, check_vocabulary, identify_base
 from pemt_jax.library import expert as expert_library
 from pemt_jax.library.expert import Expert
-from pemt_jax.model.initialization import initial_parameters
+from pemt_jax.library.linears import flat_lora
 from pemt_jax.model.methods import Method, get_method, kept_dtype, split
 from pemt_jax.model.pemt_model import PemtModel
 from pemt_jax.model.prompts import prompt_tokens
 from pemt_jax.parallel import partitioning
 from pemt_jax.run_config import ExpertsConfig, ModelConfig
+from pemt_jax.runs.initialization import initial_parameters
 
 ADAPTER_REDUCTION = 16  # of the width, in the target adapter, unless options.adapter_dim is set
 SAME_NUMBERS = {"remat_policy", "scan_layers"}  # of T5Config: choices that no result depends on
@@ -128,17 +129,14 @@ def build_model(
     base_print = base and base.fingerprint
     loaded = [load_expert(experts, name, base_print, t5) for name in experts.experts]
     if loaded:
-        bank, lengths, names = expert_library.stack_experts(loaded)
+        modules |= expert_library.bank_options(loaded)
+    options = dataclasses.replace(options, **modules)
+    if loaded:
         given |= {
             path: value.astype(kept_dtype(method, path, config.frozen_dtype), copy=False)
-            for path, value in bank.items()
+            for path, value in expert_library.stack_experts(loaded, options).items()
         }
-        modules |= {
-            "expert_names": names,
-            "source_prompt_lengths": lengths,
-            "expert_rank": max(expert.rank for expert in loaded),
-        }
-    options = dataclasses.replace(options, **modules)
+    check_linears(options, t5)
     if method.prompt and options.prompt_init == "vocab" and base is not None:
         given["prompt/embedding"] = base.embedding_rows(tokens)
     if experts.initial_expert:
@@ -155,10 +153,18 @@ def build_model(
         "vocabulary": vocabulary.sha256,
         # A run may go on with less memory or time to compile: the same numbers are computed.
         "t5": {k: v for k, v in dataclasses.asdict(t5).items() if k not in SAME_NUMBERS},
-        "pemt": dataclasses.asdict(options),
+        "pemt": identity_of(options),
         "seed": seed,
     }
     return BuiltModel(model, method, params, axes, identity)
+
+
+def identity_of(options: PemtConfig) -> dict:
+    """The fields, without those that runs of earlier versions lack and that are as in them."""
+    fields = dataclasses.asdict(options)
+    if options.expert_linears == PemtConfig.expert_linears:
+        del fields["expert_linears"]
+    return fields
 
 
 def check_names(method: Method, config: ModelConfig, experts: ExpertsConfig) -> None:
@@ -188,12 +194,22 @@ def load_expert(experts: ExpertsConfig, name: str, base_print: str | None, t5: T
     """Read an expert of the library; PemtError when it was trained in a model of other widths."""
     library = experts.library or expert_library.default_library()
     expert = expert_library.load_expert(library, name, base_print)
-    if expert.widths != (t5.emb_dim, t5.mlp_dim):
-        raise PemtError(
-            "Expert {!r} has model and feed-forward widths {} and {}, expected {} and {} as the "
-            "base has.".format(name, *expert.widths, t5.emb_dim, t5.mlp_dim)
-        )
+    expert_library.check_fits(name, expert.prompt, expert.lora, t5)
     return expert
+
+
+def check_linears(options: PemtConfig, t5: T5Config) -> None:
+    """Raise UsageError where `expert_linears` names a layer that the base lacks."""
+    kinds = sorted({linear_kind(linear) for linear in t5.linears()})
+    for word in options.expert_linears:
+        if not any(ExpertLinears.read(word).include(kind) for kind in kinds):
+            raise UsageError(
+                f"PemtConfig.expert_linears has {word!r}, expected some of the base's layers, "
+                f"{', '.join(kinds)}."
+            )
+    outputs = [kind for kind in kinds if kind.endswith(("/wo", "/out"))]
+    if options.num_experts and options.tsl_weight and not any(map(options.rank_of, outputs)):
+        log.info("No expert is on an output projection (wo, o): TSL_WEIGHT has no effect.")
 
 
 def starting_values(
@@ -204,16 +220,13 @@ def starting_values(
     Raises:
       UsageError: it has another rank than the options say.
     """
-    if expert.rank != options.expert_rank:
-        raise UsageError(
-            f"Expert {expert.name!r} has rank {expert.rank}, expected {options.expert_rank} as "
-            "PemtConfig.expert_rank says."
-        )
-    values = {
-        f"{layer}/mlp/expert/lora_{ab}": array
-        for layer, pair in expert.lora.items()
-        for ab, array in zip("ab", pair, strict=True)
-    }
+    for linear, (a, _) in expert.lora.items():
+        if a.shape[1] != (expected := options.rank_of(linear_kind(linear))):
+            raise UsageError(
+                f"Expert {expert.name!r} has rank {a.shape[1]} beside {linear}, expected "
+                f"{expected} as PemtConfig.expert_rank and expert_linears say."
+            )
+    values = flat_lora(expert.lora)
     if len(expert.prompt) == prompt_length:
         values["prompt/embedding"] = expert.prompt
     return values

@@ -93,7 +93,7 @@ def test_a_stage_1_run_of_the_authors_becomes_an_expert(tmp_path, stage1, base, 
     assert (expert.task, expert.prompt_text, expert.rank) == ("pemt_mnli", TEXT, 64)
     np.testing.assert_array_equal(expert.prompt, stage1["task_shared"])
     assert len(expert.lora) == 4
-    a_FR, b_RD = expert.lora["decoder/layers_1"]
+    a_FR, b_RD = expert.lora["decoder/layers_1/mlp/wo"]
     output = "decoder.block.1.layer.2.DenseReluDense.wo"
     np.testing.assert_array_equal(a_FR, stage1[f"{output}.lora_A"].T)
     np.testing.assert_array_equal(b_RD, stage1[f"{output}.lora_B"].T)
@@ -106,13 +106,13 @@ def without(tensors, part):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda t: without(t, "decoder.block.1.layer.2"), "no expert in decoder/layers_1"),
+        (lambda t: without(t, "decoder.block.1.layer.2"), "lacks decoder/layers_1/mlp/wo"),
         (lambda t: without(t, "lora_B"), "incomplete"),
         (
             lambda t: {n.replace("block.1.", "block.2."): v for n, v in t.items()},
-            "encoder/layers_2",
+            "layers_2/mlp/wo, which the base lacks",
         ),
-        (lambda t: {n: v[:, :9] for n, v in t.items()}, "shape .9, 64., expected 64"),
+        (lambda t: {n: v[:, :9] for n, v in t.items()}, r"lora_a \(9, 64\) and lora_b \(9, 32\)"),
         (lambda t: {f"{n}.0": v for n, v in t.items()}, "experts/lora_., which stage 1"),
         (lambda t: t | {"optimizer": np.ones(2)}, "'optimizer' .* belongs to no part"),
     ],
@@ -136,7 +136,7 @@ def test_another_backbone_a_missing_file_and_a_wrong_prompt(tmp_path, stage1, ba
         task_embedding_pt={"task_shared": np.ones((4, 31), np.float32)},
         **{"lora_pt": small(stage1)["lora_pt"]},
     )
-    with pytest.raises(PemtError, match="prompt of shape .4, 31., expected rows of .* 32"):
+    with pytest.raises(PemtError, match=r"lora_b \(64, 32\) .* a prompt \(4, 31\)"):
         import_reference(request)
     name = "encoder.final_layer_norm.weight"
     files(pytorch_model_bin=stage1 | {name: stage1[name] * 2})
@@ -240,7 +240,7 @@ def test_the_prompt_of_an_adapter_starts_from_the_bases_vocabulary(tmp_path, ada
     tokens = importing.open_vocabulary(base).encode(TEXT)
     embedding = load_hf(base)[1]["token_embedder/embedding"]
     np.testing.assert_array_equal(expert.prompt, embedding[[*tokens, 1]])  # and the end token
-    assert expert.prompt_text == TEXT and list(expert.lora) == ["encoder/layers_0"]
+    assert expert.prompt_text == TEXT and list(expert.lora) == ["encoder/layers_0/mlp/wo"]
 
 
 def test_a_vocabulary_that_is_not_the_bases_is_refused(tmp_path, adapter):

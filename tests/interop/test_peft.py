@@ -78,7 +78,7 @@ def our_logits(version, expert_lora, inputs, targets):
     for path in [path for path in flat if path.endswith("/wo/kernel")]:
         layer = path.removesuffix("/mlp/wo/kernel")
         a, b = expert_lora.get(
-            layer,
+            f"{layer}/mlp/wo",
             (np.zeros((config.mlp_dim, 0), np.float32), np.zeros((0, config.emb_dim), np.float32)),
         )
         missing = R - a.shape[1]
@@ -118,7 +118,9 @@ def test_an_adapter_of_peft_gives_the_logits_it_gives_there(tmp_path, monkeypatc
     )
     import_peft(Request(tmp_path, "stranger", FIXTURE, base=str(DATA / "hf_t5_1_0"), prompt="x"))
     expert = library.load_expert(tmp_path, "stranger")
-    assert sorted(expert.lora) == ["decoder/layers_1", "encoder/layers_1", "encoder/layers_2"]
+    assert sorted(expert.lora) == [
+        f"{layer}/mlp/wo" for layer in ("decoder/layers_1", "encoder/layers_1", "encoder/layers_2")
+    ]
     with np.load(FIXTURE / "expected.npz") as file:
         inputs, targets, expected = file["inputs"], file["targets"], file["logits"]
     logits = our_logits("hf_t5_1_0", expert.lora, inputs, targets)
@@ -252,13 +254,16 @@ def test_tensors_that_are_no_lora_on_wo_are_one_sentence(adapter_folder, change,
     "change, message",
     [
         (lambda t: t.pop(B), "incomplete"),
-        (lambda t: t.update({A: t[A][:, :39]}), "lora_a of shape .39, 3., expected 40"),
-        (lambda t: t.update({B: t[B][:23]}), "lora_b of shape .3, 23., expected 24"),
+        (
+            lambda t: t.update({A: t[A][:, :39]}),
+            r"lora_a \(39, 3\) .* beside encoder/layers_1/mlp/wo",
+        ),
+        (lambda t: t.update({B: t[B][:23]}), r"lora_b \(3, 23\) .* a prompt \(2, 24\)"),
         (
             lambda t: t.update(
                 {n.replace("block.1.layer.1", "block.7.layer.1"): t[n] for n in (A, B)}
             ),
-            "encoder/layers_7, expected the layers of the base",
+            "encoder/layers_7/mlp/wo, which the base lacks",
         ),
     ],
 )

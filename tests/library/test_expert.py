@@ -11,14 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.config import PemtConfig
 from pemt_jax.library import artefact
 from pemt_jax.library import expert as library
 
 LAYER = "encoder/layers_0"
 
 
+def stacked(experts):
+    """(bank, prompt lengths, names)."""
+    options = PemtConfig(prompt_length=1, **library.bank_options(experts))
+    bank = library.stack_experts(experts, options)
+    return bank, options.source_prompt_lengths, options.expert_names
+
+
 def make_expert(name, arrays, base=TINY_BASE):
-    prompt, lora = library._take_apart(name, arrays)
+    prompt, lora = library.take_apart(name, arrays)
     return library.Expert(
         name=name,
         task=name,
@@ -38,21 +46,23 @@ def test_an_expert_comes_back(save_expert, expert_arrays):
     expert = library.load_expert(folder, "movies", TINY_BASE)
     arrays = expert_arrays(seed=1)
     assert (expert.name, expert.task, expert.prompt_text) == ("movies", "movies_task", "the movies")
-    assert (expert.rank, expert.widths, expert.metrics) == (3, (6, 10), {"accuracy": 0.75})
+    assert (expert.rank, expert.features, expert.metrics) == (3, 6, {"accuracy": 0.75})
     assert expert.base_fingerprint == TINY_BASE and len(expert.sha256) == 64
     np.testing.assert_array_equal(expert.prompt, arrays["prompt/embedding"])
-    assert list(expert.lora) == ["decoder/layers_0", "encoder/layers_0"]
-    np.testing.assert_array_equal(expert.lora[LAYER][0], arrays[f"{LAYER}/mlp/expert/lora_a"])
-    np.testing.assert_array_equal(expert.lora[LAYER][1], arrays[f"{LAYER}/mlp/expert/lora_b"])
+    assert list(expert.lora) == ["decoder/layers_0/mlp/wo", "encoder/layers_0/mlp/wo"]
+    np.testing.assert_array_equal(
+        expert.lora[f"{LAYER}/mlp/wo"][0], arrays[f"{LAYER}/mlp/expert/lora_a"]
+    )
+    np.testing.assert_array_equal(
+        expert.lora[f"{LAYER}/mlp/wo"][1], arrays[f"{LAYER}/mlp/expert/lora_b"]
+    )
 
 
 def test_experts_are_stacked_in_the_order_named(save_expert, expert_arrays):
     for seed, name in enumerate(("movies", "nyt", "tweets")):
         folder = save_expert(name, seed=seed, P=seed + 2)
     order = ("tweets", "movies")
-    bank, lengths, names = library.stack_experts(
-        [library.load_expert(folder, name) for name in order]
-    )
+    bank, lengths, names = stacked([library.load_expert(folder, name) for name in order])
     assert (names, lengths) == (order, (4, 2))
     assert bank[f"{LAYER}/mlp/experts/lora_a"].shape == (10, 2, 3)
     assert bank[f"{LAYER}/mlp/experts/lora_b"].shape == (2, 3, 6)
@@ -85,10 +95,10 @@ def test_stacking_different_ranks_is_exact(ranks, seed):
         )
         for i, rank in enumerate(ranks)
     ]
-    bank, lengths, _ = library.stack_experts(experts)
+    bank, lengths, _ = stacked(experts)
     assert lengths == tuple(range(len(ranks)))
     for i, expert in enumerate(experts):
-        a_FR, b_RD = expert.lora[LAYER]
+        a_FR, b_RD = expert.lora[f"{LAYER}/mlp/wo"]
         padded = (
             hidden_LF
             @ bank[f"{LAYER}/mlp/experts/lora_a"][:, i]
@@ -102,7 +112,7 @@ def test_a_layer_that_an_expert_lacks_is_zero(expert_arrays):
         make_expert("w", expert_arrays(0)),
         make_expert("h", expert_arrays(1, layers=(LAYER,))),
     )
-    bank, _, _ = library.stack_experts([whole, half])
+    bank, _, _ = stacked([whole, half])
     assert bank["decoder/layers_0/mlp/experts/lora_a"][:, 0].any()
     assert not bank["decoder/layers_0/mlp/experts/lora_a"][:, 1].any()
     assert not bank["decoder/layers_0/mlp/experts/lora_b"][1].any()
@@ -111,13 +121,15 @@ def test_a_layer_that_an_expert_lacks_is_zero(expert_arrays):
 def test_experts_that_do_not_fit_together_are_refused(expert_arrays):
     one = make_expert("one", expert_arrays())
     with pytest.raises(UsageError, match="No experts"):
-        library.stack_experts([])
+        stacked([])
     with pytest.raises(UsageError, match="'one' was named twice"):
-        library.stack_experts([one, one])
+        stacked([one, one])
     with pytest.raises(PemtError, match="'two' depends on the base cccccccccccc, .*bbbbbbbbbbbb"):
-        library.stack_experts([one, make_expert("two", expert_arrays(), base="c" * 64)])
-    with pytest.raises(PemtError, match="'two' has .* widths 6 and 12, expected 6 and 10 .*'one'"):
-        library.stack_experts([one, make_expert("two", expert_arrays(F=12))])
+        stacked([one, make_expert("two", expert_arrays(), base="c" * 64)])
+    with pytest.raises(
+        PemtError, match="'two' has widths 12 and 6 beside .*, expected 10 and 6 as in 'one'"
+    ):
+        stacked([one, make_expert("two", expert_arrays(F=12))])
 
 
 def test_unknown_expert_has_a_nearest_name(save_expert):
@@ -247,7 +259,8 @@ def test_show_says_what_the_card_says(save_expert, command):
     for part in (
         "nyt_task",
         "the nyt",
-        "rank 3, model width 6, feed-forward width 10, 2 layers, 4 prompt rows",
+        "rank 3, model width 6, 2 linear layers, 4 prompt rows",
+        "decoder/mlp/wo, encoder/mlp/wo",
         TINY_BASE,
         "accuracy",
         "0.75",

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_model import equations, jit
 
+from pemt_jax.model.attention import Attention
 from pemt_jax.model.layers import (
     MASKED,
-    Attention,
     Dense,
     Embed,
     RelativePositionBias,

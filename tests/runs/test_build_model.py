@@ -48,11 +48,13 @@ def test_a_target_model_stands_on_the_base_and_the_experts_in_the_order_named(wo
         assert made.model.pemt.expert_names == names
         for i, name in enumerate(names):
             expert = library.load_expert(world.library, name)
-            for layer, (a_FR, b_RD) in expert.lora.items():
+            for linear, (a_FR, b_RD) in expert.lora.items():
                 np.testing.assert_array_equal(
-                    made.params[f"{layer}/mlp/experts/lora_a"][:, i], a_FR
+                    made.params[f"{linear.removesuffix('wo')}experts/lora_a"][:, i], a_FR
                 )
-                np.testing.assert_array_equal(made.params[f"{layer}/mlp/experts/lora_b"][i], b_RD)
+                np.testing.assert_array_equal(
+                    made.params[f"{linear.removesuffix('wo')}experts/lora_b"][i], b_RD
+                )
             prompt = made.params["source_prompts/embedding"][i, : len(expert.prompt)]
             np.testing.assert_array_equal(prompt, expert.prompt)
         assert [e["name"] for e in made.identity["experts"]] == list(names)
@@ -110,9 +112,13 @@ def test_an_adapter_is_a_sixteenth_of_the_width_unless_told(world):
 def test_training_starts_from_an_expert_that_is_named(world):
     expert = library.load_expert(world.library, "tiny_topic")
     made = source(world, "lora", library=str(world.library), initial_expert="tiny_topic")
-    for layer, (a_FR, b_RD) in expert.lora.items():
-        np.testing.assert_array_equal(made.params[f"{layer}/mlp/expert/lora_a"], a_FR)
-        np.testing.assert_array_equal(made.params[f"{layer}/mlp/expert/lora_b"], b_RD)
+    for linear, (a_FR, b_RD) in expert.lora.items():
+        np.testing.assert_array_equal(
+            made.params[f"{linear.removesuffix('wo')}expert/lora_a"], a_FR
+        )
+        np.testing.assert_array_equal(
+            made.params[f"{linear.removesuffix('wo')}expert/lora_b"], b_RD
+        )
     np.testing.assert_array_equal(made.params["prompt/embedding"], expert.prompt)
     assert made.identity["experts"] == [{"name": "tiny_topic", "sha256": expert.sha256}]
     # A prompt of another length starts as its own text.
@@ -180,7 +186,7 @@ FAULTS = {
     "an unknown start": (dict(method="lora", initial_expert="tiny_mod"), r"nearest: 'tiny_mood'"),
     "another rank": (
         dict(method="lora", initial_expert="tiny_mood", options=PemtConfig(expert_rank=5)),
-        r"'tiny_mood' has rank 4, expected 5",
+        r"'tiny_mood' has rank 4 beside decoder/layers_0/mlp/wo, expected 5",
     ),
     "a misspelled dtype": (dict(dtype="bfloat61"), r"nearest: 'bfloat16'"),
 }
@@ -220,7 +226,7 @@ def test_an_expert_of_another_width_is_named(world, tmp_path, expert_arrays):
             base_fingerprint=print_,
         ),
     )
-    sentence = "'wide' .* widths 24 and 48, expected 16 and 32"
+    sentence = "'wide' has a prompt of width 24, expected 16"
     with pytest.raises(PemtError, match=sentence):
         target(world, library=str(tmp_path), experts=["wide"])
     with pytest.raises(PemtError, match=sentence):

@@ -36,8 +36,10 @@ def test_an_opened_run_is_the_base_the_experts_and_what_was_trained(world):
     for path, value in (base | trained).items():
         np.testing.assert_array_equal(made.params[path], value)
     for i, name in enumerate(EXPERTS):
-        for layer, (a_FR, _) in library.load_expert(world.library, name).lora.items():
-            np.testing.assert_array_equal(made.params[f"{layer}/mlp/experts/lora_a"][:, i], a_FR)
+        for linear, (a_FR, _) in library.load_expert(world.library, name).lora.items():
+            np.testing.assert_array_equal(
+                made.params[f"{linear.removesuffix('wo')}experts/lora_a"][:, i], a_FR
+            )
     assert made.model.pemt.expert_names == EXPERTS
     assert (card.kind, card.method, card.task) == ("target", "pemt_target", "tiny_mood")
     assert card.config["task_feature_lengths"] == {"inputs": 16, "targets": 4}

@@ -13,6 +13,7 @@ from built import assemble, open_run
 from tiny_system import EXPERTS, T5, world_fixture  # noqa: F401
 
 from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.config import PemtConfig
 from pemt_jax.interop import reference_files
 from pemt_jax.interop.hf import load_hf
 from pemt_jax.interop.import_expert import Request, import_peft
@@ -29,10 +30,10 @@ TEXT = "Say the mood of a text."
 @pytest.fixture
 def theirs(world, monkeypatch):
     """All tensors of the tiny target under the authors' names, and what a file of them holds."""
-    bank, lengths, _ = library.stack_experts(
-        [library.load_expert(world.library, name) for name in EXPERTS]
-    )
+    experts = [library.load_expert(world.library, name) for name in EXPERTS]
     arrays, card = read_artefact(world.target / "artefact")
+    bank = library.stack_experts(experts, PemtConfig(**card.config["pemt"]))
+    lengths = [len(expert.prompt) for expert in experts]
     assert card.description == TEXT
     tensors = to_reference(T5, load_hf(world.base)[1] | bank | arrays, "tiny_mood", lengths)
     held = dict(tensors)
@@ -152,7 +153,7 @@ def test_stage_2_trains_on_an_expert_that_has_been_to_peft(world, tmp_path):
 
 def test_an_expert_that_covers_no_decoder_layer_can_be_mixed(world, tmp_path):
     expert = library.load_expert(world.library, EXPERTS[0])
-    a, b = expert.lora["encoder/layers_0"]
+    a, b = expert.lora["encoder/layers_0/mlp/wo"]
     library.save_expert(
         tmp_path,
         "half",
