@@ -36,11 +36,17 @@ STAGES = {
         adapter_dim=4,
     ),
 }
+STAGES |= {
+    f"{stage}_qv": dataclasses.replace(pemt, expert_linears=("q", "v:2"))
+    for stage, pemt in STAGES.items()
+}
 
 
 def make_trainer(stage: str, mesh, fully_sharded: bool = False) -> Trainer:
     pemt = STAGES[stage]
-    trainable, frozen = methods.split(random_params(SMALL, pemt), methods.get_method(stage))
+    trainable, frozen = methods.split(
+        random_params(SMALL, pemt), methods.get_method(stage.removesuffix("_qv"))
+    )
     return Trainer(
         PemtModel(SMALL, pemt).loss_fn,
         trainable,

@@ -3,6 +3,7 @@
     python tests/faults/kill.py --seed 0 --runs 100                  # kill -9
     python tests/faults/kill.py --seed 0 --runs 30 --signal TERM
     python tests/faults/kill.py --seed 0 --runs 40 --storage gs      # MODEL_DIR and LIBRARY there
+    python tests/faults/kill.py --seed 0 --runs 20 --linears q v     # experts there instead of wo
 
 A run trains an expert of 20 steps (evaluated every 5, saved every 2, logged every 3) and publishes
 it, half of the time over one of 10 steps that stands there. It is killed up to three times, at a
@@ -27,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -62,9 +64,15 @@ class Campaign:
     for a card names the folder of its run. Runs are in `served` where it is given."""
 
     def __init__(
-        self, folder: Path, seed: int, number: signal.Signals, served: bucket.Storage | None = None
+        self,
+        folder: Path,
+        seed: int,
+        number: signal.Signals,
+        served: bucket.Storage | None = None,
+        linears: Sequence[str] = ("wo",),
     ):
         self.folder, self.number, self.served = folder, number, served
+        self.linears = tuple(linears)
         self.world = tiny_system.World(folder)
         self.random = random.Random(seed)
         self.watch = Watch()
@@ -98,6 +106,7 @@ class Campaign:
             "train.save_every": 2,
             "train.eval_every": 5,
             "train.log_every": 3,
+            "PemtConfig.expert_linears": self.linears,
         }
         return self.world.train_flags(self.model_dir, **macros)
 
@@ -233,6 +242,7 @@ def main() -> int:
     parser.add_argument("--base", type=Path, help="a base of tiny_system; made when not given")
     parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL")
     parser.add_argument("--storage", choices=("disk", "gs"), default="disk")
+    parser.add_argument("--linears", nargs="+", default=["wo"], help="layers with experts")
     arguments = parser.parse_args()
     start, mismatches = time.monotonic(), {}
     if arguments.storage == "gs" and (reason := bucket.reason_absent()):
@@ -246,7 +256,7 @@ def main() -> int:
         number = signal.Signals[f"SIG{arguments.signal}"]
         if arguments.base:
             shutil.copytree(arguments.base, Path(folder) / "pretrained" / "base")
-        campaign = Campaign(Path(folder), arguments.seed, number, served)
+        campaign = Campaign(Path(folder), arguments.seed, number, served, arguments.linears)
         campaign.prepare()
         prepared = time.monotonic() - start
         for run in range(arguments.runs):
@@ -259,6 +269,7 @@ def main() -> int:
                 "seed": arguments.seed,
                 "signal": arguments.signal,
                 "storage": arguments.storage,
+                "linears": arguments.linears,
                 "runs": arguments.runs,
                 "kills": sum(campaign.kills.values()),
                 "phases": dict(campaign.kills),
