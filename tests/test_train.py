@@ -318,6 +318,51 @@ def test_the_commands_train_evaluate_and_predict(world, tmp_path, capsys):
     assert "12" in {path.name for path in (run / "checkpoints").iterdir()}
 
 
+def test_experts_beside_other_layers_go_the_whole_way(world, tmp_path, monkeypatch, capsys):
+    """One on q and v, by commands, mixed with one on wo; stopped, resumed, judged and asked."""
+    shelf = tmp_path / "library"
+    linears = {"PemtConfig.expert_linears": "('q', 'v:2')"}
+    flags = dict(MIXTURE_OR_TASK_NAME="tiny_topic", TRAIN_STEPS=10, LIBRARY=shelf)
+    assert world.command("train", *world.train_flags(tmp_path / "topic", **flags, **linears)) == 0
+    expert = library.load_expert(shelf, "tiny_topic")
+    assert expert.lora.keys() == {
+        f"{layer}/{name}"
+        for layer in (
+            "encoder/layers_0/attention",
+            "decoder/layers_0/self_attention",
+            "decoder/layers_0/encoder_decoder_attention",
+        )
+        for name in ("query", "value")
+    }
+    assert all(
+        (a.shape[1], bool(np.any(b))) == (2 if linear.endswith("value") else 4, True)
+        for linear, (a, b) in expert.lora.items()
+    )
+    arrays, card = artefact.read_artefact(library.expert_folder(world.library, "tiny_mood"))
+    library.save_expert(shelf, "tiny_mood", arrays, card)
+    options = dict(library=str(shelf), experts=EXPERTS, eval_every=5, steps=10)
+    world.train(tmp_path / "straight", **options)
+    Recorder(world, monkeypatch, 5, stop)
+    with pytest.raises(Stopped):
+        world.train(tmp_path / "resumed", **options)
+    world.train(tmp_path / "resumed", **options)
+    trained, resumed = (
+        load_weights(tmp_path / name / "artefact" / "weights.safetensors")
+        for name in ("straight", "resumed")
+    )
+    assert trained.keys() == resumed.keys()
+    assert all(np.array_equal(resumed[path], value) for path, value in trained.items())
+    gates = {path for path in trained if path.endswith("gate/kernel")}
+    assert len(gates) == 5 and all(np.any(trained[path]) for path in gates)
+    flags = [f"--gin.MODEL_DIR={tmp_path}/straight", "--gin.BATCH_SIZE=4"]
+    capsys.readouterr()
+    assert world.command("evaluate", *flags) == 0
+    assert json.loads(capsys.readouterr().out).keys() >= {f"gate/{name}" for name in EXPERTS}
+    (tmp_path / "in.txt").write_text("mood: the good film\n")
+    assert world.command("predict", *flags, f"--gin.INPUT_FILE={tmp_path}/in.txt") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
 @pytest.mark.slow
 def test_the_commands_in_processes_of_their_own(world, tmp_path):
     run = tmp_path / "run"

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from pemt_jax.common.errors import UsageError
+from pemt_jax.common.errors import UsageError, warn
 from pemt_jax.common.lazy_array import LazyArray
 from pemt_jax.config import ExpertLinears, PemtConfig, T5Config, linear_kind
 from pemt_jax.interop.base import Base, check_vocabulary, identify_base
@@ -209,7 +209,9 @@ def check_linears(options: PemtConfig, t5: T5Config) -> None:
             )
     outputs = [kind for kind in kinds if kind.endswith(("/wo", "/out"))]
     if options.num_experts and options.tsl_weight and not any(map(options.rank_of, outputs)):
-        log.info("No expert is on an output projection (wo, o): TSL_WEIGHT has no effect.")
+        warn(
+            "No expert is beside an output projection (wo, o): PemtConfig.tsl_weight has no effect."
+        )
 
 
 def starting_values(

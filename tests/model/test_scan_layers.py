@@ -14,7 +14,12 @@ from pemt_jax.model.pemt_model import PemtModel
 
 DEEP = dataclasses.replace(T5, num_encoder_layers=2, num_decoder_layers=2, dropout_rate=0.1)
 BATCH = make_batch([3, 6, 1, 5], [3, 5, 1, 2], S=6, T=5)
-METHOD_OF = {SOURCE: METHODS["pemt_source"], TARGET: METHODS["pemt_target"]}
+ANYWHERE = dataclasses.replace(TARGET, expert_linears=("q", "encoder/v:1", "o:3", "wo"))
+METHOD_OF = {
+    SOURCE: METHODS["pemt_source"],
+    TARGET: METHODS["pemt_target"],
+    ANYWHERE: METHODS["pemt_target"],
+}
 
 
 def scanned(t5):
@@ -45,8 +50,9 @@ def assert_same(found, expected):
     )
 
 
-def test_losses_gates_and_gradients_with_dropout_are_those_of_unrolled_layers():
-    assert_same(trained(scanned(DEEP), TARGET, stacked=True), trained(DEEP, TARGET))
+@pytest.mark.parametrize("pemt", [TARGET, ANYWHERE], ids=["wo", "anywhere"])
+def test_losses_gates_and_gradients_with_dropout_are_those_of_unrolled_layers(pemt):
+    assert_same(trained(scanned(DEEP), pemt, stacked=True), trained(DEEP, pemt))
 
 
 @pytest.mark.slow

@@ -257,3 +257,19 @@ def test_a_layer_that_no_expert_covers_adds_nothing(world, tmp_path):
     assert made.params["encoder/layers_0/mlp/experts/lora_b"].any()
     assert made.params["decoder/layers_0/mlp/experts/lora_b"].shape == (1, 4, 16)
     assert not made.params["decoder/layers_0/mlp/experts/lora_b"].any()
+
+
+@pytest.mark.parametrize("linears, said", [(("q", "v"), True), (("q", "o"), False)])
+def test_a_bank_beside_no_output_says_that_the_sparsity_loss_has_no_effect(
+    world, tmp_path, capsys, linears, said
+):
+    made = source(world, options=PemtConfig(expert_rank=2, expert_linears=linears))
+    card = Card("expert", "pemt_source", "mood", made.identity["base"])
+    library.save_expert(tmp_path, "mood", made.split()[0], card)
+    target(world, library=str(tmp_path), experts=["mood"])
+    assert ("PemtConfig.tsl_weight has no effect" in capsys.readouterr().err) == said
+
+
+def test_layers_that_the_base_lacks_are_named(world):
+    with pytest.raises(UsageError, match="has 'wi_0', expected some .* encoder/mlp/wi,"):
+        source(world, options=PemtConfig(expert_linears=("wi_0",)))
