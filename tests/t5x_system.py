@@ -1,5 +1,6 @@
 """The tiny system under T5X: its trainer in this process, its commands in others."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -34,12 +35,15 @@ config.PemtConfig.adapter_dim = 4
 """
 
 
-def make(folder: Path, method: str, dropout_rate: float = 0.0) -> BuiltModel:
-    """A model on a random base, with two random experts for pemt_target."""
-    base, library = folder / "base", folder / "library"
+def make(
+    folder: Path, method: str, dropout_rate: float = 0.0, linears: tuple[str, ...] = ("wo",)
+) -> BuiltModel:
+    """A model on a random base, with two random experts beside `linears` for pemt_target."""
+    base, library = folder / "base", folder / "_".join(("library", *linears))
     if not base.exists():
         tiny_system.random_base(base)
-    common = dict(base=str(base), options=tiny_system.OPTIONS, dropout_rate=dropout_rate)
+    common = dict(base=str(base), dropout_rate=dropout_rate)
+    common["options"] = dataclasses.replace(tiny_system.OPTIONS, expert_linears=linears)
     experts = ("nli", "qa") if method == "pemt_target" else ()
     for seed, name in enumerate(experts if not library.exists() else ()):
         text = f"Answer {name}."

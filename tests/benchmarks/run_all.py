@@ -38,6 +38,7 @@ SCRIPTS = {
     "pieces.py": ("pieces_of_step",),
     "tricks.py": ("tricks",),
     "growth.py": ("growth_with_experts",),
+    "expert_linears.py": tuple(f"bank_{bank}_over_none" for bank in ("wo", "qv", "all")),
     "scan_layers.py": ("scanned_over_unrolled_step", "scanned_over_unrolled_compile"),
 }
 # Benchmarks of data and of complete runs import TensorFlow, which should neither print notes nor

@@ -72,10 +72,18 @@ def flat(params) -> dict[str, np.ndarray]:
     return jax.device_get(traverse_util.flatten_dict(params, sep="/"))
 
 
-@pytest.mark.parametrize("method, dropout_rate", [("pemt_source", 0.1), ("pemt_target", 0.0)])
-def test_both_drivers_train_alike(world, folder, method, dropout_rate):
+@pytest.mark.parametrize(
+    "method, dropout_rate, linears",
+    [
+        ("pemt_source", 0.1, ("wo",)),
+        ("pemt_target", 0.0, ("wo",)),
+        ("pemt_source", 0.1, ("q", "v")),
+        ("pemt_target", 0.0, ("q", "v")),
+    ],
+)
+def test_both_drivers_train_alike(world, folder, method, dropout_rate, linears):
     """The same losses and parameters, dropout included; the frozen ones do not move."""
-    made = make(folder, method, dropout_rate)
+    made = make(folder, method, dropout_rate, linears)
     theirs = make_t5x_trainer(made, seed=3)
     their_losses = train(theirs, 10)
     trainable, frozen = split(made.nested(), made.method)
