@@ -45,7 +45,7 @@ FENCE = re.compile(
     r"(?:^<!-- needs: (?P<needs>.*) -->\n)?^```(?P<language>.*)\n(?P<text>(?:.*\n)*?)```$", re.M
 )
 NEEDS = re.compile(r"(network|hardware)( \([^()]+\))?(, (network|hardware)( \([^()]+\))?)?")
-SLOW = "kill.py oracle.py local_processes XLA_FLAGS 'lamps') adamw_hf --topology=v5e".split()
+SLOW = "kill.py oracle.py local_processes XLA_FLAGS 'lamps') adamw_hf expert_linears --topology=v5e".split()
 # What makes a block short enough for a test. Steps of the same shapes are compiled only once, from
 # Python and by command.
 BASE = "INITIAL_CHECKPOINT_PATH=t5-base"

@@ -1,8 +1,8 @@
-"""The encoder-decoder: T5 with T5X's parameter names, and PEMT at the feed-forward output.
+"""The encoder-decoder: T5 with T5X's parameter names, and what PEMT adds.
 
 Three places differ from T5, and only where a `PemtConfig` asks for them: the prompt precedes the
-embedded text in the encoder, the feed-forward output has experts and an adapter
-(feed_forward.py), and the decoder's gates read the encoder's output at the prompt (stack.py).
+embedded text in the encoder, linear layers have experts (experts.py), and the feed-forward output
+has a target adapter.
 """
 
 import flax.linen as nn

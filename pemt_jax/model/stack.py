@@ -1,7 +1,7 @@
 """One layer of T5, and the stack of layers that is its encoder or its decoder.
 
-The feed-forward output has experts and an adapter where a `PemtConfig` asks for them
-(feed_forward.py); the decoder's gates read the encoder's output at the prompt.
+Its sublayers have experts where a `PemtConfig` asks for them (experts.py); the decoder's gates read
+the encoder's output at the prompt.
 
 With `T5Config.scan_layers` a stack is one loop over its layers (`jax.lax.scan`), whose body is
 compiled once. Nobody outside sees it, but for the cache: parameters may be given per layer or
