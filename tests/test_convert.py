@@ -230,7 +230,7 @@ def test_memory_is_a_few_times_the_largest_array_whatever_the_model(tmp_path):
 
     def draw(shape):
         return LazyArray(
-            shape, np.dtype(np.float32), lambda: random.random(shape, dtype=np.float32)
+            shape, np.dtype(np.float32), lambda index: random.random(shape, dtype=np.float32)[index]
         )
 
     params = {entry.path: draw(entry.shape) for entry in hf_names.parameter_table(config)}

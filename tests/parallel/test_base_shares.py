@@ -62,12 +62,13 @@ def run(world, *bases: Path) -> subprocess.CompletedProcess:  # noqa: F811
 
 
 @pytest.mark.slow
-def test_a_process_reads_its_share_of_a_base_that_one_of_them_hashed(world):  # noqa: F811
-    done = run(world, world.base, world.base)
+def test_a_process_reads_its_share_of_a_base_that_one_of_them_hashed(world, tmp_path):  # noqa: F811
+    base = random_base(tmp_path / "base")  # of which no fingerprint is kept yet
+    done = run(world, base, base)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert sorted(hashed for hashed, *_ in rows) == [0, 1]
-    assert {found for _, found, *_ in rows} == {fingerprint(load_base(world.base)[1])}
+    assert {found for _, found, *_ in rows} == {fingerprint(load_base(base)[1])}
     for *_, share, equal in rows:
         assert equal and 0.5 < share < 0.51  # vectors are in both
 
