@@ -119,7 +119,9 @@ class Combination:
         self, matrices: Sequence[np.ndarray], weights: np.ndarray, random: np.random.Generator
     ) -> np.ndarray:
         """One matrix of several, float32."""
-        stacked = np.stack([self._prune(np.float32(matrix), random) for matrix in matrices])
+        stacked = np.stack(
+            [self._prune(np.asarray(matrix, np.float32), random) for matrix in matrices]
+        )
         weighted = stacked * weights[:, None, None]
         if "ties" not in self.method:
             return weighted.sum(axis=0)

@@ -112,7 +112,7 @@ def random_expert(library: str | os.PathLike, name: str, like: str, seed: int = 
 
 def product_norm(a: np.ndarray, b: np.ndarray) -> float:
     """The Frobenius norm of A B, from R x R matrices: |A B|^2 = tr(A^T A B B^T)."""
-    a, b = np.float64(a), np.float64(b)
+    a, b = (np.asarray(matrix, np.float64) for matrix in (a, b))
     return float(np.sqrt(max(0.0, np.sum((a.T @ a) * (b @ b.T)))))
 
 

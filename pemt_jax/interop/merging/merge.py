@@ -162,7 +162,7 @@ def fold(
 
 def _plus(kernel: LazyArray, a: np.ndarray, b: np.ndarray) -> LazyArray:
     """kernel + A B in float32, computed where it is read."""
-    a, b = np.float32(a), np.float32(b)
+    a, b = (np.asarray(matrix, np.float32) for matrix in (a, b))
 
     def read(index) -> np.ndarray:
         rows, columns = index
