@@ -4,7 +4,8 @@ Each is an ordinary expert: stage 2 mixes it, PEFT gets it, `evaluate` measures 
 sources can be. Its card says how it was made.
 
 A prompt is not combined: prompts differ in length, and equal rows of two prompts have nothing in
-common. A combined expert has that of its first source, or of another that is named, with its text.
+common. A combined expert has that of its first source, or of another that is named, with its text
+and task.
 """
 
 import dataclasses
@@ -79,8 +80,7 @@ def combine_experts(
         "prompt_of": prompt_of,
         **{key: value for key, value in vars(combination).items() if value is not None},
     }
-    task = "+".join(dict.fromkeys(expert.task for expert in experts))
-    return _save(library, name, owner, owner.prompt, lora, made, task)
+    return _save(library, name, owner, owner.prompt, lora, made)
 
 
 def random_expert(library: str | os.PathLike, name: str, like: str, seed: int = 0) -> Card:
@@ -107,7 +107,7 @@ def random_expert(library: str | os.PathLike, name: str, like: str, seed: int = 
     norms, new_norms = (np.linalg.norm(x, axis=1, keepdims=True) for x in (source.prompt, rows))
     prompt = (rows * (norms / new_norms)).astype(np.float32)
     made = {"made": "random", "like": {"name": like, "sha256": source.sha256}, "seed": seed}
-    return _save(library, name, source, prompt, lora, made, source.task)
+    return _save(library, name, source, prompt, lora, made)
 
 
 def product_norm(a: np.ndarray, b: np.ndarray) -> float:
@@ -128,7 +128,6 @@ def _save(
     prompt: np.ndarray,
     lora: Mapping[str, Pair],
     made: Mapping[str, object],
-    task: str,
 ) -> Card:
     """Save an expert with the card of another, less what was measured, and how it was made."""
     card = read_card(expert_folder(library, owner.name))
@@ -137,5 +136,5 @@ def _save(
         new = bank_options([dataclasses.replace(owner, lora=lora)])
         shape = {key: new[key] for key in ("expert_linears", "expert_rank")}
         config["pemt"] = options | shape | {"lora_b_init": "zero"}  # where it lacks a layer
-    card = dataclasses.replace(card, task=task, config={**made, **config}, metrics={})
+    card = dataclasses.replace(card, config={**made, **config}, metrics={})
     return save_expert(library, name, flat_lora(lora) | {PROMPT: prompt}, card)

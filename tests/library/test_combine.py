@@ -151,7 +151,7 @@ def test_the_card_says_how_it_was_made(folder):
     combine_experts(folder, "all", ["a", "b"], Combination("cat", (2, -1)), prompt_of="b")
     card, expert = check_expert_folder(folder / "all"), library.load_expert(folder, "all")
     np.testing.assert_array_equal(expert.prompt, library.load_expert(folder, "b").prompt)
-    assert (card.task, card.description, card.rank) == ("task_a+task_b", "the b", 6)
+    assert (card.task, card.description, card.rank) == ("task_b", "the b", 6)
     assert card.base_fingerprint == TINY_BASE and not card.metrics
     assert card.config == {
         "made": "combined",

@@ -5,7 +5,7 @@
 
 The ids N, ..., N+P-1 before those of a text are then what expert and prompt are in stage 1: the
 logits are equal. The output projection is always a matrix of its own, E / sqrt(D) where the base
-shares the embedding E: a prompt's rows start as those of words, and in a shared matrix they would
+shares the embedding E: a prompt's rows start as those of words, and in a shared matrix they could
 be predicted in place of these words. Rows that the base has keep their logits; those that are new
 have the logit of padding, which is never a target.
 """
