@@ -93,17 +93,16 @@ class Combination:
         found = [(w, *pair) for w, pair in zip(self.weights, pairs, strict=True) if pair]
         weights = np.array([w for w, _, _ in found], np.float32)
         lora_a, lora_b = [a for _, a, _ in found], [b for _, _, b in found]
-        if self.method == "cat":
-            scaled = [w * a for w, a in zip(weights, lora_a, strict=True)]
-            return np.concatenate(scaled, axis=1), np.concatenate(lora_b, axis=0)
-        random = np.random.default_rng([self.seed, *linear.encode()])
         ranks = [a.shape[1] for a in lora_a]
+        rank = self.rank or max(ranks)
+        if self.method in ("cat", "svd"):
+            scaled = [w * a for w, a in zip(weights, lora_a, strict=True)]
+            both = np.concatenate(scaled, axis=1), np.concatenate(lora_b, axis=0)
+            return both if self.method == "cat" else _cut_pair(*both, rank)
+        random = np.random.default_rng([self.seed, *linear.encode()])
         if self.method in OF_PRODUCTS:
             products = [a @ b for a, b in zip(lora_a, lora_b, strict=True)]
-            product = self._mix(products, weights, random)
-            u, s, vh = np.linalg.svd(product, full_matrices=False)
-            rank = self.rank or max(ranks)
-            return u[:, :rank], s[:rank, None] * vh[:rank]
+            return _cut(self._mix(products, weights, random), rank)
         if len(set(ranks)) > 1:
             raise UsageError(
                 f"The experts have ranks {', '.join(map(str, ranks))} beside {linear}, which "
@@ -140,3 +139,16 @@ class Combination:
         pruned = matrix.copy()
         pruned.ravel()[order[:dropped]] = 0
         return pruned
+
+
+def _cut(product: np.ndarray, rank: int) -> Pair:
+    """The pair of a rank whose product is nearest to a matrix."""
+    u, s, vh = np.linalg.svd(product, full_matrices=False)
+    return u[:, :rank], s[:rank, None] * vh[:rank]
+
+
+def _cut_pair(a: np.ndarray, b: np.ndarray, rank: int) -> Pair:
+    """As `_cut` of A B, which is never computed: the decomposition is of a small matrix."""
+    (q_a, r_a), (q_b, r_b) = np.linalg.qr(a), np.linalg.qr(b.T)
+    u, b = _cut(r_a @ r_b.T, rank)
+    return q_a @ u, b @ q_b.T
