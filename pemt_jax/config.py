@@ -8,7 +8,8 @@ run_config.TrainConfig.
 import dataclasses
 import re
 
-import jax.numpy as jnp
+import ml_dtypes  # noqa: F401  (with it NumPy knows bfloat16 by name)
+import numpy as np
 
 from pemt_jax.common.errors import UsageError, nearest
 
@@ -78,7 +79,7 @@ class T5Config:
 
     @property
     def compute_dtype(self):
-        return jnp.dtype(self.dtype)
+        return np.dtype(self.dtype)
 
     @property
     def dropout_dims(self) -> tuple[int, ...]:

@@ -37,6 +37,7 @@ READMES = [
     "configs/README.md",
     "launch/README.md",
     "pemt_jax/assets/mini_t5/README.md",
+    "pemt_jax/library/README.md",
     "pemt_jax/planning/README.md",
     "pemt_jax/t5x/README.md",
     "tests/benchmarks/README.md",
@@ -45,7 +46,10 @@ FENCE = re.compile(
     r"(?:^<!-- needs: (?P<needs>.*) -->\n)?^```(?P<language>.*)\n(?P<text>(?:.*\n)*?)```$", re.M
 )
 NEEDS = re.compile(r"(network|hardware)( \([^()]+\))?(, (network|hardware)( \([^()]+\))?)?")
-SLOW = "kill.py oracle.py local_processes XLA_FLAGS 'lamps') adamw_hf expert_linears --topology=v5e".split()
+SLOW = [
+    *"kill.py oracle.py local_processes XLA_FLAGS 'lamps') adamw_hf expert_linears".split(),
+    *"--topology=v5e lamps; combine noise merge".split(),
+]
 # What makes a block short enough for a test. Steps of the same shapes are compiled only once, from
 # Python and by command.
 BASE = "INITIAL_CHECKPOINT_PATH=t5-base"

@@ -1,4 +1,4 @@
-"""Experts from the command line: list, verify, import, export, share.
+"""Experts from the command line: list, verify, import, export, share, combine.
 
     python -m pemt_jax.library list   [NAME ...]      one line per expert
     python -m pemt_jax.library show   NAME ...        everything a card records
@@ -9,6 +9,9 @@
     python -m pemt_jax.library import PATH --format peft|reference --name NAME ...
     python -m pemt_jax.library push   NAME REPO       to the Hugging Face hub, or a folder
     python -m pemt_jax.library pull   REPO [NAME]     verified before it is added
+    python -m pemt_jax.library merge  NAME --base DIR --to DIR         a T5 with it folded in
+    python -m pemt_jax.library combine NAME --experts A,B --method M   one expert of several
+    python -m pemt_jax.library random NAME --like EXPERT               a control
 
 The library is --library, else $PEMT_JAX_LIBRARY, else runs/library. `COMMAND --help` lists the
 arguments of a command. The exit code is 0, 1 when an expert is damaged or does not fit, 2 for wrong
@@ -19,6 +22,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
+from pemt_jax.cli import library_making
 from pemt_jax.cli.exit_codes import exit_code_of, report
 from pemt_jax.cli.parser import Parser, check_command
 from pemt_jax.common import storage
@@ -106,6 +110,7 @@ def _parser() -> Parser:
         metavar="NAME,NAME",
         help="reference: those of the target, in order",
     )
+    library_making.add_arguments(made)
     return parser
 
 
@@ -231,5 +236,6 @@ COMMANDS = {
     "import": _import,
     "push": _push,
     "pull": _pull,
+    **library_making.COMMANDS,
 }
 ADDING = ("add", "import", "pull")  # they create the library when there is none

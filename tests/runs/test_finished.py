@@ -14,6 +14,8 @@ from pemt_jax.common.weights import load_weights, save_weights
 from pemt_jax.interop.hf import load_hf
 from pemt_jax.library import artefact
 from pemt_jax.library import expert as library
+from pemt_jax.library.combination import Combination
+from pemt_jax.library.combine import combine_experts, random_expert
 from pemt_jax.run_config import TrainConfig
 from pemt_jax.runs import publish
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
@@ -44,6 +46,19 @@ def test_an_opened_run_is_the_base_the_experts_and_what_was_trained(world):
     assert (card.kind, card.method, card.task) == ("target", "pemt_target", "tiny_mood")
     assert card.config["task_feature_lengths"] == {"inputs": 16, "targets": 4}
     assert card.metrics["accuracy"] == card.metrics["average"]
+
+
+def test_an_expert_made_of_experts_is_opened_like_they_are(world, tmp_path):
+    folder = shutil.copytree(world.library, tmp_path / "library")
+    combine_experts(folder, "both", EXPERTS, Combination("cat", (0.5, 0.5)))
+    random_expert(folder, "random", "both")
+    for name in ("both", "random"):
+        made, card = open_run(folder / name)
+        arrays = load_weights(folder / name / "weights.safetensors")
+        assert arrays["encoder/layers_0/mlp/expert/lora_a"].shape == (T5.mlp_dim, 8)
+        for path, value in arrays.items():
+            np.testing.assert_array_equal(made.params[path], value)
+        assert card.method == "pemt_source" and "model_dir" not in card.config
 
 
 def test_an_artefact_holds_only_what_was_trained(world):
