@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.storage import current
 from pemt_jax.config import PemtConfig
 from pemt_jax.finished_config import FinishedConfig
 from pemt_jax.library.artefact import Card, read_artefact
+from pemt_jax.library.linears import linear_of
 from pemt_jax.run_config import ExpertsConfig, ModelConfig
 from pemt_jax.runs.build_model import BuiltModel, build_model
 from pemt_jax.runs.publish import ARTEFACT, BASE, RUN_FACTS
@@ -96,6 +99,8 @@ def open_run(config: FinishedConfig, vocabulary: Vocabulary) -> FinishedRun:
             )
     for path, value in arrays.items():
         expected = built.params.get(path)
+        if expected is not None and linear_of(path):
+            value = filled_up(value, expected.shape)
         if expected is None or expected.shape != value.shape:
             raise PemtError(
                 f"{folder} has {path} of shape {value.shape}, expected "
@@ -103,6 +108,12 @@ def open_run(config: FinishedConfig, vocabulary: Vocabulary) -> FinishedRun:
             )
         built.params[path] = value
     return FinishedRun(folder, built, card.task, lengths, card)
+
+
+def filled_up(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A matrix with zeros up to `shape`, which holds an expert whose layers differ in rank."""
+    missing = [wanted - found for wanted, found in zip(shape, value.shape, strict=True)]
+    return np.pad(value, [(0, max(0, more)) for more in missing]) if any(missing) else value
 
 
 def open_base_run(folder: Path, vocabulary: Vocabulary, file: str | None) -> FinishedRun:

@@ -61,6 +61,20 @@ def test_an_expert_made_of_experts_is_opened_like_they_are(world, tmp_path):
         assert card.method == "pemt_source" and "model_dir" not in card.config
 
 
+def test_an_expert_whose_layers_differ_in_rank_is_opened_filled_up_with_zeros(world, tmp_path):
+    arrays, card = artefact.read_artefact(library.expert_folder(world.library, EXPERTS[0]))
+    arrays["encoder/layers_0/mlp/expert/lora_a"] = arrays["encoder/layers_0/mlp/expert/lora_a"][
+        :, :3
+    ]
+    arrays["encoder/layers_0/mlp/expert/lora_b"] = arrays["encoder/layers_0/mlp/expert/lora_b"][:3]
+    library.save_expert(tmp_path, "uneven", arrays, card)
+    made, _ = open_run(tmp_path / "uneven")
+    a_FR = made.params["encoder/layers_0/mlp/expert/lora_a"]
+    b_RD = made.params["encoder/layers_0/mlp/expert/lora_b"]
+    np.testing.assert_array_equal(a_FR[:, :3], arrays["encoder/layers_0/mlp/expert/lora_a"])
+    assert a_FR.shape[1] == b_RD.shape[0] == 4 and not np.any(a_FR[:, 3]) and not np.any(b_RD[3])
+
+
 def test_an_artefact_holds_only_what_was_trained(world):
     paths = set(load_weights(world.target / "artefact" / "weights.safetensors"))
     assert "prompt/embedding" in paths and "encoder/encoder_norm/scale" in paths
