@@ -37,6 +37,7 @@ READMES = [
     "configs/README.md",
     "launch/README.md",
     "pemt_jax/assets/mini_t5/README.md",
+    "pemt_jax/interop/peft/README.md",
     "pemt_jax/planning/README.md",
     "pemt_jax/t5x/README.md",
     "tests/benchmarks/README.md",

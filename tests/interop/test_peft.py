@@ -264,7 +264,7 @@ PREFIX = "base_model.model."
             lambda t: t.update({f"{PREFIX}lm_head.lora_A.weight": t[A]}),
             r"adapts 'lm_head', expected a LoRA on linear layers of a T5 only \(q, k, v, o, wi, ",
         ),
-        (lambda t: t.update({f"{PREFIX}shared.lora_embedding_A": t[A]}), "shared.lora_embedding_A"),
+        (lambda t: t.update({f"{PREFIX}shared.lora_embedding_A": t[A]}), "adapts 'shared'"),
         (lambda t: t.update({f"{PREFIX}shared.weight": t[A]}), "holds .*shared.weight"),
         (lambda t: t.update({f"{PREFIX}{WO}.lora_magnitude_vector": t[A]}), "magnitude_vector"),
         (lambda t: t.update({A.replace("lora_A", "ia3_l"): t[A]}), "ia3_l"),

@@ -11,7 +11,7 @@ from pemt_jax.interop.peft.modules import NAMES, linear_of, module_of
 from pemt_jax.library.expert import Expert
 from pemt_jax.library.linears import expert_module
 
-TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
+TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_(?:([AB])\.weight|embedding_[AB])")
 OF_T5 = f"a LoRA on linear layers of a T5 only ({', '.join(NAMES)})"
 
 
@@ -58,7 +58,7 @@ def from_peft(
     found: dict[tuple[str, str], np.ndarray] = {}
     for name, tensor in tensors.items():
         match = TENSOR.fullmatch(name)
-        if not match or not linear_of(match[1]):
+        if not match or not match[2] or not linear_of(match[1]):
             what = f"adapts {match[1]!r}" if match else f"holds {name!r}"
             raise PemtError(f"{source} {what}, expected {OF_T5}.")
         array = np.asarray(tensor, np.float32)

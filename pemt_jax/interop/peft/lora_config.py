@@ -139,20 +139,22 @@ def _of_modules(
     config: Mapping[str, object], patterns: str, default: str, modules: Iterable[str], source: str
 ) -> dict[str, float]:
     """What `config` says for each module: the value of a pattern, or the default."""
-    values = dict.fromkeys(modules, config.get(default, 8))  # 8 is PEFT's default
     table = config.get(patterns) or {}
     if not isinstance(table, dict):
         raise PemtError(
             f"{source} has {patterns} = {str(table)[:60]}, expected values by names of modules."
         )
-    matches = _matches(list(table), list(values), f"{source} has the {patterns}")
-    for key, matched in reversed([*zip(table, matches, strict=True)]):  # the first key counts
-        values |= dict.fromkeys(matched, table[key])
-    for module, value in values.items():
+    modules, values = list(modules), {}
+    matches = _matches(list(table), modules, f"{source} has the {patterns}")
+    for module in modules:
+        keys = (key for key, matched in zip(table, matches, strict=True) if module in matched)
+        key = next(keys, None)
+        value = config.get(default, 8) if key is None else table[key]  # 8 is PEFT's default
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
             raise PemtError(
                 f"{source} has {value!r} for the {default} of {module}, expected a positive number."
             )
+        values[module] = value
     return values
 
 
