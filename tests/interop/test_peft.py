@@ -235,6 +235,7 @@ def test_the_export_says_that_the_prompt_is_left_out(tmp_path):
         ({"bias": "lora_only"}, "bias = 'lora_only'"),
         ({"enable_lora": [True, False, True]}, "enable_lora"),
         ({"target_parameters": ["q.weight"]}, "target_parameters"),
+        ({"velora_config": {"num_groups": 32}}, "velora_config"),
         ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4', which changes the base"),
         ({"something_of_2030": {"on": 1}}, "something_of_2030"),
         ({"r": 4}, "has rank 3 in .*, expected 4"),

@@ -49,7 +49,6 @@ SETS = {  # settings of LoraConfig
         "exclude_modules": [f"{CROSS}.v"],
     },
     "for Conv1D": {"target_modules": ["q"], "fan_in_fan_out": True},
-    "MiCA": {"target_modules": ["v"], "init_lora_weights": "mica"},
 }
 CASES = [
     *((version, {"target_modules": [name]}) for version in VERSIONS for name in NAMES[version]),

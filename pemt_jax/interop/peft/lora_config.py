@@ -43,7 +43,6 @@ HARMLESS = {
     "runtime_config",
     "target_modules",
     "task_type",
-    "velora_config",
 }
 READ = {
     "alpha_pattern",
