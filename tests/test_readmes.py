@@ -38,6 +38,7 @@ READMES = [
     "launch/README.md",
     "pemt_jax/assets/mini_t5/README.md",
     "pemt_jax/library/README.md",
+    "pemt_jax/interop/peft/README.md",
     "pemt_jax/planning/README.md",
     "pemt_jax/t5x/README.md",
     "tests/benchmarks/README.md",

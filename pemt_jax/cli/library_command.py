@@ -85,7 +85,8 @@ def _parser() -> Parser:
         "path",
         type=storage.path,
         metavar="PATH",
-        help="a PEFT folder; a folder or a state dict of the authors' code",
+        help="a PEFT folder with a LoRA on any linear layers of a T5; a folder or a state dict "
+        "of the authors' code",
     )
     add("--format", choices=("peft", "reference"), required=True)
     add("--name", help="of the expert in the library")

@@ -45,7 +45,7 @@ def import_peft(request: Request) -> Card:
 
     Raises:
       UsageError: the name is taken, or a base or a prompt is missing. PemtError: it is no plain
-        LoRA on `wo`, is damaged, or does not fit the base.
+        LoRA on linear layers of a T5, is damaged, or does not fit the base.
     """
     _check_target(request)
     adapter = import_adapter(request.path)

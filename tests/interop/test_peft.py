@@ -1,67 +1,41 @@
 """Experts and PEFT: equal numbers on both sides, bit-equal there and back, refusals that say why.
 
-`data/peft_t5_1_0` was written by PEFT (data/make_peft_fixture.py); where PEFT is installed the
-tests marked `parity` ask it itself.
+The folders `data/peft_*` were written by PEFT (data/make_peft_fixture.py); test_peft_parity.py asks
+it itself, where it is installed.
 """
 
 import json
 import math
 import shutil
 import subprocess
-from pathlib import Path
 
-import flax.traverse_util
-import jax
+import ml_dtypes
 import numpy as np
 import pytest
+from adapters import DATA, VERSIONS, our_logits, random_lora, save_expert
 
 from pemt_jax.common.errors import PemtError, UsageError
-from pemt_jax.common.hashing import fingerprint, sha256_file
+from pemt_jax.common.hashing import sha256_file
 from pemt_jax.common.weights import load_weights, save_weights
-from pemt_jax.config import PemtConfig
-from pemt_jax.interop import hf, peft
 from pemt_jax.interop import import_expert as importing
+from pemt_jax.interop import peft
 from pemt_jax.interop.import_expert import Request, import_peft
+from pemt_jax.interop.peft import lora_config
+from pemt_jax.interop.peft.modules import linear_of, module_of
 from pemt_jax.library import expert as library
 from pemt_jax.library.artefact import Card, write_card
+from pemt_jax.library.linears import flat_lora
 from pemt_jax.library.transfer import check_expert_folder
-from pemt_jax.model.network import Transformer
 
-DATA = Path(__file__).parents[1] / "data"
-VERSIONS = ["hf_t5_1_0", "hf_t5_1_1"]
 FIXTURE = DATA / "peft_t5_1_0"
 WO = "encoder.block.1.layer.1.DenseReluDense.wo"
 A, B = (f"base_model.model.{WO}.lora_{letter}.weight" for letter in "AB")
 
 
-def random_expert(folder, version, seed=0, ranks=(3,), layers=None):
-    """An expert of the library on a base in tests/data; its ranks go round the layers."""
-    config, base = hf.load_hf(DATA / version)
-    rng = np.random.default_rng(seed)
-    D, F = config.emb_dim, config.mlp_dim
-    arrays = {library.PROMPT: rng.normal(size=(5, D)).astype(np.float32)}
-    kernels = [path for path in sorted(base) if path.endswith("/wo/kernel")]
-    for i, mlp in enumerate(path.removesuffix("/wo/kernel") for path in kernels[:layers]):
-        R = ranks[i % len(ranks)]
-        # As a checkpoint of PyTorch gives them: transposed views.
-        arrays[f"{mlp}/expert/lora_a"] = rng.normal(size=(R, F)).astype(np.float32).T / F**0.5
-        arrays[f"{mlp}/expert/lora_b"] = rng.normal(size=(D, R)).astype(np.float32).T
-    library.save_expert(
-        folder,
-        "movies",
-        arrays,
-        Card(
-            kind="expert",
-            method="pemt_source",
-            task="imdb",
-            description="rate a movie: ü",
-            base_fingerprint=fingerprint(base),
-            base_name=version,
-            metrics={"accuracy": 0.5},
-            config={"seed": 3},
-        ),
-    )
-    return arrays
+def random_expert(folder, version, ranks=(3,), chosen=lambda path: path.endswith("/mlp/wo")):
+    """The flat parameters of a random expert, which is in a library."""
+    expert = save_expert(folder, version, random_lora(version, chosen, ranks))
+    return flat_lora(expert.lora) | {library.PROMPT: expert.prompt}
 
 
 def export(folder, to):
@@ -69,30 +43,6 @@ def export(folder, to):
         to, library.load_expert(folder, "movies"), check_expert_folder(folder / "movies")
     )
     return to
-
-
-def our_logits(version, expert_lora, inputs, targets):
-    """Logits of our own T5 with a low-rank pair in the layers that have one."""
-    config, flat = hf.load_hf(DATA / version)
-    R = max(a.shape[1] for a, _ in expert_lora.values())
-    for path in [path for path in flat if path.endswith("/wo/kernel")]:
-        layer = path.removesuffix("/mlp/wo/kernel")
-        a, b = expert_lora.get(
-            f"{layer}/mlp/wo",
-            (np.zeros((config.mlp_dim, 0), np.float32), np.zeros((0, config.emb_dim), np.float32)),
-        )
-        missing = R - a.shape[1]
-        flat[f"{layer}/mlp/expert/lora_a"] = np.pad(a, ((0, 0), (0, missing)))
-        flat[f"{layer}/mlp/expert/lora_b"] = np.pad(b, ((0, missing), (0, 0)))
-    shifted = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
-    model = Transformer(config, PemtConfig(source_expert=True, expert_rank=R))
-    return jax.jit(model.apply)(
-        {"params": flax.traverse_util.unflatten_dict(flat, sep="/")},
-        inputs,
-        shifted,
-        targets,
-        np.ones(len(inputs)),
-    )
 
 
 @pytest.fixture
@@ -112,20 +62,53 @@ def edit_weights(folder, edit):
     save_weights(folder / "adapter_model.safetensors", tensors)
 
 
-def test_an_adapter_of_peft_gives_the_logits_it_gives_there(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "name, version, adapted",
+    [
+        ("peft_t5_1_0", "hf_t5_1_0", {"mlp/wo": 3}),
+        ("peft_0_5", "hf_t5_1_0", {"query": 7, "value": 7}),
+        ("peft_all_linear", "hf_t5_1_1", {"": 3 * 7 + 2 * 11}),
+    ],
+)
+def test_an_adapter_of_peft_gives_the_logits_it_gives_there(
+    tmp_path, monkeypatch, name, version, adapted
+):
     monkeypatch.setattr(
         importing, "vocabulary_rows", lambda request, t5, base: base["token_embedder/embedding"][:4]
     )
-    import_peft(Request(tmp_path, "stranger", FIXTURE, base=str(DATA / "hf_t5_1_0"), prompt="x"))
+    request = Request(tmp_path, "stranger", DATA / name, base=str(DATA / version), prompt="x")
+    import_peft(request)
     expert = library.load_expert(tmp_path, "stranger")
-    assert sorted(expert.lora) == [
-        f"{layer}/mlp/wo" for layer in ("decoder/layers_1", "encoder/layers_1", "encoder/layers_2")
-    ]
-    with np.load(FIXTURE / "expected.npz") as file:
+    counts = {end: sum(path.endswith(end) for path in expert.lora) for end in adapted}
+    assert counts == adapted and sum(counts.values()) == len(expert.lora)
+    with np.load(DATA / name / "expected.npz") as file:
         inputs, targets, expected = file["inputs"], file["targets"], file["logits"]
-    logits = our_logits("hf_t5_1_0", expert.lora, inputs, targets)
+    logits = our_logits(version, expert.lora, inputs, targets)
     real = targets > 0
     np.testing.assert_allclose(logits[real], expected[real], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "module, path",
+    [
+        ("encoder.block.0.layer.0.SelfAttention.q", "encoder/layers_0/attention/query"),
+        ("decoder.block.12.layer.0.SelfAttention.v", "decoder/layers_12/self_attention/value"),
+        (
+            "decoder.block.3.layer.1.EncDecAttention.o",
+            "decoder/layers_3/encoder_decoder_attention/out",
+        ),
+        ("decoder.block.0.layer.2.DenseReluDense.wi", "decoder/layers_0/mlp/wi"),
+        ("encoder.block.2.layer.1.DenseReluDense.wi_1", "encoder/layers_2/mlp/wi_1"),
+        ("encoder.block.02.layer.1.DenseReluDense.wo", None),
+        ("encoder.block.0.layer.0.EncDecAttention.q", None),
+        ("encoder.block.0.layer.0.SelfAttention.relative_attention_bias", None),
+        ("transformer.encoder.block.0.layer.0.SelfAttention.q", None),
+        ("lm_head", None),
+    ],
+)
+def test_a_module_is_a_linear_layer(module, path):
+    assert linear_of(module) == path
+    assert path is None or module_of(path) == module
 
 
 def test_the_scaling_is_folded_in():
@@ -149,10 +132,53 @@ def test_the_scaling_is_folded_in():
         )
 
 
+@pytest.mark.parametrize(
+    "first, expected",
+    [
+        ("v", 4),
+        ("q|v", 4),
+        (r".*\.v", 4),
+        (r"encoder\.block\.\d+\.layer\.0\..*", 4),
+        (r"(\w+.)*", 4),
+    ],
+)
+def test_a_regular_expression_is_matched_as_peft_does(first, expected):
+    """The first key that matches the end of a module's name counts."""
+    name = "base_model.model.encoder.block.1.layer.0.SelfAttention.v.lora_{}.weight"
+    tensors = {name.format("A"): np.ones((2, 4)), name.format("B"): np.ones((3, 2))}
+    config = {"peft_type": "LORA", "r": 2, "alpha_pattern": {"^v": 6, first: 8, "": 2}}
+    params = peft.from_peft(config, tensors, "it")
+    b = params["encoder/layers_1/attention/value_expert/lora_b"]
+    np.testing.assert_array_equal(b, np.full((2, 3), expected))
+
+
+def test_a_regular_expression_that_runs_for_years_is_stopped(adapter_folder, monkeypatch):
+    monkeypatch.setattr(lora_config, "SECONDS", 0.5)
+    edit_config(adapter_folder, rank_pattern={r"(.*\.*)*x": 2})
+    with pytest.raises(PemtError, match="took more than 0.5 seconds to match, expected names"):
+        peft.import_adapter(adapter_folder)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_adapters_in_half_precision_are_read(adapter_folder, dtype):
+    edit_weights(adapter_folder, lambda t: t.update({A: np.ones((3, 40), dtype)}))
+    lora_a = peft.import_adapter(adapter_folder).lora["encoder/layers_1/mlp/expert/lora_a"]
+    assert lora_a.dtype == np.float32 and (lora_a == 1).all()
+
+
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("ranks, layers", [((3,), None), ((3, 1, 2), None), ((2,), 3)])
-def test_library_to_peft_to_library_is_bit_equal(tmp_path, version, ranks, layers):
-    arrays = random_expert(tmp_path / "library", version, ranks=ranks, layers=layers)
+@pytest.mark.parametrize(
+    "ranks, chosen",
+    [
+        ((3,), lambda path: path.endswith("/mlp/wo")),
+        ((3, 1, 2), lambda path: path.endswith("/mlp/wo")),
+        ((2,), lambda path: path < "encoder/layers_1"),
+        ((4,), lambda path: path.endswith(("query", "value"))),
+        ((1, 5, 2, 3), lambda path: True),
+    ],
+)
+def test_library_to_peft_to_library_is_bit_equal(tmp_path, version, ranks, chosen):
+    arrays = random_expert(tmp_path / "library", version, ranks, chosen)
     folder = export(tmp_path / "library", tmp_path / "peft")
     import_peft(Request(tmp_path / "again", "other_name", folder))
     path = tmp_path / "again" / "other_name"
@@ -200,13 +226,16 @@ def test_the_export_says_that_the_prompt_is_left_out(tmp_path):
     "change, message",
     [
         ({"peft_type": "IA3"}, "of type 'IA3'"),
-        ({"use_dora": True}, "use_dora = True"),
+        ({"use_dora": True}, r"use_dora = True \(DoRA\)"),
         ({"bias": "all"}, "bias = 'all'"),
         ({"lora_bias": True}, "lora_bias = True"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
-        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+        ({"bias": "lora_only"}, "bias = 'lora_only'"),
+        ({"enable_lora": [True, False, True]}, "enable_lora"),
+        ({"target_parameters": ["q.weight"]}, "target_parameters"),
+        ({"velora_config": {"num_groups": 32}}, "velora_config"),
         ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4', which changes the base"),
         ({"something_of_2030": {"on": 1}}, "something_of_2030"),
         ({"r": 4}, "has rank 3 in .*, expected 4"),
@@ -214,8 +243,9 @@ def test_the_export_says_that_the_prompt_is_left_out(tmp_path):
         ({"r": 0}, "0 for the r"),
         ({"lora_alpha": None}, "None for the lora_alpha"),
         ({"lora_alpha": math.inf}, "inf for the lora_alpha"),
-        ({"rank_pattern": {"(a+)+$": 2}}, r"rank_pattern '\(a\+\)\+\$'"),
-        ({"rank_pattern": [2]}, "rank_pattern"),
+        ({"rank_pattern": {"(wo": 2}}, r"rank_pattern '\(wo', expected a regular expression"),
+        ({"rank_pattern": [2]}, r"rank_pattern = \[2\], expected values by names"),
+        ({"alpha_pattern": {"wo": "2"}}, "'2' for the lora_alpha of decoder"),
     ],
 )
 def test_a_config_that_is_no_plain_lora_is_one_sentence(adapter_folder, change, message):
@@ -225,16 +255,22 @@ def test_a_config_that_is_no_plain_lora_is_one_sentence(adapter_folder, change, 
     assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
 
 
-def q(tensors):
-    name = "base_model.model.encoder.block.0.layer.0.SelfAttention.q.lora_A.weight"
-    tensors[name] = tensors[A]
+PREFIX = "base_model.model."
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        (q, r"adapts 'encoder.block.0.layer.0.SelfAttention.q', expected .*DenseReluDense.wo"),
-        (lambda t: t.update({A.replace("wo", "wi"): t[A]}), r"DenseReluDense.wi'"),
+        (
+            lambda t: t.update({f"{PREFIX}lm_head.lora_A.weight": t[A]}),
+            r"adapts 'lm_head', expected a LoRA on linear layers of a T5 only \(q, k, v, o, wi, ",
+        ),
+        (lambda t: t.update({f"{PREFIX}shared.lora_embedding_A": t[A]}), "adapts 'shared'"),
+        (lambda t: t.update({f"{PREFIX}shared.weight": t[A]}), "holds .*shared.weight"),
+        (lambda t: t.update({f"{PREFIX}{WO}.lora_magnitude_vector": t[A]}), "magnitude_vector"),
+        (lambda t: t.update({A.replace("lora_A", "ia3_l"): t[A]}), "ia3_l"),
+        (lambda t: t.update({A.replace("A.", "A.default."): t[A]}), "lora_A.default.weight"),
+        (lambda t: t.update({A.replace("DenseReluDense.wo", "mlp.gate_proj"): t[A]}), "gate_proj"),
         (lambda t: t.update({A.replace("layer.1", "layer.2"): t[A]}), r"encoder.block.1.layer.2"),
         (lambda t: t.update({"base_model.model.lm_head.weight": t[A]}), "lm_head"),
         (lambda t: t.update({B.replace("weight", "bias"): t[A]}), "lora_B.bias"),
@@ -242,7 +278,7 @@ def q(tensors):
         (lambda t: t.update({A: t[A][None]}), r"shape \[1, 3, 40\]"),
     ],
 )
-def test_tensors_that_are_no_lora_on_wo_are_one_sentence(adapter_folder, change, message):
+def test_tensors_that_are_no_lora_on_a_t5_are_one_sentence(adapter_folder, change, message):
     edit_weights(adapter_folder, change)
     with pytest.raises(PemtError, match=message):
         peft.import_adapter(adapter_folder)
@@ -331,41 +367,6 @@ def test_a_base_and_a_prompt_are_asked_for(adapter_folder, tmp_path):
         import_peft(Request(tmp_path, "x", folder, base=str(tmp_path / "other")))
     with pytest.raises(UsageError, match="exists already"):
         import_peft(Request(tmp_path / "library", "movies", folder))
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("ranks, layers", [((3,), None), ((4, 2), 3)])
-def test_peft_and_transformers_give_our_logits(tmp_path, version, ranks, layers):
-    torch = pytest.importorskip("torch", reason='needs pip install "pemt_jax[parity]"')
-    theirs = pytest.importorskip("peft", reason='needs pip install "pemt_jax[parity]"')
-    transformers = pytest.importorskip(
-        "transformers", reason='needs pip install "pemt_jax[parity]"'
-    )
-    random_expert(tmp_path / "library", version, ranks=ranks, layers=layers)
-    folder = export(tmp_path / "library", tmp_path / "peft")
-    base = transformers.T5ForConditionalGeneration.from_pretrained(DATA / version)
-    if version == "hf_t5_1_1":  # transformers 5 ties every T5, in 1.1 the two are different
-        tensors = load_weights(DATA / version / "model.safetensors")
-        base.lm_head.weight = torch.nn.Parameter(
-            torch.tensor(tensors["lm_head.weight"].astype(np.float32))
-        )
-    # In float64, or half of the difference would be PyTorch's own rounding (7e-6 in 1.1).
-    model = theirs.PeftModel.from_pretrained(base, folder).eval().double()
-    with np.load(DATA / version / "expected.npz") as file:
-        inputs, targets, plain = file["inputs"], file["targets"], file["logits"]
-    shifted = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
-    with torch.no_grad():
-        expected = model(
-            input_ids=torch.tensor(inputs),
-            attention_mask=torch.tensor(inputs > 0).long(),
-            decoder_input_ids=torch.tensor(shifted),
-        ).logits.numpy()
-    expert = library.load_expert(tmp_path / "library", "movies")
-    logits = our_logits(version, expert.lora, inputs, targets)
-    real = targets > 0
-    assert np.abs(expected - plain)[real].max() > 0.1  # the adapter does something
-    np.testing.assert_allclose(logits[real], expected[real], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parity
