@@ -270,9 +270,21 @@ def test_show_says_what_the_card_says(save_expert, command):
         assert part in output
 
 
-def test_verify_finds_a_flipped_byte_and_exits_with_1(save_expert, command):
+@pytest.mark.parametrize("linears", ["wo", "q,v"])
+def test_verify_finds_a_flipped_byte_and_exits_with_1(save_expert, expert_arrays, command, linears):
+    arrays = expert_arrays()
+    if linears == "q,v":
+        arrays = {
+            path.replace("mlp/expert", f"attention/{name}_expert"): array
+            for path, array in arrays.items()
+            for name in ("query", "value")
+            if not path.startswith("decoder") and not path.endswith("lora_a")
+        } | {
+            f"{LAYER}/attention/{name}_expert/lora_a": np.ones((6, 3))
+            for name in ("query", "value")
+        }
     for name in ("movies", "nyt"):
-        folder = save_expert(name)
+        folder = save_expert(name, arrays=arrays)
     code, output, error = command("verify", "--library", str(folder))
     assert (code, error, output.count("  ok  sha256 ")) == (0, "", 2)
     path = folder / "movies" / "weights.safetensors"
