@@ -19,8 +19,7 @@ from pemt_jax.common.storage import check_free
 from pemt_jax.config import T5Config
 from pemt_jax.interop.base import check_vocabulary, load_base
 from pemt_jax.interop.peft import import_adapter
-from pemt_jax.interop.reference import from_reference
-from pemt_jax.interop.reference_files import check_backbone, load_reference
+from pemt_jax.interop.reference import check_backbone, from_reference, load_reference
 from pemt_jax.library.artefact import Card, check_name
 from pemt_jax.library.expert import PROMPT, check_fits, save_expert, take_apart
 from pemt_jax.library.linears import linear_of

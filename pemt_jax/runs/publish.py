@@ -17,7 +17,8 @@ from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.hashing import SUMS, write_checksums
 from pemt_jax.common.storage import current, replacing_folder
-from pemt_jax.interop.hf import check_savable, save_hf
+from pemt_jax.interop.hf import save_hf
+from pemt_jax.interop.hf_config import check_savable
 from pemt_jax.library import expert as expert_library
 from pemt_jax.library.artefact import (
     Card,
