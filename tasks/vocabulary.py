@@ -54,7 +54,7 @@ def _on_this_machine(path: str) -> Path:
     return storage.local_copy(storage.path(path))
 
 
-def beside(base: str | Path) -> str | None:
+def beside(base: str | os.PathLike) -> str | None:
     """The vocabulary of a base: a file in its folder, "bytes" for a ByT5, None if there is none."""
     folder = storage.path(base)
     for name in ("spiece.model", "tokenizer.json"):
