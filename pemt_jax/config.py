@@ -40,7 +40,10 @@ class T5Config:
     """Shape of a T5; the defaults are T5 1.0 base.
 
     T5 1.0 has `mlp_activations=("relu",)` and `logits_via_embedding=True`; T5 1.1, its LM-adapted
-    form, mT5 and FLAN have `("gelu", "linear")` and an output projection of their own.
+    form, mT5, ByT5 and FLAN have `("gelu", "linear")` and an output projection of their own; UL2
+    has `("silu", "linear")`, umT5 a position bias in each layer, `relpos_per_layer`.
+    `scale_decoder_outputs` is whether the logits are of the decoder's output / sqrt(D); None for
+    what T5 does, where they share the embedding. transformers has models of all four kinds.
     `dtype` is what activations are computed in; norms and softmax are always float32.
     `broadcast_dropout` draws one dropout mask for all positions of an example, as T5X's networks
     do; False draws one per position, as the authors' code does, for 10 to 25 % more time per CPU
@@ -68,14 +71,23 @@ class T5Config:
     scan_layers: bool = False
     relpos_buckets: int = 32
     relpos_max_distance: int = 128
+    relpos_per_layer: bool = False
+    scale_decoder_outputs: bool | None = None
 
     def __post_init__(self):
+        if self.scale_decoder_outputs == self.logits_via_embedding:  # one value for one model
+            object.__setattr__(self, "scale_decoder_outputs", None)
         object.__setattr__(self, "mlp_activations", _as_tuple(self.mlp_activations))
         for name in self.mlp_activations:
             _one_of("T5Config.mlp_activations", name, ACTIVATIONS)
         _one_of("T5Config.dtype", self.dtype, DTYPES)
         _one_of("T5Config.remat_policy", self.remat_policy, REMAT_POLICIES)
         _in_range("T5Config.dropout_rate", self.dropout_rate, 0 <= self.dropout_rate < 1, "[0, 1)")
+
+    @property
+    def scales_decoder_outputs(self) -> bool:
+        scaled = self.scale_decoder_outputs
+        return self.logits_via_embedding if scaled is None else scaled
 
     @property
     def compute_dtype(self):

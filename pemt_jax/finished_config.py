@@ -14,7 +14,7 @@ class FinishedConfig(Part):
     Attributes:
       model_dir: a run's folder, an artefact's, an expert's or a base's.
       initial_checkpoint_path, library: the base and the experts, if they were moved.
-      vocabulary: a spiece.model; None for the one beside the base.
+      vocabulary: a spiece.model or "bytes"; None for the one beside the base.
     """
 
     model_dir: str

@@ -2,8 +2,9 @@
 
 Such a file holds everything that determines tokens: the pieces with their scores, and the
 normaliser as sentencepiece's own compiled table. What it lacks (the options with which the pieces
-were trained) has no effect. The sentinels <extra_id_...> are left out, as in sentencepiece.model;
-SeqIO adds them when it opens the file.
+were trained) has no effect. T5's 100 sentinels <extra_id_...> are left out, as in its
+sentencepiece.model; SeqIO adds them when it opens the file. Those of mT5 ("▁<extra_id_0>"), and
+another number of them (umT5 has 300), are pieces of the model.
 
 The model is written to $PEMT_JAX_CACHE/vocabularies under the sha256 of the tokenizer.json, for
 TensorFlow to read.
@@ -20,6 +21,7 @@ from pemt_jax.common.errors import PemtError
 from pemt_jax.common.storage import cache_folder, replacing
 
 SENTINEL = "<extra_id_"
+MADE = 2  # the form of the models made here, part of their names
 
 
 def sentencepiece_file(path: str | Path) -> Path:
@@ -30,7 +32,7 @@ def sentencepiece_file(path: str | Path) -> Path:
         sentencepiece.
     """
     content = Path(path).read_bytes()
-    file = cache_folder() / "vocabularies" / f"{hashlib.sha256(content).hexdigest()}.model"
+    file = cache_folder() / "vocabularies" / f"{hashlib.sha256(content).hexdigest()}-{MADE}.model"
     if not file.is_file():
         model = sentencepiece_model(content, str(path))
         with replacing(file) as partial:
@@ -61,16 +63,15 @@ def sentencepiece_model(content: bytes, path: str) -> bytes:
         ) from error
     kinds = protobuf.ModelProto.SentencePiece
     made = protobuf.ModelProto()
+    added_by_seqio = sum(piece.startswith(SENTINEL) for piece, _ in pieces) == 100
     for number, (piece, score) in enumerate(pieces):
-        if piece.startswith(SENTINEL):
-            continue
-        kind = (
-            kinds.UNKNOWN
-            if number == unknown
-            else kinds.CONTROL
-            if number in special
-            else kinds.NORMAL
-        )
+        kind = kinds.CONTROL if number in special else kinds.NORMAL
+        if number == unknown:
+            kind = kinds.UNKNOWN
+        elif piece.removeprefix("\u2581").startswith(SENTINEL):
+            if added_by_seqio:
+                continue
+            piece, kind = "\u2581" + piece.removeprefix("\u2581"), kinds.USER_DEFINED
         made.pieces.add(piece=piece, score=score, type=kind)
     trainer = made.trainer_spec
     trainer.model_type = trainer.UNIGRAM

@@ -230,6 +230,7 @@ class World:
         if "initial_checkpoint_path" not in options:
             options |= {"initial_checkpoint_path": str(self.base)}
         defaults = dict(
+            task_feature_lengths=LENGTHS,
             batch_size=8,
             optimizer=optimizer(),
             method="pemt_target",
@@ -243,7 +244,6 @@ class World:
         return train.train(
             model_dir=str(model_dir),
             mixture_or_task_name=task,
-            task_feature_lengths=LENGTHS,
             train_steps=steps,
             **(defaults | options),
         )

@@ -124,7 +124,13 @@ def check_vocabulary(vocabulary, t5: T5Config, base: str | None) -> None:
             "VOCABULARY to it."
         )
     # Embeddings are padded to a multiple of 128 rows at most.
-    if not 0 <= t5.vocab_size - vocabulary.vocab_size < 128:
+    fits = 0 <= t5.vocab_size - vocabulary.vocab_size < 128
+    if not fits and base and vocabulary.is_fallback:
+        raise UsageError(
+            f"The base {base} has no tokenizer, expected a spiece.model or a tokenizer.json in its "
+            "folder, or VOCABULARY set to such a file ('bytes' for a ByT5)."
+        )
+    if not fits:
         raise UsageError(
             f"The vocabulary {vocabulary} has {vocabulary.vocab_size} entries but the checkpoint "
             f"has {t5.vocab_size} embedding rows, expected a vocabulary made for it."

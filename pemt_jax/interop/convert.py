@@ -17,6 +17,8 @@ from pemt_jax.common.hashing import SUMS, write_checksums
 from pemt_jax.common.storage import replacing_folder
 from pemt_jax.interop import hf, t5x
 from pemt_jax.interop.base import open_base, verify_base
+from pemt_jax.interop.hf_config import check_savable
+from pemt_jax.interop.t5x_shapes import check_savable as check_savable_t5x
 
 # What a folder of each format contains when it is written here, vocabulary files aside.
 FORMATS = {
@@ -51,6 +53,7 @@ def convert(source: str, target: str, target_format: str, dtype: str | None = No
     folder = storage.path(target)
     verify_base(source)
     config, params = open_base(source)
+    (check_savable if target_format == "hf" else check_savable_t5x)(config)
     _check_target(folder, target_format, source)
     place = storage.path(source)
     vocabulary = [file for name in VOCABULARY if (file := place / name).is_file()]

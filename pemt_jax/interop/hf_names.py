@@ -7,6 +7,7 @@ Files on disk differ in what they repeat: `encoder.embed_tokens.weight`, its dec
 `lm_head.weight` may stand beside `shared.weight` or in its place, a wrapper's prefix may stand
 before every name, and the first T5 checkpoints carry a cross-attention position table that no T5
 code reads.  All of these are accepted.  Heads of other models (a classifier's) are left out.
+umT5 has a relative position table in each layer.
 """
 
 import hashlib
@@ -20,6 +21,8 @@ from pemt_jax.common.lazy_array import LazyArray
 from pemt_jax.config import T5Config
 
 EMBEDDING_COPIES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+HEAD = "lm_head.weight"
+ROWS = 4096  # compared at a time
 UNREAD = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 
 
@@ -45,12 +48,14 @@ def parameter_table(config: T5Config) -> Iterator[Entry]:
             (("self_attention", "SelfAttention"), ("encoder_decoder_attention", "EncDecAttention")),
         ),
     ):
-        yield Entry(
-            f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
-            f"{stack}/relpos_bias/rel_embedding",
-            (config.num_heads, config.relpos_buckets),
-            True,
-        )
+        for i in range(num_layers if config.relpos_per_layer else 1):
+            place = f"{stack}/layers_{i}" if config.relpos_per_layer else stack
+            yield Entry(
+                f"{stack}.block.{i}.layer.0.SelfAttention.relative_attention_bias.weight",
+                f"{place}/relpos_bias/rel_embedding",
+                (config.num_heads, config.relpos_buckets),
+                True,
+            )
         yield Entry(
             f"{stack}.final_layer_norm.weight", f"{stack}/{stack}_norm/scale", (width,), False
         )
@@ -92,9 +97,7 @@ def parameter_table(config: T5Config) -> Iterator[Entry]:
                 f"{block}.DenseReluDense.wo.weight", f"{layer}/mlp/wo/kernel", (hidden, width), True
             )
     if not config.logits_via_embedding:
-        yield Entry(
-            "lm_head.weight", "decoder/logits_dense/kernel", (width, config.vocab_size), True
-        )
+        yield Entry(HEAD, "decoder/logits_dense/kernel", (width, config.vocab_size), True)
 
 
 def from_hf_names(
@@ -172,17 +175,9 @@ def _canonical(
     config: T5Config, tensors: Mapping[str, np.ndarray | LazyArray], source: str
 ) -> dict:
     """Drop a wrapper's prefix and copies of the embedding; keep one `shared.weight`."""
-    tensors = dict(tensors)
-    prefixes = {
-        name[: name.index("encoder.block.0.")]
-        for name in tensors
-        if name == f"{name.partition('encoder.block.0.')[0]}encoder.block.0.layer.0."
-        "layer_norm.weight"
-    }
-    if len(prefixes) == 1 and (prefix := prefixes.pop()):
-        tensors = {name.removeprefix(prefix): array for name, array in tensors.items()}
+    tensors = _unwrapped(tensors)
     tensors.pop(UNREAD, None)
-    names = [*EMBEDDING_COPIES, *(["lm_head.weight"] if config.logits_via_embedding else [])]
+    names = [*EMBEDDING_COPIES, *([HEAD] if config.logits_via_embedding else [])]
     copies = [(name, tensors.pop(name)) for name in names if name in tensors]
     expected = copies and len(copies) > 1 and _values(copies[0][1])
     for name, copy in copies[1:]:
@@ -194,6 +189,34 @@ def _canonical(
     if copies:
         tensors["shared.weight"] = copies[0][1]
     return tensors
+
+
+def has_own_head(tensors: Mapping[str, np.ndarray | LazyArray]) -> bool:
+    """Whether there is an `lm_head.weight`, and no embedding that is equal to it."""
+    tensors = _unwrapped(tensors)
+    embeddings = [tensors[name] for name in EMBEDDING_COPIES if name in tensors]
+    if HEAD not in tensors:
+        return False
+    head = tensors[HEAD]
+    if not embeddings or head.shape != (embedding := embeddings[0]).shape:
+        return True
+    blocks = (slice(start, start + ROWS) for start in range(0, head.shape[0], ROWS))
+    return any(
+        not np.array_equal(np.asarray(head[rows]), np.asarray(embedding[rows])) for rows in blocks
+    )
+
+
+def _unwrapped(tensors: Mapping[str, np.ndarray | LazyArray]) -> dict:
+    """The tensors without a wrapper's prefix before every name."""
+    prefixes = {
+        name[: name.index("encoder.block.0.")]
+        for name in tensors
+        if name == f"{name.partition('encoder.block.0.')[0]}encoder.block.0.layer.0."
+        "layer_norm.weight"
+    }
+    if len(prefixes) == 1 and (prefix := prefixes.pop()):
+        return {name.removeprefix(prefix): array for name, array in tensors.items()}
+    return dict(tensors)
 
 
 def _values(array: np.ndarray | LazyArray) -> tuple:

@@ -19,8 +19,7 @@ from pemt_jax.common.storage import check_free
 from pemt_jax.config import T5Config
 from pemt_jax.interop.base import check_vocabulary, load_base
 from pemt_jax.interop.peft import import_adapter
-from pemt_jax.interop.reference import from_reference
-from pemt_jax.interop.reference_files import check_backbone, load_reference
+from pemt_jax.interop.reference import check_backbone, from_reference, load_reference
 from pemt_jax.library.artefact import Card, check_name
 from pemt_jax.library.expert import PROMPT, check_fits, save_expert, take_apart
 from pemt_jax.library.linears import linear_of
@@ -131,17 +130,15 @@ def vocabulary_rows(request: Request, t5: T5Config, base: Mapping[str, np.ndarra
 
 def open_vocabulary(base: str | os.PathLike, file: str | None = None):
     """The vocabulary in `file`, else the one beside the base; UsageError when there is none."""
-    beside = [storage.path(base) / name for name in ("spiece.model", "tokenizer.json")]
-    candidates = [storage.path(file)] if file else beside
-    found = [path for path in candidates if path.is_file()]
-    if not found:
-        raise UsageError(
-            f"There is no vocabulary {' or '.join(map(str, candidates))}, expected "
-            "--vocabulary with a spiece.model or a tokenizer.json."
-        )
-    from pemt_jax.tasks.vocabulary import Vocabulary  # brings TensorFlow: seconds
+    from pemt_jax.tasks.vocabulary import BYTES, Vocabulary, beside  # brings TensorFlow: seconds
 
-    return Vocabulary(str(storage.local_copy(found[0])))
+    found = file or beside(base)
+    if found is None or not (found == BYTES or storage.path(found).is_file()):
+        raise UsageError(
+            f"There is no vocabulary {file or f'in {base}'}, expected --vocabulary with a "
+            "spiece.model or a tokenizer.json, or 'bytes' for a ByT5."
+        )
+    return Vocabulary(found)
 
 
 def _check_target(request: Request) -> None:

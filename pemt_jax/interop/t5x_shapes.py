@@ -1,14 +1,14 @@
 """The configuration of a T5 from the shapes of its parameters under T5X's names.
 
-A T5X checkpoint has no configuration file.  Two settings leave no trace in the shapes and take the
-values of every public T5: the activation of a gated feed-forward is gelu, and the largest relative
-distance is 128.
+A T5X checkpoint has no configuration file.  Three settings leave no trace in the shapes and take
+the values of every T5 that T5X has: the activation of a gated feed-forward is gelu, the largest
+relative distance is 128, and logits are scaled where they share the embedding.
 """
 
 import re
 from collections.abc import Mapping
 
-from pemt_jax.common.errors import PemtError, nearest
+from pemt_jax.common.errors import PemtError, UsageError, nearest
 from pemt_jax.config import T5Config
 
 
@@ -36,8 +36,16 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], source: str = "the check
         layer = re.compile(rf"{stack}/layers_(\d+)/")
         return len({match[1] for name in shapes if (match := layer.match(name))})
 
+    if any(name.startswith("encoder/encoder/") for name in shapes):
+        raise PemtError(
+            f"{source} has the layers of a stack in one array each (scanned, as umT5's checkpoints "
+            "are), expected encoder/layers_0, ...; convert the Hugging Face folder of the model."
+        )
     vocab_size, emb_dim = shape("token_embedder/embedding")
-    num_heads, buckets = shape("encoder/relpos_bias/rel_embedding")
+    per_layer = "encoder/layers_0/relpos_bias/rel_embedding" in shapes
+    num_heads, buckets = shape(
+        f"encoder/{'layers_0/' if per_layer else ''}relpos_bias/rel_embedding"
+    )
     joined = shape("encoder/layers_0/attention/query/kernel")[1]
     if not num_heads or joined % num_heads:
         raise PemtError(
@@ -56,4 +64,19 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], source: str = "the check
         mlp_activations=("gelu", "linear") if gated else ("relu",),
         logits_via_embedding="decoder/logits_dense/kernel" not in shapes,
         relpos_buckets=buckets,
+        relpos_per_layer=per_layer,
     )
+
+
+def check_savable(config: T5Config) -> None:
+    """Raise UsageError for a shape that could not be told from a checkpoint."""
+    for field, expected in (
+        ("mlp_activations", [("relu",), ("gelu", "linear")]),
+        ("relpos_max_distance", [128]),
+        ("scale_decoder_outputs", [None]),
+    ):
+        if (value := getattr(config, field)) not in expected:
+            raise UsageError(
+                f"A T5 with {field} {value} cannot be saved as a T5X checkpoint, which has no "
+                f"configuration, expected {' or '.join(map(str, expected))}."
+            )

@@ -122,10 +122,7 @@ class Transformer(nn.Module):
             deterministic=not enable_dropout,
             decode=decode,
         )
-        if not self.t5.logits_via_embedding:
-            return y
-        # T5 scales the decoder's output if the logits share the embedding.
-        return self.token_embedder.attend(y / np.sqrt(self.t5.emb_dim).astype(y.dtype))
+        return self.token_embedder.attend(y) if self.t5.logits_via_embedding else y
 
     def __call__(
         self,

@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 from flax.core.scope import LazyRng
 from flax.linen.spmd import with_logical_constraint
@@ -24,6 +25,18 @@ from pemt_jax.config import PemtConfig, T5Config
 from pemt_jax.model.attention import Attention
 from pemt_jax.model.feed_forward import FeedForward
 from pemt_jax.model.layers import Dense, Dropout, RelativePositionBias, RMSNorm, scanned_layer
+
+
+def position_bias(t5: T5Config, in_encoder: bool) -> RelativePositionBias:
+    """Return the module of the relative position bias of a stack, or of one of its layers."""
+    return RelativePositionBias(
+        t5.num_heads,
+        t5.relpos_buckets,
+        t5.relpos_max_distance,
+        in_encoder,
+        t5.compute_dtype,
+        name="relpos_bias",
+    )
 
 
 class Layer(nn.Module):
@@ -68,6 +81,9 @@ class Layer(nn.Module):
             assert encoded_BMD is not None
             prompt_states_BPD = encoded_BMD[:, : self.pemt.prompt_length]
         for_gate = (prompt_states_BPD, token_weights_BL, prompt_weights_BP)
+        if t5.relpos_per_layer:  # umT5: what is given is the mask alone
+            length = self_bias.shape[-1]
+            self_bias = position_bias(t5, self.in_encoder)(length, length) + self_bias
         prefix = "" if self.in_encoder else "self_"
         y = RMSNorm(dtype, name=f"pre_{prefix}attention_layer_norm")(x_BLD)
         y = attention(f"{prefix}attention")(
@@ -114,7 +130,10 @@ def layer_class(policy: str) -> type[nn.Module]:
 
 
 class Stack(nn.Module):
-    """Encoder or decoder: layers that share one position bias, applied to embeddings; a norm."""
+    """Encoder or decoder: layers applied to embeddings, and a norm.
+
+    The layers share one position bias, or have one each (`T5Config.relpos_per_layer`).
+    """
 
     t5: T5Config
     pemt: PemtConfig
@@ -136,15 +155,8 @@ class Stack(nn.Module):
         t5, dtype = self.t5, self.t5.compute_dtype
         dropout = Dropout(t5.dropout_rate, t5.dropout_dims, deterministic=deterministic)
         length = mask_bias.shape[-1]
-        positions = RelativePositionBias(
-            t5.num_heads,
-            t5.relpos_buckets,
-            t5.relpos_max_distance,
-            self.in_encoder,
-            dtype,
-            name="relpos_bias",
-        )
-        self_bias = positions(length, length) + mask_bias
+        positions = None if t5.relpos_per_layer else position_bias(t5, self.in_encoder)
+        self_bias = mask_bias if positions is None else positions(length, length) + mask_bias
         x_BLD = dropout(x_BLD.astype(dtype))
         stack = "encoder" if self.in_encoder else "decoder"
         layers = t5.num_encoder_layers if self.in_encoder else t5.num_decoder_layers
@@ -165,6 +177,8 @@ class Stack(nn.Module):
             for i in range(layers):
                 x_BLD = layer(t5, self.pemt, self.in_encoder, name=f"layers_{i}")(x_BLD, *arguments)
         x_BLD = dropout(RMSNorm(dtype, name=f"{stack}_norm")(x_BLD))
+        if not self.in_encoder and t5.scales_decoder_outputs:
+            x_BLD = x_BLD / np.sqrt(t5.emb_dim).astype(x_BLD.dtype)
         if self.in_encoder or t5.logits_via_embedding:
             return x_BLD
         logits = Dense(t5.vocab_size, ("embed", "vocab"), jnp.float32, name="logits_dense")

@@ -152,11 +152,18 @@ def build_model(
         "prompt_text": text if method.prompt else None,
         "vocabulary": vocabulary.sha256,
         # A run may go on with less memory or time to compile: the same numbers are computed.
-        "t5": {k: v for k, v in dataclasses.asdict(t5).items() if k not in SAME_NUMBERS},
+        "t5": shape_identity(t5),
         "pemt": identity_of(options),
         "seed": seed,
     }
     return BuiltModel(model, method, params, axes, identity)
+
+
+def shape_identity(t5: T5Config) -> dict:
+    """The fields, without `SAME_NUMBERS` and those that runs of earlier versions lack."""
+    added = {"relpos_per_layer": False, "scale_decoder_outputs": None}
+    fields = dataclasses.asdict(t5)
+    return {k: v for k, v in fields.items() if k not in SAME_NUMBERS and v != added.get(k, ...)}
 
 
 def identity_of(options: PemtConfig) -> dict:

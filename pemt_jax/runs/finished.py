@@ -18,7 +18,7 @@ from pemt_jax.library.linears import linear_of
 from pemt_jax.run_config import ExpertsConfig, ModelConfig
 from pemt_jax.runs.build_model import BuiltModel, build_model
 from pemt_jax.runs.publish import ARTEFACT, BASE, RUN_FACTS
-from pemt_jax.tasks.vocabulary import Vocabulary, prefer
+from pemt_jax.tasks.vocabulary import Vocabulary, beside, prefer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ def open_run(config: FinishedConfig, vocabulary: Vocabulary) -> FinishedRun:
             max_decode_length=facts.get("max_decode_length"),
         )
         _ = storage.path(library)
-        prefer(config.vocabulary or storage.path(base) / "spiece.model")
+        prefer(config.vocabulary or beside(base))
     except (KeyError, TypeError, ValueError) as error:
         raise PemtError(f"{folder}/card.json has no usable config ({error}).") from error
     names = [name for name, _ in card.experts] if card.kind == "target" else []
@@ -118,7 +118,7 @@ def filled_up(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def open_base_run(folder: Path, vocabulary: Vocabulary, file: str | None) -> FinishedRun:
     """Open a base as a model: one that a run of method full made, or any other."""
-    prefer(file or folder / "spiece.model")
+    prefer(file or beside(folder))
     facts: dict[str, Any] = {}
     if (folder / RUN_FACTS).is_file():
         try:

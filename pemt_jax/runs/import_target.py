@@ -16,8 +16,7 @@ from pemt_jax.common.storage import check_free
 from pemt_jax.config import PemtConfig
 from pemt_jax.interop.base import open_base
 from pemt_jax.interop.import_expert import Request, open_vocabulary
-from pemt_jax.interop.reference import from_reference
-from pemt_jax.interop.reference_files import check_backbone, load_reference
+from pemt_jax.interop.reference import check_backbone, from_reference, load_reference
 from pemt_jax.library.expert import PROMPT
 from pemt_jax.model.methods import GATE, NORMS
 from pemt_jax.model.prompts import prompt_tokens

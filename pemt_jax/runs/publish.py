@@ -7,7 +7,6 @@ and a card with the base and the experts it depends on. A source expert enters t
 
 import json
 import logging
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +16,8 @@ from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.hashing import SUMS, write_checksums
 from pemt_jax.common.storage import current, replacing_folder
-from pemt_jax.interop.hf import check_savable, save_hf
+from pemt_jax.interop.hf import save_hf
+from pemt_jax.interop.hf_config import check_savable
 from pemt_jax.library import expert as expert_library
 from pemt_jax.library.artefact import (
     Card,
@@ -186,7 +186,7 @@ def publish_base(
     try:
         with replacing_folder(folder) as partial:
             save_hf(partial, built.model.t5, trained, config.model.base_dtype)
-            shutil.copyfile(vocabulary.sentencepiece_model_file, partial / "spiece.model")
+            vocabulary.save(partial)
             text = json.dumps(facts, indent=1) + "\n"
             (partial / RUN_FACTS).write_text(text, encoding="utf-8")
             write_checksums(partial)

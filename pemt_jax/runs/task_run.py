@@ -10,7 +10,6 @@ from pemt_jax import tasks
 from pemt_jax.checkpoints.folder import check_supported
 from pemt_jax.checkpoints.manager import Checkpoints
 from pemt_jax.checkpoints.newest import stored_identity
-from pemt_jax.common import storage
 from pemt_jax.common.versions import versions
 from pemt_jax.data.batching import BatchSource
 from pemt_jax.data.buckets import eval_buckets, train_buckets
@@ -24,7 +23,7 @@ from pemt_jax.run_config import TrainConfig
 from pemt_jax.runs.build_model import build_model, open_base
 from pemt_jax.runs.probe import probe
 from pemt_jax.runs.publish import check_model, check_publishable, folders_written, publish
-from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY, prefer
+from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY, beside, prefer
 from pemt_jax.training.evaluator import Evaluator
 from pemt_jax.training.metrics_log import MetricsLog
 from pemt_jax.training.run import Run, Trained, TrainResult
@@ -105,7 +104,7 @@ class TaskRun:
             probe(folders_written(config))
         check_publishable(config)
         path = config.model.initial_checkpoint_path
-        prefer(path and storage.path(path) / "spiece.model")
+        prefer(path and beside(path))
         self.base = base or open_base(config.model)
         self.built = build_model(
             config.model, DEFAULT_VOCABULARY, config.experts, config.loop.seed, self.base

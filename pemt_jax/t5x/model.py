@@ -6,7 +6,6 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from pemt_jax.common import storage
 from pemt_jax.common.configured import configured
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.flat_config import Flat
@@ -19,7 +18,7 @@ from pemt_jax.runs.finished import open_run
 from pemt_jax.runs.publish import ARTEFACT, check_model, check_publishable
 from pemt_jax.runs.task_run import complete
 from pemt_jax.t5x.bridge import PemtT5X
-from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY, prefer
+from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY, beside, prefer
 
 # Of T5Config what is not the shape.
 FREE = {"dropout_rate", "broadcast_dropout", "dtype", "remat_policy", "scan_layers"}
@@ -68,7 +67,7 @@ def new_model(config: TrainConfig) -> PemtT5X:
         )
     config = complete(config)
     check_publishable(config)
-    prefer(base and storage.path(base) / "spiece.model")
+    prefer(base and beside(base))
     built = build_model(config.model, DEFAULT_VOCABULARY, config.experts, config.loop.seed)
     check_model(config, built)
     if shape is not None:

@@ -16,7 +16,7 @@ from pemt_jax.common.errors import PemtError
 from pemt_jax.common.hashing import fingerprint
 from pemt_jax.common.weights import load_weights, save_weights
 from pemt_jax.config import PemtConfig, T5Config
-from pemt_jax.interop import hf, hf_names
+from pemt_jax.interop import hf, hf_config, hf_names
 from pemt_jax.model.layers import relative_position_bucket
 from pemt_jax.model.network import Transformer
 
@@ -109,7 +109,7 @@ def test_config_defaults_are_those_of_old_files(tmp_path):
     path = tmp_path / "config.json"
     sizes = {"vocab_size": 10, "d_model": 8, "d_ff": 16, "num_layers": 3, "num_heads": 2}
     path.write_text(json.dumps(sizes | {"num_decoder_layers": None}))
-    assert hf.read_config(path) == T5Config(10, 8, 2, 64, 16, 3, 3)
+    assert hf_config.read_config(path) == T5Config(10, 8, 2, 64, 16, 3, 3)
     path.write_text(
         json.dumps(
             sizes
@@ -120,11 +120,11 @@ def test_config_defaults_are_those_of_old_files(tmp_path):
             }
         )
     )
-    config = hf.read_config(path)
+    config = hf_config.read_config(path)
     assert config.mlp_activations == ("gelu", "linear") and config.num_decoder_layers == 1
     assert not config.logits_via_embedding
     path.write_text(json.dumps(sizes | {"model_type": "mt5"}))
-    assert not hf.read_config(path).logits_via_embedding
+    assert not hf_config.read_config(path).logits_via_embedding
 
 
 def test_shards_are_read_by_their_index(folder):
@@ -281,10 +281,10 @@ def extra_block(folder):
         (lambda folder: edit_config(folder, vocab_size=50), r"\[48, 24\], expected \[50, 24\]"),
         (lambda folder: edit_config(folder, num_layers=4), "'encoder.block.3.* is missing"),
         (lambda folder: edit_config(folder, model_type="bert"), "type 'bert'"),
-        (lambda folder: edit_config(folder, feed_forward_proj="gated-relu"), "'gated-relu'"),
+        (lambda folder: edit_config(folder, dense_act_fn="tanh"), "with activation 'tanh'"),
         (lambda folder: edit_config(folder, layer_norm_epsilon=1e-5), "layer_norm_epsilon"),
         (
-            lambda folder: edit_config(folder, scale_decoder_outputs=True),
+            lambda folder: edit_config(folder, scale_decoder_outputs=None),
             "'lm_head.weight' .* differ",
         ),
         (

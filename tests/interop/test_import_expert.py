@@ -17,7 +17,7 @@ from pemt_jax.common.hashing import fingerprint
 from pemt_jax.common.weights import save_weights
 from pemt_jax.config import T5Config
 from pemt_jax.interop import import_expert as importing
-from pemt_jax.interop import reference_files
+from pemt_jax.interop import reference
 from pemt_jax.interop.hf import load_hf, save_hf
 from pemt_jax.interop.import_expert import Request, import_peft, import_reference
 from pemt_jax.interop.reference import from_reference
@@ -62,7 +62,7 @@ def base(tmp_path, stage1):
 def files(tmp_path, monkeypatch):
     """Write a run's folder of files that hold the given tensors."""
     contents = {}
-    monkeypatch.setattr(reference_files, "load_torch_file", lambda path: contents[Path(path)])
+    monkeypatch.setattr(reference, "load_torch_file", lambda path: contents[Path(path)])
 
     def write(**tensors):
         folder = tmp_path / "theirs"

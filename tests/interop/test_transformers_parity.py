@@ -1,12 +1,14 @@
 """Our Hugging Face folders in transformers: it loads them, and gives the logits that we give."""
 
 import dataclasses
+import json
 
 import flax.traverse_util
 import jax
 import numpy as np
 import pytest
 from test_convert import GATED, PLAIN, random_model
+from tiny_vocabulary import with_sentinels_inside
 
 from pemt_jax import convert
 from pemt_jax.common.hashing import fingerprint
@@ -14,7 +16,9 @@ from pemt_jax.common.weights import load_weights
 from pemt_jax.config import PemtConfig
 from pemt_jax.interop import hf, t5x
 from pemt_jax.interop.base import load_base
+from pemt_jax.interop.hf_names import parameter_table
 from pemt_jax.model.network import Transformer
+from pemt_jax.tasks.vocabulary import BYTES, PACKAGED, Vocabulary, beside
 
 pytestmark = pytest.mark.parity
 B, S, T = 2, 150, 9
@@ -109,3 +113,84 @@ def test_a_folder_of_transformers_is_the_same_after_t5x(tmp_path, transformers, 
     )
     for name, array in after.items():
         np.testing.assert_array_equal(array, before[name], err_msg=name)
+
+
+FAMILIES = {  # class in transformers, fields of T5Config
+    "ul2": ("T5", {"mlp_activations": ("silu", "linear"), "logits_via_embedding": False}),
+    "relu_gated": ("T5", {"mlp_activations": ("relu", "linear"), "logits_via_embedding": False}),
+    "umt5": ("UMT5", {"relpos_per_layer": True, "logits_via_embedding": False}),
+    "umt5_tied": ("UMT5", {"relpos_per_layer": True}),
+    "shared": ("T5", {"mlp_activations": GATED, "scale_decoder_outputs": False}),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transformers_computes_what_we_write_of_every_family(tmp_path, transformers, family):
+    """And we what it saves of it again."""
+    kind, fields = FAMILIES[family]
+    if family == "shared" and transformers.__version__ < "5":
+        pytest.skip("transformers 4 has no T5 that shares the embedding and does not scale")
+    config = dataclasses.replace(random_model()[0], num_decoder_layers=2, **fields)
+    random = np.random.default_rng(2)
+    params = {}
+    for entry in parameter_table(config):
+        values = random.normal(size=entry.shape) / np.sqrt(entry.shape[0])
+        params[entry.path] = (1 + values if len(entry.shape) == 1 else values).astype(np.float32)
+    hf.save_hf(tmp_path / "ours", config, params, "float32")
+    model = getattr(transformers, f"{kind}ForConditionalGeneration").from_pretrained(
+        tmp_path / "ours"
+    )
+    inputs, targets = random.integers(2, 40, (B, 20)), random.integers(2, 40, (B, T))
+    shifted = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+    expected = their_logits(model, inputs, shifted)
+    model.save_pretrained(tmp_path / "theirs")
+    for folder in ("ours", "theirs"):
+        config, params = load_base(tmp_path / folder)
+        ours = jax.jit(Transformer(config, PemtConfig()).apply)(
+            {"params": flax.traverse_util.unflatten_dict(params, sep="/")},
+            inputs,
+            shifted,
+            targets,
+            np.ones(B),
+        )
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
+
+
+TEXTS = ["A good film tells its story.", "It's  5 \u00bd na\u00efve\t\u4e2d\u6587 end. ", "a", ""]
+
+
+@pytest.mark.parametrize("kind", ["t5", "mt5", "umt5"])
+def test_tokens_of_saved_vocabularies_are_those_of_transformers(
+    tmp_path, transformers, monkeypatch, kind
+):
+    pytest.importorskip("sentencepiece")
+    monkeypatch.setenv("PEMT_JAX_CACHE", str(tmp_path / "cache"))
+    for name in ("source", "ours", "theirs"):
+        (tmp_path / name).mkdir()
+    content = with_sentinels_inside() if kind == "mt5" else PACKAGED.read_bytes()
+    (tmp_path / "source" / "spiece.model").write_bytes(content)
+    if kind == "umt5":
+        facts = {"tokenizer_class": "T5Tokenizer", "extra_ids": 300}
+        (tmp_path / "source" / "tokenizer_config.json").write_text(json.dumps(facts))
+    ours = Vocabulary(beside(tmp_path / "source"))
+    ours.save(tmp_path / "ours")
+    tokenizer = transformers.T5TokenizerFast.from_pretrained(tmp_path / "ours")
+    tokenizer.save_pretrained(tmp_path / "theirs")
+    (tmp_path / "theirs" / "spiece.model").unlink(missing_ok=True)  # tokenizer.json remains
+    again = Vocabulary(beside(tmp_path / "theirs"))
+    assert len(tokenizer) == ours.vocab_size == again.vocab_size
+    texts = [*TEXTS, "<extra_id_0> and a <extra_id_99>"]
+    for text in texts:
+        tokens = tokenizer(text).input_ids
+        assert [*ours.encode(text), 1] == [*again.encode(text), 1] == tokens, text
+
+
+def test_transformers_reads_the_bytes_that_we_save(tmp_path, transformers):
+    Vocabulary(BYTES).save(tmp_path)
+    config, params = random_model()
+    hf.save_hf(tmp_path, dataclasses.replace(config), params, "float32")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in TEXTS:
+        assert tokenizer(text).input_ids == [*Vocabulary(BYTES).encode(text), 1]
+    tokenizer.save_pretrained(tmp_path / "theirs")
+    assert beside(tmp_path / "theirs") == BYTES

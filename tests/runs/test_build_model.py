@@ -18,7 +18,7 @@ from pemt_jax.library import expert as library
 from pemt_jax.library.artefact import Card
 from pemt_jax.model.prompts import prompt_tokens
 from pemt_jax.runs.build_model import cut_embedding
-from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
+from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY, PACKAGED, beside, prefer
 
 TEXT = "Say the mood of a text."
 
@@ -199,8 +199,13 @@ def test_what_does_not_fit_is_one_sentence(world, options, sentence):
     assert str(error.value).endswith(".") and "\n" not in str(error.value)
 
 
-def test_a_vocabulary_that_is_not_the_bases_is_found(world, tmp_path):
+def test_a_vocabulary_that_is_not_the_bases_is_found(world, tmp_path, request):
     few = random_base(tmp_path / "few", dataclasses.replace(T5, vocab_size=7000))
+    with pytest.raises(UsageError, match=f"base {few} has no tokenizer, expected a spiece.model"):
+        source(world, base=str(few))
+    shutil.copy(PACKAGED, few)
+    prefer(beside(few))
+    request.addfinalizer(lambda: prefer(None))
     with pytest.raises(UsageError, match="8100 entries but the checkpoint has 7000 embedding rows"):
         source(world, base=str(few))
     # The right number of rows, but another file lies beside the weights.

@@ -14,7 +14,7 @@ from tiny_system import EXPERTS, T5, world_fixture  # noqa: F401
 
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.config import PemtConfig
-from pemt_jax.interop import reference_files
+from pemt_jax.interop import reference
 from pemt_jax.interop.hf import load_hf
 from pemt_jax.interop.import_expert import Request, import_peft
 from pemt_jax.interop.peft import export_peft
@@ -37,7 +37,7 @@ def theirs(world, monkeypatch):
     assert card.description == TEXT
     tensors = to_reference(T5, load_hf(world.base)[1] | bank | arrays, "tiny_mood", lengths)
     held = dict(tensors)
-    monkeypatch.setattr(reference_files, "load_torch_file", lambda path: dict(held))
+    monkeypatch.setattr(reference, "load_torch_file", lambda path: dict(held))
     return held
 
 

@@ -40,8 +40,8 @@ def test_a_file_beside_an_earlier_base_stops_the_next_publication(world, tmp_pat
 
 
 def test_a_shape_that_cannot_be_stored_is_refused_before_training(world, tmp_path):
-    gelu = dataclasses.replace(T5, mlp_activations=("gelu",))
-    with pytest.raises(UsageError, match=r"mlp_activations \('gelu',\) cannot be saved"):
+    gelu = dataclasses.replace(T5, mlp_activations=("gelu", "gelu"))
+    with pytest.raises(UsageError, match=r"mlp_activations \('gelu', 'gelu'\) cannot be saved"):
         world.train(tmp_path / "run", "tiny_both", 1, **FULL | {"t5": gelu})
     assert not (tmp_path / "run").exists()
 

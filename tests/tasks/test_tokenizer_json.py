@@ -9,7 +9,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from pemt_jax.common.errors import PemtError
 from pemt_jax.tasks import tokenizer_json
-from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY, PACKAGED, Vocabulary, prefer
+from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY, PACKAGED, Vocabulary, beside, prefer
 
 
 @pytest.fixture
@@ -76,12 +76,12 @@ def test_the_model_is_kept_and_its_sha256_does_not_depend_on_the_place(converted
 
 def test_a_tokenizer_json_beside_a_base_is_found(converted, tmp_path):
     try:
-        prefer(tmp_path / "spiece.model")
+        prefer(beside(tmp_path))
         assert DEFAULT_VOCABULARY.sentencepiece_model_file == str(
             tokenizer_json.sentencepiece_file(converted)
         )
         (tmp_path / "spiece.model").write_bytes(PACKAGED.read_bytes())
-        prefer(tmp_path / "spiece.model")
+        prefer(beside(tmp_path))
         assert DEFAULT_VOCABULARY.sentencepiece_model_file == str(tmp_path / "spiece.model")
     finally:
         prefer(None)
