@@ -27,7 +27,8 @@ from pemt_jax.common.storage import check_free, new_folder, replacing
 from pemt_jax.config import T5Config
 from pemt_jax.interop.base import check_vocabulary, open_base, verify_base
 from pemt_jax.interop.convert import DTYPES, VOCABULARY
-from pemt_jax.interop.hf import check_savable, save_hf
+from pemt_jax.interop.hf import save_hf
+from pemt_jax.interop.hf_config import check_savable
 from pemt_jax.interop.import_expert import open_vocabulary
 from pemt_jax.interop.merging.prompt_tokens import add_tokens, copy_files, next_token, prompt_token
 from pemt_jax.library.expert import Expert, check_fits, load_expert
