@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 
 import seqio
@@ -11,6 +12,8 @@ from pemt_jax.checkpoints.folder import check_supported
 from pemt_jax.checkpoints.manager import Checkpoints
 from pemt_jax.checkpoints.newest import stored_identity
 from pemt_jax.common import storage
+from pemt_jax.common.brief import brief
+from pemt_jax.common.errors import say
 from pemt_jax.common.versions import versions
 from pemt_jax.data.batching import BatchSource
 from pemt_jax.data.buckets import eval_buckets, train_buckets
@@ -23,7 +26,13 @@ from pemt_jax.parallel import partitioning, processes
 from pemt_jax.run_config import TrainConfig
 from pemt_jax.runs.build_model import build_model, open_base
 from pemt_jax.runs.probe import probe
-from pemt_jax.runs.publish import check_model, check_publishable, folders_written, publish
+from pemt_jax.runs.publish import (
+    against_majority,
+    check_model,
+    check_publishable,
+    folders_written,
+    publish,
+)
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY, prefer
 from pemt_jax.training.evaluator import Evaluator
 from pemt_jax.training.metrics_log import MetricsLog
@@ -106,6 +115,8 @@ class TaskRun:
         check_publishable(config)
         path = config.model.initial_checkpoint_path
         prefer(path and storage.path(path) / "spiece.model")
+        if path and base is None and processes.is_first():
+            say(f"reading the base {path}")
         self.base = base or open_base(config.model)
         self.built = build_model(
             config.model, DEFAULT_VOCABULARY, config.experts, config.loop.seed, self.base
@@ -196,8 +207,17 @@ class TaskRun:
         step, found, metrics = kept.restore_best(result.step, target)
         values = processes.to_host(found)
         if processes.is_first():
-            folder = publish(self.config, values, self.built, metrics)
-            print(f"{folder}: {self.built.method.name} on {self.task}, step {step}, {metrics}")
+            majority = self.validation and self.validation.majority
+            notes = against_majority(self.task, metrics, majority)
+            folder = publish(self.config, values, self.built, metrics, notes)
+            shown = ", ".join(f"{name} {value}" for name, value in brief(metrics).items())
+            print(f"{folder}: {self.built.method.name} on {self.task}, step {step}: {shown}")
+            if name := self.config.experts.expert_name:
+                library = self.config.experts.library
+                print(
+                    f"expert {name!r} is in the library {library}: "
+                    f"python -m pemt_jax.library list --library {shlex.quote(str(library))}"
+                )
         processes.barrier()  # what was published is there for whatever comes next
         return metrics
 
