@@ -17,8 +17,7 @@ from pathlib import Path
 from pemt_jax.common import storage
 from pemt_jax.common.errors import UsageError
 from pemt_jax.common.flat_config import Flat, Part, at_least, choose
-from pemt_jax.common.packaged import MINI_T5, base_path
-from pemt_jax.config import DTYPES, REFERENCE_OPTIONS, PemtConfig, T5Config
+from pemt_jax.config import DTYPES, MINI_T5, REFERENCE_OPTIONS, PemtConfig, T5Config, base_path
 from pemt_jax.optimizers import Optimizer, Transformation
 
 PRNGS = ("threefry2x32", "rbg")

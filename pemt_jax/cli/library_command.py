@@ -28,7 +28,7 @@ from pemt_jax.cli.exit_codes import exit_code_of, report
 from pemt_jax.cli.parser import Parser, check_command
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError
-from pemt_jax.common.packaged import base_path
+from pemt_jax.config import base_path
 from pemt_jax.library.expert import default_library, expert_folder, expert_names, load_expert
 from pemt_jax.library.listing import facts, table
 from pemt_jax.library.transfer import add_expert, check_expert_folder, copy_expert, remove_expert

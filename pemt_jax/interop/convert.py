@@ -14,8 +14,8 @@ from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.flat_config import choose
 from pemt_jax.common.hashing import SUMS, write_checksums
-from pemt_jax.common.packaged import base_path
 from pemt_jax.common.storage import replacing_folder
+from pemt_jax.config import base_path
 from pemt_jax.interop import hf, t5x
 from pemt_jax.interop.base import open_base, verify_base
 

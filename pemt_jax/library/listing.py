@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pemt_jax.common.brief import brief
 from pemt_jax.common.errors import PemtError
 from pemt_jax.config import linear_kind
-from pemt_jax.library.artefact import Card, read_card
+from pemt_jax.library.artefact import Card, brief, read_card
 from pemt_jax.library.expert import expert_folder, load_expert
 
 

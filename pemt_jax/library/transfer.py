@@ -12,8 +12,8 @@ from pathlib import Path
 
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError
-from pemt_jax.common.packaged import MINI_T5
 from pemt_jax.common.storage import new_folder, replacing
+from pemt_jax.config import MINI_T5
 from pemt_jax.library.artefact import CARD, WEIGHTS, Card, check_name, read_card, write_card
 from pemt_jax.library.expert import Expert, expert_folder, read_expert
 

@@ -10,9 +10,8 @@ import numpy as np
 
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError
-from pemt_jax.common.packaged import base_path
 from pemt_jax.common.storage import current
-from pemt_jax.config import PemtConfig
+from pemt_jax.config import PemtConfig, base_path
 from pemt_jax.finished_config import FinishedConfig
 from pemt_jax.library.artefact import Card, read_artefact
 from pemt_jax.library.linears import linear_of

@@ -12,13 +12,13 @@ from pemt_jax.checkpoints.folder import check_supported
 from pemt_jax.checkpoints.manager import Checkpoints
 from pemt_jax.checkpoints.newest import stored_identity
 from pemt_jax.common import storage
-from pemt_jax.common.brief import brief
 from pemt_jax.common.errors import say
 from pemt_jax.common.versions import versions
 from pemt_jax.data.batching import BatchSource
 from pemt_jax.data.buckets import eval_buckets, train_buckets
 from pemt_jax.data.token_cache import open_mixture, open_split
 from pemt_jax.interop.base import Base
+from pemt_jax.library.artefact import brief
 from pemt_jax.library.expert import default_library
 from pemt_jax.model.methods import get_method
 from pemt_jax.optimizers import Optimizer

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import jax
 from tqdm import tqdm
 
-from pemt_jax.common.brief import brief
 from pemt_jax.common.errors import say
+from pemt_jax.library.artefact import brief
 
 
 class Progress:

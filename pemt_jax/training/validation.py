@@ -62,15 +62,14 @@ class Validation:
 
         None unless all tasks with metrics are classifications, by the targets of their splits.
         """
-        answers = {split.task_name: majority_class(split) for split in self.scored}
-        if not answers or None in answers.values():
-            return None
         per_task = {}
         for split in self.scored:
-            constant = dict.fromkeys(range(len(split)), answers[split.task_name])
+            if (answer := majority_class(split)) is None:
+                return None
+            constant = dict.fromkeys(range(len(split)), answer)
             task = seqio.TaskRegistry.get(split.task_name)
             per_task[split.task_name] = score(task, split, constant)
-        return with_average(per_task)["average"]
+        return with_average(per_task)["average"] if per_task else None
 
     def batches(self, split):
         local_rows = partitioning.local_rows(self.batch_size, self.evaluator.mesh)

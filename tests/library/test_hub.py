@@ -11,7 +11,7 @@ import pytest
 
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError
-from pemt_jax.common.packaged import MINI_T5
+from pemt_jax.config import MINI_T5
 from pemt_jax.library import expert as library
 from pemt_jax.library import hub
 from pemt_jax.library.artefact import read_card, write_card
