@@ -7,15 +7,22 @@ run_config.TrainConfig.
 
 import dataclasses
 import re
+from pathlib import Path
 
 import ml_dtypes  # noqa: F401  (with it NumPy knows bfloat16 by name)
 import numpy as np
 
 from pemt_jax.common.errors import UsageError, nearest
 
+MINI_T5 = str(Path(__file__).parent / "assets" / "mini_t5")  # the base that ships with the package
 ACTIVATIONS = {"relu", "gelu", "linear", "silu"}
 DTYPES = {"float32", "bfloat16"}
 REMAT_POLICIES = {"none", "minimal", "full"}
+
+
+def base_path(name: str) -> str:
+    """Where a base is: the packaged one for "mini_t5", unless a folder here has that name."""
+    return MINI_T5 if name == "mini_t5" and not Path(name).exists() else name
 
 
 def _one_of(field: str, value: str, allowed: set[str]) -> None:

@@ -17,10 +17,9 @@ from pathlib import Path
 from pemt_jax.common import storage
 from pemt_jax.common.errors import UsageError
 from pemt_jax.common.flat_config import Flat, Part, at_least, choose
-from pemt_jax.config import DTYPES, REFERENCE_OPTIONS, PemtConfig, T5Config
+from pemt_jax.config import DTYPES, MINI_T5, REFERENCE_OPTIONS, PemtConfig, T5Config, base_path
 from pemt_jax.optimizers import Optimizer, Transformation
 
-MINI_T5 = str(Path(__file__).parent / "assets" / "mini_t5")
 PRNGS = ("threefry2x32", "rbg")
 TASK_LOOPS = ("map", "vmap")
 DEFAULT_BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
@@ -32,8 +31,8 @@ class ModelConfig(Part):
 
     Attributes:
       method: a row of methods.METHODS.
-      initial_checkpoint_path: the base model, a Hugging Face T5 folder or a T5X checkpoint; None
-        to start from `t5`.
+      initial_checkpoint_path: the base model, a Hugging Face T5 folder, a T5X checkpoint or
+        "mini_t5"; None to start from `t5`.
       t5: shape of a new backbone.
       options: choices of PEMT.
       prompt_text: the prompt's text; None for the task's own description; or one per task.
@@ -62,6 +61,8 @@ class ModelConfig(Part):
     max_decode_length: int | None = None
 
     def __post_init__(self):
+        path = self.initial_checkpoint_path and base_path(self.initial_checkpoint_path)
+        object.__setattr__(self, "initial_checkpoint_path", path)
         for name in ("frozen_dtype", "base_dtype"):
             choose(name.upper(), getattr(self, name), sorted(DTYPES))
 

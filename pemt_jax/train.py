@@ -28,4 +28,4 @@ def train(config: TrainConfig, config_text: Callable[[], str] | None = None) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(train))
+    sys.exit(command.run(train, first_line="importing TensorFlow and the tasks"))

@@ -1,5 +1,7 @@
 """The text of each task's prompt: one sentence in our own words about what the task asks."""
 
+import seqio
+
 from pemt_jax.common.errors import UsageError, nearest
 
 _DESCRIPTIONS = {
@@ -17,9 +19,20 @@ def register_description(task_name: str, text: str) -> None:
     _DESCRIPTIONS[task_name] = text
 
 
+def unknown_task(name: str) -> UsageError:
+    """The error for a name that is neither a task's nor a mixture's."""
+    known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+    return UsageError(
+        f"There is no task or mixture {name!r}{nearest(name, known)}, expected a registered one; "
+        "a gin file registers those of a module by `import MODULE`."
+    )
+
+
 def description(task_name: str) -> str:
-    """The prompt text of a task or mixture; UsageError when it has none."""
+    """The prompt text of a task or mixture; UsageError when it has none or does not exist."""
     if task_name not in _DESCRIPTIONS:
+        if task_name not in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}:
+            raise unknown_task(task_name)
         raise UsageError(
             f"The task {task_name!r} has no description to make a prompt from, expected "
             f"PROMPT_TEXT or a registered one{nearest(task_name, _DESCRIPTIONS)}."

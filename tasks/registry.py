@@ -17,7 +17,7 @@ from typing import Any
 
 import seqio
 
-from pemt_jax.common.errors import UsageError
+from pemt_jax.common.errors import UsageError, nearest
 from pemt_jax.tasks import metrics
 from pemt_jax.tasks.descriptions import register_description
 from pemt_jax.tasks.rendering import render
@@ -86,6 +86,7 @@ def register(dataset: Dataset) -> None:
 def register_packaged(dataset: Dataset) -> dict[str, seqio.Task]:
     """As `register`, for the package's own data sets, which are not replaced; returns the tasks."""
     _check_template(dataset)
+    check_no_others(dataset.name, dataset.data, dataset.splits)
     variants = {dataset.name: None, **{f"{dataset.name}_{n}": {"shots": n} for n in SHOTS}}
     variants[f"{dataset.name}_few"] = {}
     for name in variants:
@@ -108,6 +109,17 @@ def _check_template(row: Dataset) -> None:
             f"The template {row.inputs!r} of task {row.name!r} cannot be filled, "
             "expected fields in braces, such as {text}."
         )
+
+
+def check_no_others(name: str, data: object, policy: Policy) -> None:
+    """Refuse files of a split that the policy does not read, which would be ignored."""
+    wanted = list(dict.fromkeys(policy.parts.values()))
+    for split in data if isinstance(data, Mapping) else ():
+        if split not in wanted:
+            raise UsageError(
+                f"Task {name!r} has data of a split {split!r}, expected "
+                f"{', '.join(wanted)}{nearest(split, wanted)}; `splits` can name others."
+            )
 
 
 def _check_name(name: str, dataset: Dataset) -> None:

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pemt_jax.common.errors import UsageError, nearest
+from pemt_jax.common.errors import UsageError
 from pemt_jax.common.storage import cache_folder, replacing
 from pemt_jax.tasks import metrics
-from pemt_jax.tasks.registry import Dataset, register
+from pemt_jax.tasks.registry import Dataset, check_no_others, register
 from pemt_jax.tasks.splits import Halves, Own, Policy
 from pemt_jax.tasks.targets import Answers, Label, Number, Option, Target
 
@@ -102,15 +102,13 @@ def _words(name: str, labels: Sequence[str]) -> tuple[str, ...]:
 
 def _check_splits(name: str, data: Mapping[str, Rows], policy: Policy) -> None:
     """Refuse data without a split that the policy reads, or with one that it does not."""
+    check_no_others(name, data, policy)
     wanted = list(dict.fromkeys(policy.parts.values()))
-    for split in [*data, *wanted]:
-        if split not in wanted or split not in data:
-            what = "data of a split" if split in data else "no data of the split"
-            near = nearest(split, wanted if split in data else [])
-            raise UsageError(
-                f"Task {name!r} has {what} {split!r}, expected {', '.join(wanted)}{near}; "
-                "`splits` can name others."
-            )
+    if missing := [split for split in wanted if split not in data]:
+        raise UsageError(
+            f"Task {name!r} has no data of the split {missing[0]!r}, expected "
+            f"{', '.join(wanted)}; `splits` can name others."
+        )
 
 
 def _file(name: str, split: str, rows: Rows) -> str:

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
+import seqio
 from tiny_system import EXPERTS, LENGTHS, snapshot, world_fixture  # noqa: F401
 
 from pemt_jax.common.errors import UsageError
@@ -69,6 +71,30 @@ def test_an_artefact_alone_is_left_as_it_is(run, capsys):
         json.dumps(evaluate(model_dir=str(run / "artefact"), batch_size=8))
     ) == json.loads(capsys.readouterr().out)
     assert snapshot(run) == before
+
+
+def test_the_modules_of_config_gin_are_imported_and_nothing_else_is_done(run, monkeypatch, capsys):
+    module = 'import seqio\nseqio.MixtureRegistry.add("my_mixture", [("tiny_mood", 1.0)])\n'
+    (run / "my_mixtures.py").write_text(module)
+    monkeypatch.syspath_prepend(run)
+    (run / "config.gin").write_text(
+        "from __gin__ import dynamic_registration\nimport my_mixtures\nimport not_here\n"
+        "from pemt_jax import train\ntrain.train.batch_size = nonsense.value()\n"
+    )
+    with pytest.raises(UsageError, match="no task or mixture 'my_mixture'"):
+        evaluate(model_dir=str(run), mixture_or_task_name="my_mixture")
+    (run / "config.gin").write_text(
+        "from __gin__ import dynamic_registration\nimport my_mixtures\nimport not_here\n"
+        "from pemt_jax import train\ntrain.train.batch_size = @nonsense()\n"
+    )
+    capsys.readouterr()
+    try:
+        evaluate(model_dir=str(run), mixture_or_task_name="my_mixture", batch_size=8)
+        evaluate(model_dir=str(run / "artefact"), mixture_or_task_name="my_mixture", batch_size=8)
+    finally:
+        seqio.MixtureRegistry.remove("my_mixture")
+        sys.modules.pop("my_mixtures", None)
+    assert "The module not_here, imported by " in capsys.readouterr().err
 
 
 def test_another_task_or_a_mixture_may_be_asked_for(run):

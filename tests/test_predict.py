@@ -44,7 +44,7 @@ def test_a_file_gets_an_object_a_line_with_score_and_gate(world, rows, tmp_path,
         assert (object_["input"], object_["prediction"]) == (row["input"], row["prediction"])
         np.testing.assert_allclose(object_["log_probability"], row["score"], rtol=1e-5)
         assert tuple(object_["gate"]) == EXPERTS
-        np.testing.assert_allclose(list(object_["gate"].values()), row["gate"], rtol=1e-5)
+        np.testing.assert_allclose(list(object_["gate"].values()), row["mean_gate"], rtol=1e-5)
         np.testing.assert_allclose(sum(object_["gate"].values()), 1, rtol=1e-5)
 
 
@@ -92,7 +92,7 @@ def test_beams_answer_every_line_and_leave_the_gate_alone(world, rows, tmp_path)
     found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [object_["input"] for object_ in found] == [row["input"] for row in rows]
     for object_, row in zip(found, rows, strict=True):
-        np.testing.assert_allclose(list(object_["gate"].values()), row["gate"], rtol=1e-5)
+        np.testing.assert_allclose(list(object_["gate"].values()), row["mean_gate"], rtol=1e-5)
 
 
 def test_a_long_line_keeps_its_end_token():

@@ -118,7 +118,7 @@ def folder(tmp_path, base):
     """What a reader has at hand: the checkout's scripts, a base, the first README's tasks."""
     for name in ("launch", "tests"):
         (tmp_path / name).symlink_to(CHECKOUT / name)
-    for name in ("t5-base", "phase3"):
+    for name in ("t5-base", "mini_t5", "phase3"):
         shutil.copytree(base, tmp_path / name)
     (tasks,) = (b.text for b in blocks("README.md") if b.text.startswith("# my_tasks.py"))
     (tmp_path / "my_tasks.py").write_text(tasks)

@@ -1,6 +1,7 @@
 """A run is one value: given by flat names or by parts, and what it refuses."""
 
 import dataclasses
+from pathlib import Path
 
 import gin
 import pytest
@@ -93,3 +94,14 @@ def test_the_reference_preset_is_what_its_gin_file_says():
         decoder_attends_padding=True,
         prompt_attention_dropout=0.1,
     )
+
+
+def test_the_packaged_base_has_a_name_unless_a_folder_here_has_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = TrainConfig.of(**GIVEN, initial_checkpoint_path="mini_t5")
+    assert given == TrainConfig.of(**GIVEN)
+    assert Path(str(given.model.initial_checkpoint_path), "model.safetensors").is_file()
+    (tmp_path / "mini_t5").mkdir()
+    own = TrainConfig.of(**GIVEN, initial_checkpoint_path="mini_t5")
+    assert own.model.initial_checkpoint_path == "mini_t5"
+    assert TrainConfig.of(**GIVEN) == given  # the default is always the packaged one

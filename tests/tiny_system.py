@@ -292,7 +292,7 @@ class World:
 
         Rows are alone in their batches, and padded to a length that the package has no bucket of.
         A dict a row: input, target, prediction, score (its log probability), cross_entropy (sum
-        over the target's tokens), tokens (their number), gate and mean_gate [E].
+        over the target's tokens), tokens (their number), mean_gate [E].
         """
         card = json.loads((model_dir / "artefact" / "card.json").read_text())
         t5, params = load_hf(self.base)
@@ -319,7 +319,6 @@ class World:
                     "score": aux["scores"][0],
                     "cross_entropy": metrics["cross_entropy"].total,
                     "tokens": metrics["cross_entropy"].count,
-                    "gate": aux["gate"][0],
                     "mean_gate": [metrics[f"gate/{expert.name}"].total for expert in experts],
                 }
             )

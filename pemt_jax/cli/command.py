@@ -29,6 +29,7 @@ from pemt_jax.cli.gin_config import load
 from pemt_jax.cli.gin_errors import as_usage_errors, parameters_of
 from pemt_jax.cli.help import CONFIGS, epilog
 from pemt_jax.cli.parser import Parser
+from pemt_jax.cli.startup import announce_tensorflow
 from pemt_jax.common.configured import text_of_configuration
 from pemt_jax.common.errors import UsageError
 from pemt_jax.parallel import processes
@@ -36,7 +37,7 @@ from pemt_jax.parallel import processes
 __all__ = ["arguments_of", "exit_code_of", "run"]
 
 
-def run(main: Callable, argv: Sequence[str] | None = None) -> int:
+def run(main: Callable, argv: Sequence[str] | None = None, first_line: str | None = None) -> int:
     """Configure `main` from `argv`, call it and return the exit code.
 
     Where several processes are one run, a process that failed ends here and stops the others.
@@ -44,6 +45,7 @@ def run(main: Callable, argv: Sequence[str] | None = None) -> int:
     Args:
         main: the function to configure and call; what it returns is ignored.
         argv: the arguments after the program's name; those of the process when None.
+        first_line: printed by the first process when TensorFlow begins to be imported.
 
     Returns:
         0, or the code of the failure as in `exit_codes.exit_code_of`.
@@ -53,6 +55,8 @@ def run(main: Callable, argv: Sequence[str] | None = None) -> int:
     def configured() -> None:
         flags, bindings = _parse(sys.argv[1:] if argv is None else argv, _parser(main))
         with processes.joined(flags.coordinator_address, flags.process_count, flags.process_index):
+            if first_line and processes.is_first():
+                announce_tensorflow(first_line)
             function = _load(main, flags, bindings)
             with as_usage_errors(), text_of_configuration(gin.operative_config_str):
                 function()

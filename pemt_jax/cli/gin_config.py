@@ -9,6 +9,7 @@ these is a UsageError with the nearest valid name:
 What gin does not make public is read by `gin_internals`.
 """
 
+import importlib
 import inspect
 import re
 import tokenize
@@ -21,7 +22,8 @@ import gin
 
 from pemt_jax.cli import gin_internals
 from pemt_jax.cli.gin_errors import as_usage_errors, parameters_of
-from pemt_jax.common.errors import UsageError, nearest
+from pemt_jax.common import storage
+from pemt_jax.common.errors import UsageError, nearest, warn
 
 SIMPLE_TYPES = (int, float, str, bool, type(None))
 
@@ -61,6 +63,30 @@ def load(
     _check_nothing_is_missing(main)
     _check_types()
     return gin.get_configurable(main)
+
+
+def import_modules_of(model_dir: str) -> None:
+    """Import what MODEL_DIR/config.gin imports, and do nothing else of what it says.
+
+    The folder above is looked at too: there a job of several tasks has its config.gin, and an
+    artefact that of its run. A module that cannot be imported is a warning, for the task may be
+    another's.
+    """
+    folder = storage.path(model_dir)
+    for place in (folder, folder.resolve().parent):
+        path = place / "config.gin"
+        if path.is_symlink() or not path.is_file():
+            continue
+        try:
+            modules = gin_internals.modules_in(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, SyntaxError, tokenize.TokenError) as error:
+            warn(f"{path} cannot be read ({error}), so nothing that it imports is imported.")
+            continue
+        for module in modules:
+            try:
+                importlib.import_module(module)
+            except Exception as error:  # a user's module, which may do anything
+                warn(f"The module {module}, imported by {path}, cannot be imported ({error}).")
 
 
 def _bind(name: str, value: str) -> None:

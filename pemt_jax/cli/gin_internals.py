@@ -68,6 +68,21 @@ def statements_in(text: str) -> int:
     return len(list(config_parser.ConfigParser(text, _AnyReference())))
 
 
+def modules_in(text: str) -> list[str]:
+    """The modules that a gin file's text imports, by name; nothing is imported or bound.
+
+    Raises:
+        SyntaxError, TokenError: it is no gin.
+    """
+    statements = config_parser.ConfigParser(text, _AnyReference())
+    return [
+        statement.module
+        for statement in statements
+        if isinstance(statement, config_parser.ImportStatement)
+        and not statement.module.startswith("__gin__")
+    ]
+
+
 class _AnyReference(config_parser.ParserDelegate):
     """Accepts references to what does not exist: only the syntax is asked for."""
 

@@ -21,12 +21,14 @@ use.
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 
 from pemt_jax.cli import library_making
 from pemt_jax.cli.exit_codes import exit_code_of, report
 from pemt_jax.cli.parser import Parser, check_command
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.config import base_path
 from pemt_jax.library.expert import default_library, expert_folder, expert_names, load_expert
 from pemt_jax.library.listing import facts, table
 from pemt_jax.library.transfer import add_expert, check_expert_folder, copy_expert, remove_expert
@@ -43,10 +45,16 @@ def _run(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.command not in ADDING and not arguments.library.is_dir():
         raise UsageError(
-            f"There is no library {arguments.library}, expected a folder that "
-            "stage 1 has saved experts in or another --library."
+            f"There is no library {arguments.library}, expected a folder that stage 1 has saved "
+            f"experts in or another --library{_others()}."
         )
     return COMMANDS[arguments.command](arguments) or 0
+
+
+def _others() -> str:
+    """The libraries of runs of the demo or below other folders of runs/, for an error."""
+    found = [path.as_posix() for path in sorted(Path("runs").glob("*/library")) if path.is_dir()]
+    return f" (found: {', '.join(found)})" if found else ""
 
 
 def _parser() -> Parser:
@@ -180,7 +188,7 @@ def _import_from(path, arguments: Namespace) -> None:
         arguments.library,
         arguments.name or "",
         path,
-        arguments.base,
+        arguments.base and base_path(arguments.base),
         arguments.prompt,
         arguments.task,
         arguments.vocabulary,
@@ -216,11 +224,23 @@ def _push(arguments: Namespace) -> None:
     print(f"{arguments.name}  pushed to {place}")
 
 
-def _pull(arguments: Namespace) -> None:
+def _pull(arguments: Namespace) -> int:
     from pemt_jax.library.hub import pull_experts
 
-    for expert in pull_experts(arguments.library, arguments.repo, arguments.name):
+    pulled = pull_experts(arguments.library, arguments.repo, arguments.name)
+    for expert in pulled.added:
         print(f"{expert.name}  pulled  sha256 {expert.sha256}")
+    for name in pulled.present:
+        print(f"{name}  already there")
+    return _report(
+        [
+            UsageError(
+                f"{arguments.library / name} exists already and is not the {name!r} of "
+                f"{arguments.repo}, expected that it is removed or renamed first."
+            )
+            for name in pulled.taken
+        ]
+    )
 
 
 def _report(faults: Sequence[PemtError]) -> int:

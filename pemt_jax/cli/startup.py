@@ -39,7 +39,7 @@ from collections.abc import Iterator
 
 from absl import logging as absl_logging
 
-from pemt_jax.common.errors import no_such
+from pemt_jax.common.errors import no_such, say
 from pemt_jax.common.storage import cache_folder
 
 START_UP = re.compile(
@@ -88,6 +88,11 @@ def show_log(level: str) -> None:
         logger.addHandler(_Lines())
 
 
+def announce_tensorflow(line: str) -> None:
+    """Print `line` on stderr when TensorFlow begins to be imported, which takes long."""
+    _QuietTensorFlow.announcement = line
+
+
 class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         # In one piece, because several processes may share a terminal or a log.
@@ -105,6 +110,8 @@ def _keep_compiled_steps() -> None:
 
 
 class _QuietTensorFlow(importlib.abc.MetaPathFinder):
+    announcement: str | None = None
+
     def find_spec(self, fullname, path=None, target=None):
         if fullname != "tensorflow":
             return None
@@ -114,6 +121,8 @@ class _QuietTensorFlow(importlib.abc.MetaPathFinder):
             execute = spec.loader.exec_module
 
             def exec_module(module):
+                if self.announcement:
+                    say(self.announcement)
                 with _caught_start_up():
                     execute(module)
                     module.config.set_visible_devices([], "GPU")

@@ -1,4 +1,4 @@
-"""What a user sees when something is wrong: one sentence, an exit code, the nearest valid name."""
+"""What a user is told: what is wrong, in one sentence with an exit code, and what takes long."""
 
 import difflib
 import sys
@@ -30,6 +30,12 @@ class UsageError(PemtError):
 def warn(sentence: str) -> None:
     """Say on stderr what the user should know but need not act upon."""
     sys.stderr.write(f"warning: {sentence}\n")  # in one piece: several processes may share it
+    sys.stderr.flush()
+
+
+def say(line: str) -> None:
+    """Say on stderr what is being done that takes long."""
+    sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 
 

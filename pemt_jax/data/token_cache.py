@@ -32,10 +32,11 @@ import seqio
 import tensorflow as tf
 
 from pemt_jax.common import storage
-from pemt_jax.common.errors import PemtError, UsageError, nearest
+from pemt_jax.common.errors import PemtError, UsageError, nearest, say
 from pemt_jax.data import shared_tokens
 from pemt_jax.data.cache_key import cache_key
 from pemt_jax.data.tokenized import OnlineTransform, Ragged, TokenizedSplit, to_json, type_names
+from pemt_jax.tasks.descriptions import unknown_task
 from pemt_jax.tasks.sources import cached
 
 
@@ -49,7 +50,7 @@ def open_mixture(
     if name in seqio.TaskRegistry.names():
         return [(1.0, open_split(name, split, lengths, cache_folder))]
     if name not in seqio.MixtureRegistry.names():
-        raise _unknown(name)
+        raise unknown_task(name)
     mixture = seqio.MixtureRegistry.get(name)
     parts = [
         (float(mixture.get_rate(task)), task.name) for task in mixture.tasks if split in task.splits
@@ -79,7 +80,7 @@ def open_split(
       PemtError: the split is empty, or a target is longer than its limit.
     """
     if task_name not in seqio.TaskRegistry.names():
-        raise _unknown(task_name)
+        raise unknown_task(task_name)
     task = seqio.TaskRegistry.get(task_name)
     if split not in task.splits:
         raise UsageError(
@@ -107,6 +108,7 @@ def open_split(
             except (OSError, ValueError, KeyError, TypeError, EOFError):  # damaged
                 shutil.rmtree(made)
         if not made.is_dir():
+            say(f"tokenising {split} of {task_name}")
             _tokenize(task, split, lengths, made)
             if shared:
                 shared_tokens.upload(made, shared / "tokens" / folder.name)
@@ -116,11 +118,6 @@ def open_split(
             if not folder.is_dir():
                 raise
     return _load(folder, task, split, lengths)
-
-
-def _unknown(name: str) -> UsageError:
-    known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
-    return UsageError(f"there is no task or mixture {name!r}{nearest(name, known)}")
 
 
 def _load(folder: Path, task: seqio.Task, split: str, lengths: Mapping[str, int]) -> TokenizedSplit:

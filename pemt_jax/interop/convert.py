@@ -15,6 +15,7 @@ from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.flat_config import choose
 from pemt_jax.common.hashing import SUMS, write_checksums
 from pemt_jax.common.storage import replacing_folder
+from pemt_jax.config import base_path
 from pemt_jax.interop import hf, t5x
 from pemt_jax.interop.base import open_base, verify_base
 from pemt_jax.interop.hf_config import check_savable
@@ -39,7 +40,7 @@ def convert(source: str, target: str, target_format: str, dtype: str | None = No
     """Write the pretrained T5 at `source` to `target`.
 
     Args:
-        source: any path that `interop.base` reads.
+        source: any path that `interop.base` reads, or "mini_t5".
         target: a folder; one that was written here is replaced.
         target_format: "hf" or "t5x"; with "t5x", `target` is a checkpoint_N or gets a checkpoint_0.
         dtype: "float32" or "bfloat16"; None for each array's own.
@@ -50,7 +51,7 @@ def convert(source: str, target: str, target_format: str, dtype: str | None = No
     """
     choose("--format", target_format, tuple(FORMATS))
     choose("--dtype", dtype or DTYPES[0], DTYPES)
-    folder = storage.path(target)
+    folder, source = storage.path(target), base_path(source)
     verify_base(source)
     config, params = open_base(source)
     (check_savable if target_format == "hf" else check_savable_t5x)(config)

@@ -210,6 +210,21 @@ def finite_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     return finite
 
 
+def brief(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Metrics as a person reads them: {name: four significant digits} of metrics, each number once.
+
+    Left out are the cross entropy where it is the loss, and the average where it is that of one
+    metric.
+    """
+    shown = dict(metrics)
+    if "loss" in shown and shown.get("cross_entropy") == shown["loss"]:
+        del shown["cross_entropy"]
+    others = {name: value for name, value in shown.items() if name != "average"}
+    if shown.get("average") in others.values():
+        shown = others
+    return {name: f"{value:.4g}" for name, value in shown.items()}
+
+
 def check_replaceable(folder: Path, kind: str) -> None:
     """Raise PemtError when `folder` holds anything but an artefact of this kind."""
     if not folder.exists():

@@ -8,6 +8,7 @@ this package; it finds the user's token where `hf auth login` has put it.
 """
 
 import contextlib
+import dataclasses
 import importlib
 import os
 import tempfile
@@ -16,10 +17,9 @@ from pathlib import Path
 
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError, nearest
-from pemt_jax.common.storage import check_free
-from pemt_jax.library.artefact import check_name
+from pemt_jax.library.artefact import CARD, check_name, read_card
 from pemt_jax.library.expert import Expert, expert_folder, expert_names, read_expert
-from pemt_jax.library.transfer import FILES, add_expert, check_expert_folder
+from pemt_jax.library.transfer import FILES, add_expert, check_expert_folder, copy_expert
 
 
 def push_expert(library: str | os.PathLike, name: str, repo: str) -> str:
@@ -33,29 +33,46 @@ def push_expert(library: str | os.PathLike, name: str, repo: str) -> str:
     check_expert_folder(folder)
     read_expert(folder, name)
     if _is_folder(repo):
-        add_expert(repo, folder, name)
+        copy_expert(folder, storage.path(repo) / name, name, portable=True)
         return f"{repo}/{name}"
     with _hub(repo) as hub:
         hub.create_repo(repo, private=True, exist_ok=True)  # its owner may open it to others
         files = hub.list_repo_files(repo)
     if any(file.startswith(f"{name}/") for file in files):
         raise UsageError(f"{repo} holds an expert {name!r} already, expected another name.")
-    with _hub(repo) as hub:
-        hub.upload_folder(
-            repo_id=repo,
-            folder_path=str(folder),
-            path_in_repo=name,
-            commit_message=f"Expert {name}",
-        )
+    with tempfile.TemporaryDirectory(prefix="pemt_jax.") as place:
+        copy_expert(folder, copy := Path(place) / name, name, portable=True)
+        with _hub(repo) as hub:
+            hub.upload_folder(
+                repo_id=repo,
+                folder_path=str(copy),
+                path_in_repo=name,
+                commit_message=f"Expert {name}",
+            )
     return f"{repo}/{name}"
 
 
-def pull_experts(library: str | os.PathLike, repo: str, name: str | None = None) -> list[Expert]:
+@dataclasses.dataclass(frozen=True)
+class Pulled:
+    """What became of the experts that were asked for.
+
+    Attributes:
+      added: those that are new in the library.
+      present: names of those that it had already, with the same weights.
+      taken: names under which it has something else, which stays.
+    """
+
+    added: list[Expert]
+    present: list[str]
+    taken: list[str]
+
+
+def pull_experts(library: str | os.PathLike, repo: str, name: str | None = None) -> Pulled:
     """Copy the expert `name` of `repo`, or all of them, into the library.
 
     Raises:
-      UsageError: there is none, or the library has one of that name. PemtError: one is damaged or
-        brings anything but its two files, or the hub refuses; nothing enters the library then.
+      UsageError: there is none. PemtError: a new one is damaged or brings anything but its two
+        files, or the hub refuses; nothing enters the library then.
     """
     if _is_folder(repo):
         return _add_all(library, storage.path(repo), _chosen(expert_names(repo), repo, name))
@@ -70,27 +87,49 @@ def pull_experts(library: str | os.PathLike, repo: str, name: str | None = None)
         repo,
         name,
     )
-    for name in names:
-        check_free(storage.path(library) / name)  # before a long download
-    wanted = [f"{name}/{file}" for name in names for file in FILES]
+    new = [name for name in names if not _is_there(library, name)]
+    wanted = [f"{name}/{file}" for name in new for file in FILES]
     for file in files:
-        if file.startswith(tuple(f"{name}/" for name in names)) and file not in wanted:
+        if file.startswith(tuple(f"{name}/" for name in new)) and file not in wanted:
             raise PemtError(
                 f"{repo} brings {file!r}, expected {' and '.join(FILES)} and nothing "
                 "else in an expert's folder."
             )
     with tempfile.TemporaryDirectory(prefix="pemt_jax.") as folder:
         with _hub(repo) as hub:
-            hub.snapshot_download(repo, allow_patterns=wanted, local_dir=folder)
+            cards = [f"{name}/{CARD}" for name in names if name not in new]
+            hub.snapshot_download(repo, allow_patterns=wanted + cards, local_dir=folder)
         return _add_all(library, Path(folder), names)
 
 
-def _add_all(library: str | os.PathLike, folder: Path, names: Iterable[str]) -> list[Expert]:
-    for name in names:  # all are good before the first one enters
-        check_free(storage.path(library) / name)
+def _add_all(library: str | os.PathLike, folder: Path, names: Iterable[str]) -> Pulled:
+    pulled = Pulled([], [], [])
+    new = []
+    for name in names:
+        if not _is_there(library, name):
+            new.append(name)
+        elif _weights(storage.path(library) / name) == _weights(folder / name) != "":
+            pulled.present.append(name)
+        else:
+            pulled.taken.append(name)
+    for name in new:  # all are good before the first one enters
         check_expert_folder(folder / name)
         read_expert(folder / name, name)
-    return [add_expert(library, folder / name, name) for name in names]
+    pulled.added.extend(add_expert(library, folder / name, name) for name in new)
+    return pulled
+
+
+def _is_there(library: str | os.PathLike, name: str) -> bool:
+    return storage.current(storage.path(library) / name).exists()
+
+
+def _weights(folder: Path) -> str:
+    """The sha256 of an expert's weights and base, by its card; "" where there is no good one."""
+    try:
+        card = read_card(folder)
+    except PemtError:
+        return ""
+    return f"{card.sha256} {card.base_fingerprint}"
 
 
 def _is_folder(repo: str) -> bool:

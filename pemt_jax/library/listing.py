@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pemt_jax.common.errors import PemtError
 from pemt_jax.config import linear_kind
-from pemt_jax.library.artefact import read_card
+from pemt_jax.library.artefact import Card, brief, read_card
 from pemt_jax.library.expert import expert_folder, load_expert
 
 
@@ -18,7 +18,8 @@ def table(library: Path, names: Sequence[str]) -> tuple[str, list[PemtError]]:
         except PemtError as error:
             faults.append(error)
             continue
-        metrics = ", ".join(f"{key} {value:.4g}" for key, value in card.metrics.items())
+        metrics = ", ".join(f"{key} {value}" for key, value in brief(card.metrics).items())
+        metrics += at_chance(card)
         size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
         rows.append(
             (
@@ -39,6 +40,14 @@ def table(library: Path, names: Sequence[str]) -> tuple[str, list[PemtError]]:
         for row in rows
     ]
     return "\n".join(lines) if len(rows) > 1 else "", faults
+
+
+def at_chance(card: Card) -> str:
+    """ " (at chance: ...)" for what is no better than the majority class, else ""."""
+    match card.config.get("majority_class"):
+        case {"beaten": False, "average": int() | float() as average}:
+            return f" (at chance: the majority class has {average:.4g})"
+    return ""
 
 
 def facts(library: Path, name: str) -> str:

@@ -5,6 +5,7 @@ folder from elsewhere is taken only when that is so and when both hashes are rig
 the library is a copy that was verified once more.
 """
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -12,7 +13,8 @@ from pathlib import Path
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError
 from pemt_jax.common.storage import new_folder, replacing
-from pemt_jax.library.artefact import CARD, WEIGHTS, Card, check_name, read_card
+from pemt_jax.config import MINI_T5
+from pemt_jax.library.artefact import CARD, WEIGHTS, Card, check_name, read_card, write_card
 from pemt_jax.library.expert import Expert, expert_folder, read_expert
 
 FILES = (CARD, WEIGHTS)
@@ -35,8 +37,11 @@ def add_expert(
     return read_expert(target, name)
 
 
-def copy_expert(folder: Path, target: Path, name: str) -> None:
-    """Copy an expert's folder to the new folder `target`, verified before and after."""
+def copy_expert(folder: Path, target: Path, name: str, portable: bool = False) -> None:
+    """Copy an expert's folder to the new folder `target`, verified before and after.
+
+    `portable` leaves this machine's paths out of the card.
+    """
     check_expert_folder(folder)
     read_expert(folder, name)
     folder = storage.current(folder)
@@ -44,8 +49,22 @@ def copy_expert(folder: Path, target: Path, name: str) -> None:
         for file in FILES:
             with storage.fetched(folder / file) as source, replacing(partial / file) as path:
                 shutil.copyfile(source, path, follow_symlinks=False)
+        if portable:
+            write_card(partial / CARD, without_paths(read_card(partial)))
         check_expert_folder(partial)
         read_expert(partial, name)
+
+
+def without_paths(card: Card) -> Card:
+    """The card without paths of the machine that made it; the packaged base is named."""
+    places = ("model_dir", "base", "library")
+    config = {key: value for key, value in card.config.items() if key not in places}
+    base = card.config.get("base")
+    if base == storage.absolute(MINI_T5):
+        config["base"] = Path(MINI_T5).name
+    elif isinstance(base, str) and not os.path.isabs(base):
+        config["base"] = base  # a name, the same everywhere
+    return dataclasses.replace(card, config=config)
 
 
 def remove_expert(library: str | os.PathLike, name: str) -> None:

@@ -176,13 +176,12 @@ class SublayerExperts:
         Args:
           module: the sublayer's.
           z_BLD: its output.
-          token_weights_BL: 1 for tokens that the loss counts.
+          token_weights_BL: 1 for tokens that the loss counts; None in decoding, without a loss.
         """
         if self.gate_BE is None or not module.is_mutable_collection("pemt"):
             return
         module.put_variable("pemt", "gate", self.gate_BE)
-        if self._output is not None:
-            assert token_weights_BL is not None  # None in decoding alone, without this collection
+        if self._output is not None and token_weights_BL is not None:
             cosines_BLE = expert_cosines(z_BLD, *self._output)
             tsl = task_sparsity_loss(cosines_BLE, self.gate_BE, token_weights_BL)
             module.put_variable("pemt", "tsl", tsl)

@@ -169,7 +169,7 @@ class PemtModel:
         Returns:
           Tokens [B, T], or [B, num_decodes, T] with `return_all_decodes`, and a dict: "scores", the
           log probabilities (of beams divided by the length penalty), and for a model with experts
-          "gate", the mean gate of the encoder's layers [B, E].
+          "gate", the mean over all gates of the encoder and decoder [B, E], as in `eval_fn`.
         """
         del rng
         if self.t5.scan_layers:
@@ -216,7 +216,11 @@ class PemtModel:
         cache = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         aux = {}
         if self.pemt.num_experts:
-            aux["gate"] = mean_gate(_flat(collected["pemt"]))
+            # The decoder's gates read the encoder's output, so the first token's are those of all;
+            # the compiler drops the rest of this step.
+            decoded = _flat(decode(start_NT[:, :1], cache, mutable=["cache", "pemt"])[1]["pemt"])
+            decoded = {path: gate_NE[::num_decodes] for path, gate_NE in decoded.items()}
+            aux["gate"] = mean_gate(_flat(collected.get("pemt", {})) | decoded)
         if num_decodes == 1:
             tokens, scores = decoding.greedy_search(next_logits, cache, rows_N, length)
             tokens, scores = tokens[:, None], scores[:, None]

@@ -11,7 +11,7 @@ import numpy as np
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.storage import current
-from pemt_jax.config import PemtConfig
+from pemt_jax.config import PemtConfig, base_path
 from pemt_jax.finished_config import FinishedConfig
 from pemt_jax.library.artefact import Card, read_artefact
 from pemt_jax.library.linears import linear_of
@@ -67,8 +67,13 @@ def open_run(config: FinishedConfig, vocabulary: Vocabulary) -> FinishedRun:
     facts: dict[str, Any] = dict(card.config)
     try:
         options = PemtConfig(**facts["pemt"])
-        base = config.initial_checkpoint_path or facts["base"]
-        library = config.library or facts["library"]
+        if not (base := config.initial_checkpoint_path or facts.get("base")):
+            raise UsageError(
+                f"{folder} comes from elsewhere and does not say where its base "
+                f"{card.base_name!r} is, expected INITIAL_CHECKPOINT_PATH."
+            )
+        base = base_path(base)
+        library = config.library or facts.get("library") or str(folder.parent)
         lengths = dict(facts["task_feature_lengths"])
         model = ModelConfig(
             method=card.method,

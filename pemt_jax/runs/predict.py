@@ -28,7 +28,8 @@ class Prediction:
       input: the line.
       prediction: the decoded text.
       log_probability: of its tokens, in nats; of a beam divided by the length penalty.
-      gate: weight of each expert, mean over the encoder's layers; empty without experts.
+      gate: weight of each expert, mean over the gates of the encoder and decoder, whose mean over
+        examples `evaluate` reports as `gate/NAME`; empty without experts.
     """
 
     input: str

@@ -7,13 +7,14 @@ and a card with the base and the experts it depends on. A source expert enters t
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from pemt_jax.common import storage
-from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.common.errors import PemtError, UsageError, warn
 from pemt_jax.common.hashing import SUMS, write_checksums
 from pemt_jax.common.storage import current, replacing_folder
 from pemt_jax.interop.hf import save_hf
@@ -168,6 +169,24 @@ def publish(
     write_artefact(config.folder / ARTEFACT, trained, card)
     log.info("%s is published.", config.folder / ARTEFACT)
     return config.folder / ARTEFACT
+
+
+def against_majority(
+    task: str, metrics: Mapping[str, float], majority: float | None
+) -> dict[str, object]:
+    """For the card: the `average` of the majority class, and whether the best one is above it.
+
+    A result that is not, which is at chance, is a warning. Empty where `majority` is None.
+    """
+    if majority is None:
+        return {}
+    best = metrics.get("average", math.nan)
+    if not (beaten := best > majority):
+        warn(
+            f"The best validation score of {task!r} is {best:.4g}, expected more than the "
+            f"{majority:.4g} of the majority class: what was trained is at chance."
+        )
+    return {"majority_class": {"average": majority, "beaten": beaten}}
 
 
 def publish_base(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 
 import seqio
@@ -10,11 +11,13 @@ from pemt_jax import tasks
 from pemt_jax.checkpoints.folder import check_supported
 from pemt_jax.checkpoints.manager import Checkpoints
 from pemt_jax.checkpoints.newest import stored_identity
+from pemt_jax.common.errors import say
 from pemt_jax.common.versions import versions
 from pemt_jax.data.batching import BatchSource
 from pemt_jax.data.buckets import eval_buckets, train_buckets
 from pemt_jax.data.token_cache import open_mixture, open_split
 from pemt_jax.interop.base import Base
+from pemt_jax.library.artefact import brief
 from pemt_jax.library.expert import default_library
 from pemt_jax.model.methods import get_method
 from pemt_jax.optimizers import Optimizer
@@ -22,7 +25,13 @@ from pemt_jax.parallel import partitioning, processes
 from pemt_jax.run_config import TrainConfig
 from pemt_jax.runs.build_model import build_model, open_base
 from pemt_jax.runs.probe import probe
-from pemt_jax.runs.publish import check_model, check_publishable, folders_written, publish
+from pemt_jax.runs.publish import (
+    against_majority,
+    check_model,
+    check_publishable,
+    folders_written,
+    publish,
+)
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY, beside, prefer
 from pemt_jax.training.evaluator import Evaluator
 from pemt_jax.training.metrics_log import MetricsLog
@@ -105,6 +114,8 @@ class TaskRun:
         check_publishable(config)
         path = config.model.initial_checkpoint_path
         prefer(path and beside(path))
+        if path and base is None and processes.is_first():
+            say(f"reading the base {path}")
         self.base = base or open_base(config.model)
         self.built = build_model(
             config.model, DEFAULT_VOCABULARY, config.experts, config.loop.seed, self.base
@@ -195,8 +206,17 @@ class TaskRun:
         step, found, metrics = kept.restore_best(result.step, target)
         values = processes.to_host(found)
         if processes.is_first():
-            folder = publish(self.config, values, self.built, metrics)
-            print(f"{folder}: {self.built.method.name} on {self.task}, step {step}, {metrics}")
+            majority = self.validation and self.validation.majority
+            notes = against_majority(self.task, metrics, majority)
+            folder = publish(self.config, values, self.built, metrics, notes)
+            shown = ", ".join(f"{name} {value}" for name, value in brief(metrics).items())
+            print(f"{folder}: {self.built.method.name} on {self.task}, step {step}: {shown}")
+            if name := self.config.experts.expert_name:
+                library = self.config.experts.library
+                print(
+                    f"expert {name!r} is in the library {library}: "
+                    f"python -m pemt_jax.library list --library {shlex.quote(str(library))}"
+                )
         processes.barrier()  # what was published is there for whatever comes next
         return metrics
 

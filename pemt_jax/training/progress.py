@@ -7,6 +7,9 @@ from collections.abc import Mapping
 import jax
 from tqdm import tqdm
 
+from pemt_jax.common.errors import say
+from pemt_jax.library.artefact import brief
+
 
 class Progress:
     """Prints the loss, examples per second and the time left to stderr.
@@ -28,7 +31,7 @@ class Progress:
             # By default tqdm reads the wall clock, and stops updating while that is set back.
             vars(self._bar)["_time"] = time.monotonic
             self._bar.start_t = self._bar.last_print_t = time.monotonic()
-        self._note = ""
+        self._note, self._said = "", set[str]()
         self._values: dict[str, str] = {}
         self._examples, self._window_start = 0, time.perf_counter()
         self._first, self._start = done, self._window_start
@@ -56,7 +59,7 @@ class Progress:
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
         """Show the metrics of a log point."""
-        self._values["loss"] = f"{values['loss']:.4f}"
+        self._values["loss"] = f"{values['loss']:.4g}"
         self._values["examples/s"] = f"{values['examples_per_second']:.1f}"
         if self._bar is not None:
             self._bar.set_postfix(self._values)
@@ -72,7 +75,7 @@ class Progress:
         """Show the metrics of an evaluation, and exclude its time from the rates."""
         self.rates()
         if self._shown:
-            shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            shown = "  ".join(f"{name} {value}" for name, value in brief(metrics).items())
             line = f"{self._name}step {step}/{self.total}  validation: {shown}"
             if self._bar is not None:
                 self.note("")
@@ -81,10 +84,16 @@ class Progress:
                 print(line, file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
-        """Show on the bar what takes long at the moment, such as compiling; "" for nothing."""
+        """Show what takes long at the moment, such as compiling; "" for nothing.
+
+        Without a bar it is a line, the first time.
+        """
         if self._bar is not None and text != self._note:
             self._note = text
             self._bar.set_description_str(text)
+        elif self._bar is None and self._shown and text and text not in self._said:
+            self._said.add(text)
+            say(f"{self._name}step {self.done}/{self.total}  {text}")
 
     def _left(self) -> str:
         per_step = (time.perf_counter() - self._start) / max(self.done - self._first, 1)

@@ -2,14 +2,16 @@
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Sequence
 
 import seqio
 
 from pemt_jax.data.batching import DEFAULT_BUCKETS, eval_batches
 from pemt_jax.parallel import partitioning, processes
-from pemt_jax.training.evaluator import Evaluator, with_average
+from pemt_jax.training.evaluator import Evaluator, score, target_text, with_average
 
+MOST_CLASSES = 20
 MODEL_METRICS = ("loss", "cross_entropy", "task_sparsity_loss")
 
 
@@ -54,6 +56,33 @@ class Validation:
             )
         return processes.from_first(metrics)  # so that all decide alike
 
+    @functools.cached_property
+    def majority(self) -> float | None:
+        """The `average` of giving every example its split's most frequent target.
+
+        None unless all tasks with metrics are classifications, by the targets of their splits.
+        """
+        per_task = {}
+        for split in self.scored:
+            if (answer := majority_class(split)) is None:
+                return None
+            constant = dict.fromkeys(range(len(split)), answer)
+            task = seqio.TaskRegistry.get(split.task_name)
+            per_task[split.task_name] = score(task, split, constant)
+        return with_average(per_task)["average"] if per_task else None
+
     def batches(self, split):
         local_rows = partitioning.local_rows(self.batch_size, self.evaluator.mesh)
         return eval_batches(split, self.batch_size, self.buckets, local_rows=local_rows)
+
+
+def majority_class(split) -> str | None:
+    """The most frequent target text of a split; None where it is no classification.
+
+    It is one where there are at most MOST_CLASSES targets, on average of two examples or more.
+    """
+    task = seqio.TaskRegistry.get(split.task_name)
+    counts = Counter(target_text(task, split, row) for row in range(len(split)))
+    if len(counts) > min(MOST_CLASSES, len(split) // 2):
+        return None
+    return counts.most_common(1)[0][0]

@@ -120,4 +120,4 @@ def test_a_command_is_the_same_as_pythons_m(run, call):
     code, output, error = run("-m", "pemt_jax", command, *arguments)
     assert (code, output) == run("-m", f"pemt_jax.{command}", *arguments)[:2]
     if code in (1, 2):
-        assert error.startswith("error: ") and error.count("\n") == 1
+        assert error.splitlines()[-1].startswith("error: ") and error.count("error: ") == 1

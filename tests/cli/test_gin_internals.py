@@ -278,3 +278,12 @@ def test_no_other_module_reads_gins_internals():
         for line in uses_of_gin_config(path.read_text(encoding="utf-8"))
     ]
     assert not found, "gin.config is read outside pemt_jax/cli/gin_internals.py"
+
+
+def test_the_modules_of_a_text_are_named_and_not_imported():
+    text = "from __gin__ import dynamic_registration\nimport not.here\nfrom email import message\n"
+    text += "not.here.brew.minutes = @unknown()\n"
+    assert gin_internals.modules_in(text) == ["not.here", "email.message"], changed(
+        gin_internals.modules_in
+    )
+    assert gin_internals.import_lines() == []

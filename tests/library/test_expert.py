@@ -247,8 +247,11 @@ def test_the_folder_comes_from_flag_environment_or_default(save_expert, command,
     assert "nyt" in command("list", PEMT_JAX_LIBRARY=str(folder))[1]
     code, output, error = command("list")
     assert (code, output) == (2, "") and "runs/library" in error and error.count("\n") == 1
-    (tmp_path / "runs").mkdir()
-    folder.rename(tmp_path / "runs" / "library")
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    folder.rename(tmp_path / "runs" / "demo" / "library")
+    code, output, error = command("list")
+    assert code == 2 and error.endswith("or another --library (found: runs/demo/library).\n")
+    (tmp_path / "runs" / "demo" / "library").rename(tmp_path / "runs" / "library")
     assert "nyt" in command("list")[1]
 
 

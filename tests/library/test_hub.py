@@ -1,5 +1,6 @@
 """Sharing: a folder that stands for the hub, and a stand-in for its client in a real command."""
 
+import dataclasses
 import inspect
 import os
 import shutil
@@ -8,9 +9,13 @@ import sys
 
 import pytest
 
+from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.config import MINI_T5
 from pemt_jax.library import expert as library
 from pemt_jax.library import hub
+from pemt_jax.library.artefact import read_card, write_card
+from pemt_jax.library.transfer import without_paths
 
 # Repositories are folders of $HUB; like the client, it knows files by '/'-joined paths.
 STAND_IN = """
@@ -105,13 +110,51 @@ def test_a_folder_stands_for_a_repository(save_expert, tmp_path):
     folder = save_expert("movies")
     (tmp_path / "shared").mkdir()
     assert hub.push_expert(folder, "movies", str(tmp_path / "shared")).endswith("shared/movies")
-    assert [e.name for e in hub.pull_experts(tmp_path / "mine", str(tmp_path / "shared"))] == [
-        "movies"
-    ]
+    pulled = hub.pull_experts(tmp_path / "mine", str(tmp_path / "shared"))
+    assert [expert.name for expert in pulled.added] == ["movies"]
     with pytest.raises(UsageError, match="exists already"):
         hub.push_expert(folder, "movies", str(tmp_path / "shared"))
     with pytest.raises(UsageError, match="nearest: 'movies'"):
         hub.pull_experts(tmp_path / "mine", str(tmp_path / "shared"), "movie")
+
+
+def test_a_pull_goes_on_past_what_is_already_there(save_expert, tmp_path, command):
+    for name in ("movies", "nyt", "tweets"):
+        save_expert(name, seed=len(name))
+        assert command("push", name, "me/experts")[0] == 0
+    assert command("pull", "me/experts", "nyt", into="mine")[0] == 0
+    code, output, error = command("pull", "me/experts", into="mine")
+    assert (code, error) == (0, "")
+    lines = [line.split("  ")[:2] for line in output.splitlines()]
+    assert lines == [["movies", "pulled"], ["tweets", "pulled"], ["nyt", "already there"]]
+
+    shutil.rmtree(tmp_path / "mine" / "movies")
+    shutil.rmtree(tmp_path / "mine" / "nyt")
+    shutil.copytree(tmp_path / "library" / "tweets", tmp_path / "mine" / "nyt")
+    before = (tmp_path / "mine" / "nyt" / "card.json").read_bytes()
+    code, output, error = command("pull", "me/experts", into="mine")
+    assert code == 2 and output.splitlines()[0].startswith("movies  pulled")
+    assert "mine/nyt exists already and is not the 'nyt' of me/experts" in error
+    assert (tmp_path / "mine" / "nyt" / "card.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("repo", ["me/experts", "shared"])
+def test_a_pushed_card_names_no_path_of_this_machine(save_expert, tmp_path, offline, repo):
+    folder = save_expert("movies")
+    read = library.load_expert(folder, "movies")
+    card = read_card(folder / "movies")
+    config = {"model_dir": "/home/me/movies", "library": str(folder), "seed": 3}
+    config["base"] = storage.absolute(MINI_T5)
+    write_card(folder / "movies" / "card.json", dataclasses.replace(card, config=config))
+    (tmp_path / "shared").mkdir()
+    hub.push_expert(folder, "movies", str(tmp_path / "shared") if repo == "shared" else repo)
+    pushed = (tmp_path / "shared" if repo == "shared" else offline) / "movies"
+    assert read_card(pushed).config == {"seed": 3, "base": "mini_t5"}
+    assert "/home/me" not in (pushed / "card.json").read_text()
+    (expert,) = hub.pull_experts(tmp_path / "mine", str(pushed.parent)).added
+    assert expert.sha256 == read.sha256
+    write_card(folder / "movies" / "card.json", dataclasses.replace(card, config={"base": "/x/t5"}))
+    assert without_paths(read_card(folder / "movies")).config == {}
 
 
 def damage(repo):
@@ -163,10 +206,9 @@ def test_what_the_hub_says_is_one_sentence(save_expert, tmp_path, offline):
     shutil.rmtree(offline / "nyt")
     with pytest.raises(UsageError, match="There are no experts in me/experts"):
         hub.pull_experts(tmp_path / "mine", "me/experts")
-    with pytest.raises(UsageError, match="exists already"):
-        (offline / "nyt").mkdir()
-        (offline / "nyt" / "card.json").touch()
-        hub.pull_experts(tmp_path / "library", "me/experts")
+    (offline / "nyt").mkdir()
+    (offline / "nyt" / "card.json").touch()
+    assert hub.pull_experts(tmp_path / "library", "me/experts") == hub.Pulled([], [], ["nyt"])
 
 
 def test_without_huggingface_hub_one_sentence_says_how_to_get_it(save_expert, monkeypatch):

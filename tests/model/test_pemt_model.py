@@ -245,9 +245,11 @@ def test_a_row_is_decoded_alone_as_in_its_batch(params_1_1, greedy):
     np.testing.assert_array_equal(predict(params_1_1, rows(GENERATED, [5])), greedy[0][5:6])
 
 
-def test_prediction_reports_the_encoder_gates(params_1_1, greedy):
+def test_prediction_reports_the_mean_gate_of_evaluation(params_1_1, greedy):
     _, collected = compiled(T5_1_1, TARGET, "apply")(params_1_1, GENERATED, None)
-    close(greedy[1]["gate"], collected["encoder/layers_0/mlp/gate"])
+    gates = [value for path, value in collected.items() if path.endswith("/gate")]
+    assert len(gates) == 3  # one layer of the encoder, two of the decoder
+    close(greedy[1]["gate"], sum(gates) / 3)
 
 
 def test_scores_of_a_prediction_are_those_of_its_tokens(params_1_1, greedy):

@@ -2,18 +2,20 @@
 
 import dataclasses
 import math
+import shlex
 import shutil
 
 import pytest
 from tiny_system import EXPERTS, LENGTHS, T5, snapshot, world_fixture  # noqa: F401
 
+from pemt_jax.cli import library_command
 from pemt_jax.common.errors import UsageError
 from pemt_jax.finished_config import FinishedConfig, PredictConfig
 from pemt_jax.library.artefact import read_card
 from pemt_jax.run_config import TrainConfig
 from pemt_jax.runs import predict
 from pemt_jax.runs.finished import open_run
-from pemt_jax.runs.publish import publish
+from pemt_jax.runs.publish import against_majority, publish
 from pemt_jax.runs.task_run import TaskRun
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 from pemt_jax.training.validation import Validation
@@ -62,6 +64,35 @@ def test_a_metric_that_is_not_finite_is_left_out_with_a_warning(world, tmp_path,
     folder = publish(run.config, run.trainable, run.built, metrics)
     assert read_card(folder).metrics == {"accuracy": 0.5}
     assert "The metric mine is nan, expected a finite number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("average, beaten", [(56.0, False), (55.5, False), (57.0, True)])
+def test_a_result_at_chance_is_a_warning_and_in_the_card(average, beaten, capsys):
+    note = against_majority("films", {"average": average}, 56.0)
+    assert note == {"majority_class": {"average": 56.0, "beaten": beaten}}
+    said = capsys.readouterr().err
+    assert ("'films'" in said and "56 of the majority class" in said) == (not beaten)
+    assert against_majority("films", {"loss": 1.0}, None) == {} and capsys.readouterr().err == ""
+
+
+def test_an_expert_that_learned_nothing_says_so_in_the_log_the_card_and_the_list(
+    world, tmp_path, capsys
+):
+    library = tmp_path / "my library"
+    flags = world.train_flags(tmp_path / "run", TRAIN_STEPS=1, LIBRARY=library)
+    assert world.command("train", *flags, "--gin.LEARNING_RATE=0.0") == 0
+    output, log = capsys.readouterr()
+    card = read_card(library / "tiny_mood")
+    at_chance = card.config["majority_class"]
+    assert at_chance == {"average": 5 / 9, "beaten": False}
+    assert card.metrics["average"] <= 5 / 9
+    assert "warning: The best validation score of 'tiny_mood' is " in log
+    first, last = output.splitlines()
+    assert "e-" not in first and "{" not in first and first.count(str(tmp_path)) == 1
+    list_command = f"python -m pemt_jax.library list --library '{library}'"
+    assert last == f"expert 'tiny_mood' is in the library {library}: {list_command}"
+    assert library_command.main(shlex.split(list_command)[3:]) == 0
+    assert "(at chance: the majority class has 0.5556)" in capsys.readouterr().out
 
 
 def test_a_run_of_method_full_is_predicted_with_at_its_own_lengths(world):

@@ -335,7 +335,7 @@ def test_the_demos_summary_has_accuracies_from_0_to_1(tmp_path, monkeypatch):
 def test_every_prompt_has_8_to_20_tokens():
     for name in [*DEMO_TASKS, "vader_amazon_8_seed3", "vader_sources"]:
         assert 8 <= len(DEFAULT_VOCABULARY.encode(description(name))) + 1 <= 20, name
-    with pytest.raises(UsageError, match="'vader_movie' has no description.*'vader_movies'"):
+    with pytest.raises(UsageError, match="no task or mixture 'vader_movie' .*'vader_movies'"):
         description("vader_movie")
 
 

@@ -1,5 +1,6 @@
 """A data set of one's own is one row: JSON lines, or a TFDS name."""
 
+import dataclasses
 import json
 
 import pytest
@@ -66,6 +67,14 @@ def test_json_lines_become_a_task_with_few_shot_variants(add, files, tmp_path):
     assert len(texts("reviews_4", "train")) == 6 and "reviews_32" in seqio.TaskRegistry.names()
     assert description("reviews_few") == "Say whether a review is good or bad."
     assert len(data.open_split("reviews", "train", LENGTHS, tmp_path / "tokens")) == 6
+
+
+def test_a_file_that_the_policy_does_not_read_is_refused(add, files):
+    dataset = reviews(files)
+    with_test = dict(dataset.data) | {"test": str(files / "dev.jsonl")}
+    with pytest.raises(UsageError, match="'reviews' has data of a split 'test', expected train, "):
+        register(dataclasses.replace(dataset, data=with_test, splits=Halves()))
+    assert "reviews" not in seqio.TaskRegistry.names()
 
 
 def test_a_tfds_name_becomes_a_task(add, tiny_data):

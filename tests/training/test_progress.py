@@ -23,10 +23,26 @@ def test_a_log_point_is_one_line_without_a_terminal(capsys, clock):
             clock[0] += 0.5
             progress.step(8)
         progress.report(14, {"loss": 1.25, "accuracy": 90.0} | progress.rates())
-        progress.note("compiling")  # only a bar has room for it
     # Four steps took 2 seconds; six are left.
-    expected = "step 14/20  loss 1.2500  examples/s 16.0  left 00:03\n"
+    expected = "step 14/20  loss 1.25  examples/s 16.0  left 00:03\n"
     assert capsys.readouterr() == ("", expected)
+
+
+def test_what_takes_long_is_a_line_the_first_time_where_there_is_no_bar(capsys):
+    with Progress(total=20, done=10) as progress:
+        for text in ("compiling", "", "evaluating", "compiling"):
+            progress.note(text)
+    assert capsys.readouterr().err == "step 10/20  compiling\nstep 10/20  evaluating\n"
+
+
+def test_an_evaluation_shows_each_number_once_with_four_digits(capsys):
+    metrics = {"cross_entropy": 0.19596175849437714, "loss": 0.19596175849437714}
+    metrics |= {"accuracy": 58.23333333, "average": 58.23333333}
+    Progress(total=20, done=10).evaluated(10, metrics)
+    assert capsys.readouterr().err == "step 10/20  validation: loss 0.196  accuracy 58.23\n"
+    Progress(total=20, done=10).evaluated(10, {"cross_entropy": 0.5, "loss": 0.6, "average": 1.0})
+    shown = "step 10/20  validation: cross_entropy 0.5  loss 0.6  average 1\n"
+    assert capsys.readouterr().err == shown
 
 
 def test_evaluations_are_no_part_of_the_rates(capsys, clock):
@@ -38,7 +54,7 @@ def test_evaluations_are_no_part_of_the_rates(capsys, clock):
     clock[0] += 2.0
     progress.step(4)
     assert progress.rates() == {"examples_per_second": 2.0}
-    assert capsys.readouterr().err == "rte: step 1/20  validation: loss 0.5000  accuracy 75.0000\n"
+    assert capsys.readouterr().err == "rte: step 1/20  validation: loss 0.5  accuracy 75\n"
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -60,8 +76,8 @@ def test_a_terminal_has_a_bar_and_evaluations_above_it(capsys, monkeypatch):
         progress.step(8)
         progress.report(4, {"loss": 0.25, "examples_per_second": 8.0})
     shown = capsys.readouterr().err
-    assert "step 3/4  validation: loss 0.5000\n" in shown
-    assert "compiling" in shown and "4/4" in shown and "loss=0.2500" in shown
+    assert "step 3/4  validation: loss 0.5\n" in shown
+    assert "compiling" in shown and "4/4" in shown and "loss=0.25" in shown
 
 
 def test_a_job_of_several_tasks_has_no_bars(capsys, monkeypatch):
@@ -69,4 +85,4 @@ def test_a_job_of_several_tasks_has_no_bars(capsys, monkeypatch):
     with Progress(total=4, done=0, name="rte") as progress:
         progress.step(8)
         progress.report(1, {"loss": 0.25, "examples_per_second": 8.0})
-    assert capsys.readouterr().err.startswith("rte: step 1/4  loss 0.2500  ")
+    assert capsys.readouterr().err.startswith("rte: step 1/4  loss 0.25  ")

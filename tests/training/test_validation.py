@@ -8,6 +8,7 @@ import tiny_system  # registers the tasks
 
 from pemt_jax.data import token_cache as data
 from pemt_jax.parallel import partitioning
+from pemt_jax.training import validation
 from pemt_jax.training.validation import Validation
 
 
@@ -45,9 +46,9 @@ def splits(tmp_path):
 
 def test_one_task_reports_losses_gates_and_its_own_metrics(splits):
     evaluator = FakeEvaluator()
-    validation = Validation(evaluator, splits("tiny_mood"), 4)
-    assert validation.best_metric == ("average", True)
-    assert validation(None) == {
+    judge = Validation(evaluator, splits("tiny_mood"), 4)
+    assert judge.best_metric == ("average", True)
+    assert judge(None) == {
         "loss": 2.0,
         "cross_entropy": 1.5,
         "task_sparsity_loss": 5.0,
@@ -70,9 +71,9 @@ def test_tasks_of_a_mixture_are_reported_by_name_and_averaged(splits):
 def test_without_a_metric_the_loss_decides_and_nothing_is_decoded(splits):
     evaluator = FakeEvaluator()
     evaluator.task_metrics = None  # would fail if it were called
-    validation = Validation(evaluator, splits("tiny_text"), 4)
-    assert validation.best_metric == ("loss", False)
-    assert "average" not in validation(None)
+    judge = Validation(evaluator, splits("tiny_text"), 4)
+    assert judge.best_metric == ("loss", False)
+    assert "average" not in judge(None)
 
 
 def test_a_task_without_metrics_counts_in_the_loss_only(splits):
@@ -90,3 +91,22 @@ def test_batches_have_the_lengths_asked_for(splits):
     }
     assert shapes == {(4, 9), (4, 12)}
     assert np.max(split.input_lengths) <= 12
+
+
+def test_the_majority_class_is_scored_by_the_tasks_own_metric(splits):
+    (mood,) = splits("tiny_mood")
+    targets = [target for _, target in tiny_system.rows("mood", "validation")]
+    share = max(map(targets.count, targets)) / len(targets)
+    assert 0.5 < share < 1
+    assert Validation(FakeEvaluator(), [mood], 4).majority == share
+    both = Validation(FakeEvaluator(), splits("tiny_mood", "tiny_topic"), 4).majority
+    topics = [target for _, target in tiny_system.rows("topic", "validation")]
+    topic = max(map(topics.count, topics)) / len(topics)
+    assert math.isclose(both, (share + topic) / 2)
+
+
+def test_what_is_no_classification_has_no_majority_class(splits, monkeypatch):
+    assert Validation(FakeEvaluator(), splits("tiny_text"), 4).majority is None  # no metric
+    monkeypatch.setattr(validation, "MOST_CLASSES", 2)
+    assert Validation(FakeEvaluator(), splits("tiny_topic"), 4).majority is None
+    assert Validation(FakeEvaluator(), splits("tiny_mood", "tiny_topic"), 4).majority is None
