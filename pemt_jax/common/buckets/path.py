@@ -232,6 +232,15 @@ class BucketPath(gpath.PosixGPath):
         self.fs.pipe_file(str(self), bytes(data))
         return len(data)
 
+    @_translated
+    def create(self, data: bytes) -> bool:
+        """Write an object that does not exist; False where it does, also if it appears meanwhile."""
+        try:
+            self.fs.pipe_file(str(self), data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
     def read_text(self, encoding: str | None = None, errors: str | None = None) -> str:
         return self.read_bytes().decode(encoding or "utf-8", errors or "strict")
 
