@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pemt_jax.common import storage
+from pemt_jax.common import lease, storage
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.hashing import SUMS, write_checksums
 from pemt_jax.common.storage import current, replacing_folder
@@ -163,8 +163,11 @@ def publish(
         metrics=metrics,
     )
     # The artefact comes last: once it is there, the run has ended in every respect.
-    if config.experts.expert_name:
-        expert_library.save_expert(library, config.experts.expert_name, trained, card)
+    if name := config.experts.expert_name:
+        lock = storage.path(library) / f".{name}.lock"
+        with lease.held(lock, f"The expert {name!r} of {library}", wait=60):
+            check_owner(config.folder, library, name)  # another run may have published meanwhile
+            expert_library.save_expert(library, name, trained, card)
     write_artefact(config.folder / ARTEFACT, trained, card)
     log.info("%s is published.", config.folder / ARTEFACT)
     return config.folder / ARTEFACT

@@ -22,6 +22,7 @@ from pemt_jax.optimizers import Optimizer
 from pemt_jax.parallel import partitioning, processes
 from pemt_jax.run_config import TrainConfig
 from pemt_jax.runs.build_model import build_model, open_base
+from pemt_jax.runs.model_dir import check_model_dir
 from pemt_jax.runs.probe import probe
 from pemt_jax.runs.publish import check_model, check_publishable, folders_written, publish
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY, prefer
@@ -101,6 +102,7 @@ class TaskRun:
         self.mesh, self._together = mesh or make_mesh(config), tuple(together)
         _ = config.steps  # one number
         check_supported(config.folder)
+        check_model_dir(config.folder)
         if base is None:  # else another task of this job has asked
             probe(folders_written(config))
         check_publishable(config)
