@@ -162,6 +162,7 @@ def publish(
         config=facts,
         metrics=metrics,
     )
+    check_replaceable(config.folder / ARTEFACT, card.kind)
     # The artefact comes last: once it is there, the run has ended in every respect.
     if name := config.experts.expert_name:
         lock = storage.path(library) / f".{name}.lock"
