@@ -32,7 +32,7 @@ def predict(config: PredictConfig) -> None:
     from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 
     source, target = config.input_file, config.output_file
-    if source and not storage.path(source).is_file():
+    if source and (not (place := storage.path(source)).exists() or place.is_dir()):
         raise UsageError(f"There is no file {source}, expected lines of text.")
     if jax.process_count() > 1 and not source:
         raise UsageError(

@@ -88,6 +88,28 @@ def verify_checksums(folder: Path, names: Collection[str] | None = None) -> None
             )
 
 
+def unlisted(folder: Path) -> list[str]:
+    """What is in `folder` and no SHA256SUMS of it or of its sub-folders lists, sorted.
+
+    Empty for a folder that was written here and has not been added to.
+    """
+    listed = set()
+    for sums in [folder / SUMS, *folder.glob(f"*/{SUMS}")]:
+        if sums.is_file():
+            inside = sums.parent.relative_to(folder)
+            lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
+            names = [line.partition("  ")[2] for line in lines]
+            listed |= {(inside / name).as_posix() for name in (*names, SUMS)}
+    folders = {parent.as_posix() for name in listed for parent in Path(name).parents}
+    here = not storage.is_remote(folder)
+    return sorted(
+        name
+        for path in folder.rglob("*")
+        if (name := path.relative_to(folder).as_posix()) not in listed
+        and not (here and path.is_dir() and not path.is_symlink() and name in folders)
+    )
+
+
 def _files(folder: Path) -> set[str]:
     """Names of the files, relative to `folder`; the listing itself is none of them."""
     return set(storage.files_in(folder)) - {SUMS}

@@ -15,7 +15,7 @@ import numpy as np
 
 from pemt_jax.common import lease, storage
 from pemt_jax.common.errors import PemtError, UsageError
-from pemt_jax.common.hashing import SUMS, write_checksums
+from pemt_jax.common.hashing import unlisted, write_checksums
 from pemt_jax.common.storage import current, replacing_folder
 from pemt_jax.interop.hf import check_savable, save_hf
 from pemt_jax.library import expert as expert_library
@@ -79,12 +79,7 @@ def check_base_replaceable(model_dir: Path) -> None:
     folder = current(model_dir / BASE)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    listed = set()
-    if (folder / SUMS).is_file():
-        lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
-        listed = {line.partition("  ")[2] for line in lines} | {SUMS}
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
-    if others := sorted(found - listed):
+    if others := unlisted(folder):
         raise UsageError(
             f"{folder} holds {others[0]!r}, which no run of method 'full' wrote, expected another "
             "MODEL_DIR."
