@@ -116,9 +116,9 @@ def read_card(folder: str | os.PathLike) -> Card:
     path = folder / CARD
     if not path.is_file():
         names = artefact_names(folder.parent)
-        state = f"has no {CARD}" if folder.is_dir() else "does not exist"
         if _has_card(folder):
-            state = f"has a {CARD} that is no file or cannot be read"
+            raise PemtError(f"{path} is a broken link, or may not be read, expected a plain file.")
+        state = f"has no {CARD}" if folder.is_dir() else "does not exist"
         raise PemtError(f"{folder} {state}, expected an artefact{nearest(folder.name, names)}.")
     return read_card_file(path)
 
