@@ -23,7 +23,7 @@ PART_BYTES = 2**20  # hashed at once
 def sha256_file(path: str | os.PathLike) -> str:
     """Hex sha256 of the bytes of `path`."""
     try:
-        with storage.path(path).open("rb") as file:
+        with storage.check_plain(storage.path(path)).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise PemtError(f"Cannot read {path}: {storage.reason(error)}.") from error
@@ -76,6 +76,8 @@ def verify_checksums(folder: Path, names: Collection[str] | None = None) -> None
     """
     sums = folder / SUMS
     if not sums.is_file():
+        if sums.exists():
+            raise PemtError(f"{sums} is no plain file, expected the sha256 of the files beside it.")
         return
     lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
     listed = {name: expected for expected, _, name in (line.partition("  ") for line in lines)}

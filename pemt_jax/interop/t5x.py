@@ -16,6 +16,7 @@ Paths are local or gs://.  The configuration is read from the arrays' shapes (t5
 """
 
 import itertools
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,7 @@ import tensorstore
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError, nearest
 from pemt_jax.common.lazy_array import Index, LazyArray, aligned
+from pemt_jax.common.memory import check_memory
 from pemt_jax.common.weights import nbytes
 from pemt_jax.config import T5Config
 from pemt_jax.interop.hf_names import parameter_table
@@ -266,6 +268,9 @@ def _array(folder: Path, kvstore: dict, name: str, driver: str) -> LazyArray:
     }
     store = tensorstore.open(spec, open=True).result()
     dtype = np.dtype(store.dtype.numpy_dtype)
+    for size in (store.shape, store.chunk_layout.read_chunk.shape or ()):
+        needed = math.prod(size) * dtype.itemsize
+        check_memory(f"{name!r} in {folder}, by its shape {list(size)},", needed, error=PemtError)
 
     def read(index: Index) -> np.ndarray:
         values = aligned(tuple(piece.stop - piece.start for piece in index), dtype)

@@ -117,7 +117,7 @@ def read_card(folder: str | os.PathLike) -> Card:
     if not path.is_file():
         names = artefact_names(folder.parent)
         if _has_card(folder):
-            raise PemtError(f"{path} is a broken link, or may not be read, expected a plain file.")
+            raise PemtError(f"{path} is no plain file that can be read, expected a card.")
         state = f"has no {CARD}" if folder.is_dir() else "does not exist"
         raise PemtError(f"{folder} {state}, expected an artefact{nearest(folder.name, names)}.")
     return read_card_file(path)
