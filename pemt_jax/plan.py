@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import jax
 
 from pemt_jax.cli import command, plan_flags
-from pemt_jax.common.output import check_output, output
+from pemt_jax.common.writing.output import check_output, output
 from pemt_jax.planning import report
 from pemt_jax.planning.job import Job, job_of_shape
 from pemt_jax.planning.layout import Layout

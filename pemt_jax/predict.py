@@ -19,7 +19,7 @@ from pemt_jax.cli import command
 from pemt_jax.common import storage
 from pemt_jax.common.configured import configured
 from pemt_jax.common.errors import PemtError, UsageError
-from pemt_jax.common.output import check_output, output
+from pemt_jax.common.writing.output import check_output, output
 from pemt_jax.finished_config import PredictConfig
 from pemt_jax.parallel import processes
 

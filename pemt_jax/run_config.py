@@ -13,6 +13,7 @@ identity is made of it. A new option is a field here and the place that uses it.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pemt_jax.common import storage
 from pemt_jax.common.errors import UsageError
@@ -178,8 +179,8 @@ class LoopConfig(Part):
     profile_steps: int | None = None
 
     def __post_init__(self):
-        many = isinstance(self.train_steps, Sequence) and not isinstance(self.train_steps, str)
-        for steps in self.train_steps if many else [self.train_steps]:
+        many: Any = self.train_steps
+        for steps in many if isinstance(many, list | tuple) else [many]:
             at_least(0, TRAIN_STEPS=steps)
         at_least(0, largest=2**63 - 1, SEED=self.seed)
         choose("PRNG", self.prng, PRNGS)

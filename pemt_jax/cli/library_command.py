@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from pemt_jax.cli.exit_codes import exit_code_of, report
 from pemt_jax.cli.parser import Parser, check_command
 from pemt_jax.common import storage
-from pemt_jax.common.contents import check_outside
 from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.common.writing.contents import check_outside
 from pemt_jax.library.expert import default_library, expert_folder, expert_names, load_expert
 from pemt_jax.library.listing import facts, table
 from pemt_jax.library.transfer import add_expert, check_expert_folder, copy_expert, remove_expert

@@ -21,6 +21,7 @@ import math
 import numbers
 import typing
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pemt_jax.common.errors import UsageError, nearest
 
@@ -30,6 +31,9 @@ class Part:
     """A group of fields inside a configuration; its fields are reached by their own names."""
 
 
+LARGEST = 2**31 - 1  # of a count: JAX's indices have 32 bits
+
+
 def choose(name: str, value: object, allowed: Sequence[str]) -> None:
     """Raise UsageError unless the value is one of those allowed."""
     if value not in allowed:
@@ -37,9 +41,6 @@ def choose(name: str, value: object, allowed: Sequence[str]) -> None:
             f"Found {name} {shortened(value)}, expected one of {', '.join(allowed)}"
             f"{nearest(str(value), allowed)}."
         )
-
-
-LARGEST = 2**31 - 1  # of a count: JAX's indices have 32 bits
 
 
 def at_least(least: int, *, largest: int = LARGEST, **values: int | None) -> None:
@@ -55,12 +56,13 @@ def at_least(least: int, *, largest: int = LARGEST, **values: int | None) -> Non
 
 
 def number(
-    name: str, value: object, least: float = 0, below: float = math.inf, positive: bool = False
+    name: str, value: Any, least: float = 0, below: float = math.inf, positive: bool = False
 ) -> None:
     """Raise UsageError unless the value is a number in [least, below), or in (least, below)."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise UsageError(f"Found {name} {shortened(value)}, expected a number.")
-    if not least <= value < below or (positive and value == least):
+    found = float(value)
+    if not least <= found < below or (positive and found == least):
         begin = f"more than {least:g}" if positive else f"{least:g} or more"
         end = " and finite" if below == math.inf else f" and less than {below:g}"
         raise UsageError(f"Found {name} {value}, expected {begin}{end}.")
@@ -76,17 +78,17 @@ def lengths(name: str, value: object) -> None:
     at_least(1, **{f"{name}[{feature!r}]": length for feature, length in value.items()})
 
 
-def bucket_lengths(name: str, value: object) -> None:
+def bucket_lengths(name: str, value: Any) -> None:
     """Raise UsageError unless the value is None, a count, lengths, or pairs of lengths."""
     if value is None or isinstance(value, numbers.Integral):
-        at_least(1, **{name: value})
+        at_least(1, **{name: typing.cast(Any, value)})
         return
     if isinstance(value, str) or not isinstance(value, Sequence) or not value:
         raise UsageError(f"Found {name} {shortened(value)}, expected lengths or how many of them.")
     for found in value:
         pair = found if isinstance(found, Sequence) and not isinstance(found, str) else (found,)
         for length in pair:
-            at_least(1, **{f"a length of {name}": length})
+            at_least(1, **{f"a length of {name}": typing.cast(Any, length)})
 
 
 def shortened(value: object) -> str:

@@ -141,7 +141,7 @@ def longest_row(split, buckets: Sequence[int]) -> int:
         return 0
     longest, limit = int(split.input_lengths.max()), split.lengths["inputs"]
     if buckets:
-        longest = min((bucket for bucket in (*buckets, limit) if bucket >= longest))
+        longest = min(bucket for bucket in (*buckets, limit) if bucket >= longest)
     return min(longest, limit) + int(split.target_lengths.max())
 
 

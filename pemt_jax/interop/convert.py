@@ -2,8 +2,8 @@
 
 Arrays pass through memory one by one, so the model may be larger than memory. The names, shapes and
 ties of all of them are checked before the first is written. The result appears complete, and only
-at a free path or in place of what this module has written, as its SHA256SUMS lists it: never in place
-of a folder with other files. Vocabulary files beside the weights are copied.
+at a free path or in place of what this module has written, as its SHA256SUMS lists it: never in
+place of a folder with other files. Vocabulary files beside the weights are copied.
 """
 
 import shutil

@@ -32,11 +32,11 @@ import tensorstore
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError, nearest
 from pemt_jax.common.lazy_array import Index, LazyArray, aligned
-from pemt_jax.common.memory import check_memory
 from pemt_jax.common.weights import nbytes
 from pemt_jax.config import T5Config
 from pemt_jax.interop.hf_names import parameter_table
 from pemt_jax.interop.t5x_shapes import infer_config
+from pemt_jax.parallel.memory import check_memory
 
 STEP = re.compile(r"checkpoint_(\d+)")
 INDEX, OCDBT, METADATA, STATE = "checkpoint", "manifest.ocdbt", "_METADATA", "state"
@@ -269,7 +269,7 @@ def _array(folder: Path, kvstore: dict, name: str, driver: str) -> LazyArray:
     store = tensorstore.open(spec, open=True).result()
     dtype = np.dtype(store.dtype.numpy_dtype)
     for size in (store.shape, store.chunk_layout.read_chunk.shape or ()):
-        needed = math.prod(size) * dtype.itemsize
+        needed = math.prod(axis or 1 for axis in size) * dtype.itemsize
         check_memory(f"{name!r} in {folder}, by its shape {list(size)},", needed, error=PemtError)
 
     def read(index: Index) -> np.ndarray:

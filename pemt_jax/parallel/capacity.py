@@ -2,7 +2,7 @@
 
 import jax
 
-from pemt_jax.common.memory import check_memory, machine_bytes
+from pemt_jax.parallel.memory import check_memory, machine_bytes
 
 TOKEN_BYTES, ACTIVATION_BYTES = 4, 2
 
@@ -26,4 +26,4 @@ def device_bytes() -> int:
     if jax.default_backend() == "cpu":
         return machine_bytes()
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
-    return sum(limits) if all(limits) else 2**63
+    return sum(limit or 2**63 for limit in limits)

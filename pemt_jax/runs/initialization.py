@@ -9,8 +9,8 @@ from flax import traverse_util
 
 from pemt_jax.common.errors import UsageError
 from pemt_jax.common.lazy_array import LazyArray
-from pemt_jax.common.memory import check_memory
 from pemt_jax.model.pemt_model import PemtModel
+from pemt_jax.parallel.memory import check_memory
 
 
 def initial_parameters(

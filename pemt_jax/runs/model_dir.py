@@ -5,9 +5,9 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pemt_jax.common import lease
-from pemt_jax.common.contents import check_outside
 from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.common.writing import lease
+from pemt_jax.common.writing.contents import check_outside
 from pemt_jax.parallel import processes
 from pemt_jax.runs.config_file import CONFIG, FIRST_LINE
 
@@ -28,7 +28,8 @@ def check_model_dir(folder: Path) -> None:
             raise UsageError(f"{file} is no plain file, expected another MODEL_DIR.")
         if not (folder / "checkpoints").is_dir() and not is_own(file):
             raise UsageError(
-                f"{file} was not written by a run and would be replaced, expected another MODEL_DIR."
+                f"{file} was not written by a run and would be replaced, expected another "
+                "MODEL_DIR."
             )
 
 

@@ -13,8 +13,8 @@ from pemt_jax.common.errors import UsageError
 from pemt_jax.data.batching import bucket_of, make_batch
 from pemt_jax.finished_config import PredictConfig
 from pemt_jax.parallel import partitioning, processes
-from pemt_jax.parallel.capacity import check_batch
 from pemt_jax.parallel.activation_constraints import constrained
+from pemt_jax.parallel.capacity import check_batch
 from pemt_jax.run_config import DEFAULT_BUCKETS
 from pemt_jax.runs.finished import FinishedRun
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY

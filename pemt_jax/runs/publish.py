@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pemt_jax.common import lease, storage
+from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.hashing import unlisted, write_checksums
 from pemt_jax.common.storage import current, replacing_folder
+from pemt_jax.common.writing import lease
 from pemt_jax.interop.hf import check_savable, save_hf
 from pemt_jax.library import expert as expert_library
 from pemt_jax.library.artefact import (

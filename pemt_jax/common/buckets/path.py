@@ -234,7 +234,7 @@ class BucketPath(gpath.PosixGPath):
 
     @_translated
     def create(self, data: bytes) -> bool:
-        """Write an object that does not exist; False where it does, also if it appears meanwhile."""
+        """Write a new object; False where there is one, also if it appears meanwhile."""
         try:
             self.fs.pipe_file(str(self), data, mode="create")
         except FileExistsError:

@@ -12,12 +12,12 @@ import contextlib
 import json
 import re
 
-from pemt_jax.common import lease
 from pemt_jax.common.buckets.path import BucketPath
+from pemt_jax.common.writing import holder
 
 
 class BucketLease:
-    """One attempt at the lease `file`; see lease.DiskLease."""
+    """One attempt at the lease `file`; see disk_lease.DiskLease."""
 
     def __init__(self, file: BucketPath):
         self.file, self.holder, self.is_alive, self.seen = file, {}, False, None
@@ -29,13 +29,13 @@ class BucketLease:
         if last:
             with contextlib.suppress(FileNotFoundError):  # its successor has removed it
                 self.seen = self._object(last).read_bytes()
-                self.holder = lease.read_holder(self.file, self.seen)
-        running = lease.is_running(self.holder)
+                self.holder = holder.read_holder(self.file, self.seen)
+        running = holder.is_running(self.holder)
         self.is_alive = running is True and not self.holder.get("released")
         gone = expired or running is False or self.holder.get("released")
         if last and (self.is_alive or not gone):
             return False
-        self._number, self._own = last + 1, lease.this_process() | {"beat": 0, "released": False}
+        self._number, self._own = last + 1, holder.this_process() | {"beat": 0, "released": False}
         content = json.dumps(self._own).encode()
         if not self._object(last + 1).create(content) and not self._is_there(content):
             return False
@@ -49,8 +49,8 @@ class BucketLease:
     def beat(self) -> None:
         """Show that the holder is alive; Lost when it no longer is the holder."""
         if (last := max(self._numbers(), default=0)) > self._number:
-            self.holder = lease.read_holder(self.file, self._object(last).read_bytes())
-            raise lease.Lost("The lease was taken over.")
+            self.holder = holder.read_holder(self.file, self._object(last).read_bytes())
+            raise holder.Lost("The lease was taken over.")
         self._own["beat"] += 1
         self._object(self._number).write_text(json.dumps(self._own))
 

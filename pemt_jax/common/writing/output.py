@@ -1,4 +1,4 @@
-"""Files that a user names as output: a plain file is replaced as one, a device or pipe is written."""
+"""Files that a user names as output: plain files are replaced as one, pipes are written."""
 
 import contextlib
 import os
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import IO
 
 from pemt_jax.common import storage
-from pemt_jax.common.contents import check_outside
 from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.common.writing.contents import check_outside
 
 OF_A_RUN = ("config.gin", "metrics.jsonl", "run.lock")
 
