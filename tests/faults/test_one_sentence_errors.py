@@ -101,7 +101,7 @@ NAMES = {
     "no base": (2, "'pemt_source' has no base", {"INITIAL_CHECKPOINT_PATH": "None"}),
     "text for a number": (2, "'many'", "expected int", {"TRAIN_STEPS": "many"}),
     "mesh": (2, "3 model needs 3 devices", {"MODEL_PARALLEL": 3}),
-    "no model axis": (2, "0 model", {"MODEL_PARALLEL": 0}),
+    "no model axis": (2, "Found MODEL_PARALLEL 0", {"MODEL_PARALLEL": 0}),
     "expert axis": (2, "1 data x 2 expert x 1 model needs 2 devices", {"EXPERT_PARALLEL": 2}),
     "no rows": (2, "Found BATCH_SIZE 0", "expected 1 or more", {"BATCH_SIZE": 0}),
     "no rows to evaluate": (

@@ -374,6 +374,8 @@ def test_an_unknown_task_does_not_fit():
         "--shape=small",
         "--gin_file=runs/stage1.gin",
         "--gin.MODEL_DIR=run",
+        "--gin.INITIAL_CHECKPOINT_PATH=base",
+        "--gin.TRAIN_STEPS=1000",
         "--gin.MIXTURE_OR_TASK_NAME=pemt_mnlli",
     ]
     with pytest.raises(UsageError, match="no task or mixture 'pemt_mnlli' .nearest: 'pemt_mnli'"):
