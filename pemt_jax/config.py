@@ -89,6 +89,10 @@ class T5Config:
             _one_of("T5Config.mlp_activations", name, ACTIVATIONS)
         _one_of("T5Config.dtype", self.dtype, DTYPES)
         _one_of("T5Config.remat_policy", self.remat_policy, REMAT_POLICIES)
+        for name in ("vocab_size", "emb_dim", "num_heads", "head_dim", "mlp_dim"):
+            _in_range(
+                f"T5Config.{name}", getattr(self, name), getattr(self, name) >= 1, "1 or more"
+            )
         _in_range("T5Config.dropout_rate", self.dropout_rate, 0 <= self.dropout_rate < 1, "[0, 1)")
 
     @property

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from pemt_jax.common.flat_config import Flat, Part, at_least
+from pemt_jax.common.flat_config import Flat, Part, at_least, bucket_lengths, lengths
 from pemt_jax.run_config import MeshConfig
 
 
@@ -44,6 +44,9 @@ class EvaluateConfig(Flat):
 
     def __post_init__(self):
         at_least(1, BATCH_SIZE=self.batch_size)
+        bucket_lengths("BUCKETS", self.buckets)
+        if self.task_feature_lengths is not None:
+            lengths("TASK_FEATURE_LENGTHS", self.task_feature_lengths)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import optax
 
 from pemt_jax.common.errors import UsageError, no_such
+from pemt_jax.common.flat_config import at_least, number
 
 KINDS = ("linear", "constant", "wsd")
 
@@ -68,8 +69,8 @@ class Schedule:
             raise no_such("schedule", self.kind, KINDS)
         if isinstance(self.train_steps, Sequence):
             object.__setattr__(self, "train_steps", tuple(self.train_steps))
-        if self.warmup_steps < 0:
-            raise UsageError(f"Found warmup_steps {self.warmup_steps}, expected 0 or more.")
+        number("LEARNING_RATE", self.learning_rate)
+        at_least(0, warmup_steps=self.warmup_steps)
         for task in range(len(self.train_steps) if isinstance(self.train_steps, tuple) else 1):
             self.of_task(task).rate  # noqa: B018  (built to be checked)
 
@@ -170,6 +171,14 @@ class Optimizer:
     def __post_init__(self):
         if self.name not in CHAINS:
             raise no_such("optimizer", self.name, CHAINS)
+        if not callable(self.schedule):
+            number("LEARNING_RATE", self.schedule)
+        for name in ("b1", "b2"):
+            number(f"make_optimizer.{name}", getattr(self, name), below=1)
+        for name in ("eps", "weight_decay"):
+            number(f"make_optimizer.{name}", getattr(self, name))
+        if self.clip_norm is not None:
+            number("make_optimizer.clip_norm", self.clip_norm, positive=True)
 
     @property
     def init(self) -> Callable:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import jax
 
 from pemt_jax.cli import command, plan_flags
-from pemt_jax.common.storage import replacing
+from pemt_jax.common.writing.output import check_output, output
 from pemt_jax.planning import report
 from pemt_jax.planning.job import Job, job_of_shape
 from pemt_jax.planning.layout import Layout
@@ -32,6 +32,8 @@ def plan(argv: Sequence[str]) -> int:
     """Make, print and write the plan; return the exit code."""
     jax.config.update("jax_platforms", "cpu")  # an attached TPU stays free
     options, rest = plan_flags.parse(argv, __doc__ or "")
+    if options.json:
+        check_output("--json", options.json)
     t5 = shape_named(options.shape) if options.shape else None
     mesh = MeshConfig()
     if rest:
@@ -68,8 +70,8 @@ def plan(argv: Sequence[str]) -> int:
         made = report.make_plan(job, topology, layout, not options.no_evaluation)
         print(report.render(made, options.compile_time))
     if options.json:
-        with replacing(options.json) as partial:
-            partial.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+        with output("--json", options.json) as file:
+            file.write(json.dumps(made, indent=1) + "\n")
     return 0 if made["fits"] else DOES_NOT_FIT
 
 

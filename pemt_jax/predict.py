@@ -19,7 +19,7 @@ from pemt_jax.cli import command
 from pemt_jax.common import storage
 from pemt_jax.common.configured import configured
 from pemt_jax.common.errors import PemtError, UsageError
-from pemt_jax.common.storage import replacing
+from pemt_jax.common.writing.output import check_output, output
 from pemt_jax.finished_config import PredictConfig
 from pemt_jax.parallel import processes
 
@@ -32,13 +32,15 @@ def predict(config: PredictConfig) -> None:
     from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 
     source, target = config.input_file, config.output_file
-    if source and not storage.path(source).is_file():
+    if source and (not (place := storage.path(source)).exists() or place.is_dir()):
         raise UsageError(f"There is no file {source}, expected lines of text.")
     if jax.process_count() > 1 and not source:
         raise UsageError(
             f"Found {jax.process_count()} processes and no INPUT_FILE, expected one: they cannot "
             "share standard input."
         )
+    if target:
+        check_output("OUTPUT_FILE", target, [source] if source else [])
     predictor = Predictor(open_run(config.run, DEFAULT_VOCABULARY), config)
     as_json = bool(target) and target.endswith(".jsonl")
     with contextlib.ExitStack() as files:
@@ -50,8 +52,7 @@ def predict(config: PredictConfig) -> None:
         if not processes.is_first():
             out = files.enter_context(open(os.devnull, "w", encoding="utf-8"))
         elif target:
-            partial = files.enter_context(replacing(target))
-            out = files.enter_context(open(partial, "w", encoding="utf-8"))
+            out = files.enter_context(output("OUTPUT_FILE", target, [source] if source else []))
         try:
             for found in predictor(line.rstrip("\n") for line in lines):
                 text = found.prediction

@@ -13,10 +13,19 @@ identity is made of it. A new option is a field here and the place that uses it.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pemt_jax.common import storage
 from pemt_jax.common.errors import UsageError
-from pemt_jax.common.flat_config import Flat, Part, at_least, choose
+from pemt_jax.common.flat_config import (
+    Flat,
+    Part,
+    at_least,
+    bucket_lengths,
+    choose,
+    lengths,
+    number,
+)
 from pemt_jax.config import DTYPES, MINI_T5, REFERENCE_OPTIONS, PemtConfig, T5Config, base_path
 from pemt_jax.optimizers import Optimizer, Transformation
 
@@ -65,6 +74,9 @@ class ModelConfig(Part):
         object.__setattr__(self, "initial_checkpoint_path", path)
         for name in ("frozen_dtype", "base_dtype"):
             choose(name.upper(), getattr(self, name), sorted(DTYPES))
+        at_least(1, MAX_DECODE_LENGTH=self.max_decode_length, EMBEDDING_ROWS=self.embedding_rows)
+        if self.dropout_rate is not None:
+            number("DROPOUT_RATE", self.dropout_rate, below=1)
 
     def shape(self, base: T5Config) -> T5Config:
         """The shape of the base with this configuration's overrides."""
@@ -102,6 +114,8 @@ class DataConfig(Part):
 
     def __post_init__(self):
         at_least(1, BATCH_SIZE=self.batch_size, EVAL_BATCH_SIZE=self.eval_batch_size)
+        lengths("TASK_FEATURE_LENGTHS", self.task_feature_lengths)
+        bucket_lengths("BUCKETS", self.buckets)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +150,9 @@ class MeshConfig(Part):
     expert_parallel: int = 1
     fully_sharded: bool = False
 
+    def __post_init__(self):
+        at_least(1, MODEL_PARALLEL=self.model_parallel, EXPERT_PARALLEL=self.expert_parallel)
+
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig(Part):
@@ -163,8 +180,10 @@ class LoopConfig(Part):
     profile_steps: int | None = None
 
     def __post_init__(self):
-        steps = [self.train_steps] if isinstance(self.train_steps, int) else self.train_steps
-        at_least(0, SEED=self.seed, TRAIN_STEPS=min(steps, default=0))
+        many: Any = self.train_steps
+        for steps in many if isinstance(many, list | tuple) else [many]:
+            at_least(0, TRAIN_STEPS=steps)
+        at_least(0, largest=2**63 - 1, SEED=self.seed)
         choose("PRNG", self.prng, PRNGS)
         choose("TASK_LOOP", self.task_loop, TASK_LOOPS)
         names = ("log_every", "eval_every", "save_every", "patience", "profile_steps")

@@ -136,12 +136,24 @@ def test_nothing_is_overwritten_that_was_not_written_here(tmp_path, run, base):
     (tmp_path / "notes" / "precious.txt").write_text("precious")
     (tmp_path / "file").write_text("precious")
     (tmp_path / "link").symlink_to(tmp_path / "empty")
-    mine = shutil.copytree(base, tmp_path / "mine")
+    mine = tmp_path / "mine"
+    assert not run("--from", base, "--to", mine, "--format", "hf")[0]
     (mine / "README.md").write_text("precious")
+    (tmp_path / "pieces").mkdir()
+    (tmp_path / "pieces" / "tokenizer.json").write_text("precious")
+    (tmp_path / "odd" / "model.safetensors").mkdir(parents=True)
+    (tmp_path / "odd" / "model.safetensors" / "precious.txt").write_text("precious")
+    assert not run("--from", base, "--to", tmp_path / "added", "--format", "t5x")[0]
+    assert not run("--from", base, "--to", tmp_path / "added", "--format", "t5x")[0]  # its own
+    (tmp_path / "added" / "checkpoint_0" / "target.foo").mkdir()
+    (tmp_path / "added" / "checkpoint_0" / "target.foo" / "precious.txt").write_text("precious")
     before = snapshot(tmp_path)
     for target, form, message in [
-        (t5x_run, "t5x", "'checkpoint_0/state.param_states.step'"),
-        (t5x_run / "checkpoint_0", "t5x", "'state.param_states.step'"),
+        (t5x_run, "t5x", "'checkpoint_0'"),
+        (t5x_run / "checkpoint_0", "t5x", "'checkpoint'"),
+        (tmp_path / "pieces", "hf", "'tokenizer.json'"),
+        (tmp_path / "odd", "hf", "'model.safetensors'"),
+        (tmp_path / "added", "t5x", "'checkpoint_0/target.foo'"),
         (t5x_run, "hf", "'checkpoint_0'"),
         (tmp_path / "notes", "hf", "'precious.txt'"),
         (mine, "hf", "'README.md'"),

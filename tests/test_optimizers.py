@@ -126,3 +126,25 @@ def test_wrong_settings_are_one_sentence(call, found):
     with pytest.raises(UsageError, match=found) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"clip_norm": -1}, "Found make_optimizer.clip_norm -1, expected more than 0"),
+        ({"clip_norm": 0.0}, "Found make_optimizer.clip_norm 0.0, expected more than 0"),
+        ({"schedule": -0.1}, "Found LEARNING_RATE -0.1, expected 0 or more"),
+        ({"schedule": float("nan")}, "Found LEARNING_RATE nan, expected 0 or more and finite"),
+        ({"schedule": "fast"}, "Found LEARNING_RATE 'fast', expected a number"),
+        ({"b2": 1.0}, "Found make_optimizer.b2 1.0, expected 0 or more and less than 1"),
+        ({"weight_decay": -1}, "Found make_optimizer.weight_decay -1, expected 0 or more"),
+    ],
+)
+def test_a_number_outside_its_range_is_one_sentence(options, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        make_optimizer(**options)
+
+
+def test_a_schedules_rate_has_a_range_too():
+    with pytest.raises(UsageError, match="Found LEARNING_RATE -1, expected 0 or more"):
+        make_schedule("constant", -1)

@@ -8,6 +8,7 @@ without it does not count.
 
 import contextlib
 import json
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pemt_jax.checkpoints.manifest import ITEM, read_manifest
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError, warn
 
+STEP = re.compile(r"0|[1-9]\d{0,17}", re.ASCII)
 COMMITTED = "commit_success.txt"
 _ENTRIES = {"state", ITEM, "metrics", "_CHECKPOINT_METADATA", COMMITTED}
 
@@ -24,17 +26,25 @@ def manifests(folder: Path) -> dict[int, dict | None]:
     """Return {step: manifest} in ascending order; None where it is missing or damaged.
 
     Raises:
-        PemtError: the folder or a manifest cannot be read.
+        PemtError: the folder or a manifest cannot be read, or a checkpoint was renamed.
     """
     try:
-        found = [path for path in folder.iterdir() if path.name.isdigit() and path.is_dir()]
+        found = [path for path in folder.iterdir() if STEP.fullmatch(path.name) and path.is_dir()]
         if storage.is_remote(folder):
             found = [path for path in found if (path / COMMITTED).is_file()]
     except FileNotFoundError:  # nothing has been saved yet
         found = []
     except OSError as error:
         raise unreadable(folder, storage.reason(error)) from error
-    return {step: read_manifest(folder / str(step)) for step in sorted(int(p.name) for p in found)}
+    found = {int(path.name): path for path in found}
+    manifests = {step: read_manifest(found[step]) for step in sorted(found)}
+    for step, manifest in manifests.items():
+        if manifest is not None and manifest.get("step") != step:
+            raise PemtError(
+                f"{found[step]} holds the checkpoint of step {manifest.get('step')}, expected that "
+                f"of step {step}: it was renamed."
+            )
+    return manifests
 
 
 def check_supported(folder: Path) -> None:

@@ -111,12 +111,12 @@ def read_manifest(checkpoint: Path) -> dict | None:
     """
     file = checkpoint / ITEM / _FILE
     try:
-        manifest = json.loads(file.read_bytes())
+        manifest = json.loads(storage.check_plain(file).read_bytes())
     except OSError as error:
         if error.errno in DAMAGE:
             return None
         raise unreadable(file, storage.reason(error)) from error
-    except ValueError:  # no JSON, or bytes that are no text
+    except (ValueError, RecursionError):  # no JSON, or bytes that are no text
         return None
     if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _digest(manifest):
         return None

@@ -34,8 +34,21 @@ def exit_code_of(action: Callable[[], int | None]) -> int:
     except BrokenPipeError:  # the reader of our output has seen enough
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
         return 0
+    except SystemExit as error:
+        if (place := _foreign_exit(error)) is None:
+            raise
+        return report(PemtError(f"{place} called sys.exit({error.code!r}), expected none there."))
     except (PemtError, OSError, KeyboardInterrupt) as error:
         return report(error)
+
+
+def _foreign_exit(error: SystemExit) -> str | None:
+    """Where a module of the user's ended the program; None where this package or argparse did."""
+    frame, line = list(traceback.walk_tb(error.__traceback__))[-1]
+    spec = frame.f_globals.get("__spec__")
+    if spec is None or spec.name.partition(".")[0] in ("pemt_jax", "argparse"):
+        return None
+    return f"{frame.f_code.co_filename} line {line}"
 
 
 def show_stack() -> None:

@@ -59,7 +59,9 @@ def load(
             _bind(name, value)
         given = {name for name, _ in bindings}
         _fill_arguments(main, read, given)
+    _check_no_cycles()
     _check_macros_are_read(main, read, given)
+    _check_scopes_are_entered()
     _check_nothing_is_missing(main)
     _check_types()
     return gin.get_configurable(main)
@@ -148,6 +150,33 @@ def _fill_arguments(main: Callable, read: set[str], given: set[str]) -> None:
         )
         if meant and free:
             gin.bind_parameter(("", selector, argument), gin_internals.reference_to(macro))
+
+
+def _check_no_cycles() -> None:
+    values = gin_internals.macro_values()
+    reads = {name: gin_internals.macros_in(value) & values.keys() for name, value in values.items()}
+    for name in values:
+        path = [name]
+        while path:
+            if (following := next(iter(reads[path[-1]]), None)) is None:
+                reads = {key: others - {path[-1]} for key, others in reads.items()}
+                path.pop()
+            elif following in path:
+                cycle = " -> ".join([*path[path.index(following) :], following])
+                raise UsageError(f"The macro {following} is its own value ({cycle}).")
+            else:
+                path.append(following)
+
+
+def _check_scopes_are_entered() -> None:
+    entered = gin_internals.scopes_entered()
+    for scope, selector in gin_internals.scopes_bound():
+        if not entered & set(scope.split("/")):
+            name, _ = gin_internals.registered(selector)
+            raise UsageError(
+                f"{scope}/{name} is bound but nothing enters the scope {scope!r}"
+                f"{nearest(scope, entered)}, expected {name} or a reference @{scope}/{name}()."
+            )
 
 
 def _check_macros_are_read(main: Callable, read: set[str], given: set[str]) -> None:

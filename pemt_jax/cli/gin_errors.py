@@ -35,6 +35,8 @@ def as_usage_errors() -> Iterator[None]:
 
 def explain(error: Exception) -> str:
     """One sentence for an exception raised by gin: place, fault, nearest valid name."""
+    if isinstance(gin_internals.original(error), RecursionError):
+        return "The gin files include one another, or a value in them is nested without end"
     text = str(error)
     place = PLACE.search(text)
     where = f"{place[1]} line {place[2]}: " if place else ""
@@ -81,6 +83,8 @@ def _is_of_gin(error: Exception) -> bool:
     helpers = (tokenize.__file__, "<frozen importlib")
     files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
     files = [name for name in files if not name.startswith(helpers)]
+    if isinstance(gin_internals.original(error), RecursionError):
+        return sum(map(gin_internals.is_file_of_gin, files)) > 50
     return bool(files) and gin_internals.is_file_of_gin(files[-1])
 
 

@@ -149,6 +149,23 @@ def macros_in_force() -> set[str]:
     return {name for name in map(macro_of, references) if name}
 
 
+def scopes_bound() -> list[tuple[str, str]]:
+    """(scope, selector) of what is bound in a scope, macros excepted."""
+    return [key for key in _gin("_CONFIG") if key[0] and key[1] != "gin.macro"]
+
+
+def scopes_entered() -> set[str]:
+    """The names of the scopes that a reference, @scope/name, enters."""
+    references = _gin("iterate_references")(_gin("_CONFIG"))
+    return {name for reference in references for name in reference.scopes}
+
+
+def macros_in(value: object) -> set[str]:
+    """The macros to which a value refers, on its own or inside a list."""
+    references = _gin("iterate_references")({"": value})
+    return {name for name in map(macro_of, references) if name}
+
+
 def macro_of(value: Any) -> str | None:
     """The name of the macro that `value` refers to, or None."""
     is_macro = isinstance(

@@ -28,6 +28,7 @@ from pemt_jax.cli.exit_codes import exit_code_of, report
 from pemt_jax.cli.parser import Parser, check_command
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.common.writing.contents import check_outside
 from pemt_jax.config import base_path
 from pemt_jax.library.expert import default_library, expert_folder, expert_names, load_expert
 from pemt_jax.library.listing import facts, table
@@ -165,6 +166,9 @@ def _remove(arguments: Namespace) -> None:
 def _export(arguments: Namespace) -> None:
     library, name = arguments.library, arguments.name
     folder = expert_folder(library, name)
+    check_outside("--to", arguments.to)
+    if library.resolve() in arguments.to.resolve().parents:
+        raise UsageError(f"--to {arguments.to} is inside the library, expected a folder elsewhere.")
     if arguments.format == "folder":
         copy_expert(folder, arguments.to, name)
         print(f"{name}  exported to {arguments.to}")

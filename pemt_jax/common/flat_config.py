@@ -17,8 +17,11 @@ Code reads parts, gin and the command line know only names.
 import dataclasses
 import functools
 import inspect
+import math
+import numbers
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pemt_jax.common.errors import UsageError, nearest
 
@@ -28,20 +31,70 @@ class Part:
     """A group of fields inside a configuration; its fields are reached by their own names."""
 
 
+LARGEST = 2**31 - 1  # of a count: JAX's indices have 32 bits
+
+
 def choose(name: str, value: object, allowed: Sequence[str]) -> None:
     """Raise UsageError unless the value is one of those allowed."""
     if value not in allowed:
         raise UsageError(
-            f"Found {name} {value!r}, expected one of {', '.join(allowed)}"
+            f"Found {name} {shortened(value)}, expected one of {', '.join(allowed)}"
             f"{nearest(str(value), allowed)}."
         )
 
 
-def at_least(least: int, **values: float | None) -> None:
-    """Raise UsageError for a value, by its name, that is neither None nor `least` or more."""
+def at_least(least: int, *, largest: int = LARGEST, **values: int | None) -> None:
+    """Raise UsageError for a count, by its name, that is neither None nor `least` or more."""
     for name, value in values.items():
-        if value is not None and value < least:
-            raise UsageError(f"Found {name} {value}, expected {least} or more.")
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise UsageError(f"Found {name} {shortened(value)}, expected a whole number.")
+        if not least <= value <= largest:
+            expected = f"{least} or more" if value < least else f"at most {largest}"
+            raise UsageError(f"Found {name} {value}, expected {expected}.")
+
+
+def number(
+    name: str, value: Any, least: float = 0, below: float = math.inf, positive: bool = False
+) -> None:
+    """Raise UsageError unless the value is a number in [least, below), or in (least, below)."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise UsageError(f"Found {name} {shortened(value)}, expected a number.")
+    found = float(value)
+    if not least <= found < below or (positive and found == least):
+        begin = f"more than {least:g}" if positive else f"{least:g} or more"
+        end = " and finite" if below == math.inf else f" and less than {below:g}"
+        raise UsageError(f"Found {name} {value}, expected {begin}{end}.")
+
+
+def lengths(name: str, value: object) -> None:
+    """Raise UsageError unless the value is {feature: tokens} with inputs and targets."""
+    if not isinstance(value, Mapping):
+        raise UsageError(f"Found {name} {shortened(value)}, expected a dictionary of lengths.")
+    for feature in ("inputs", "targets"):
+        if feature not in value:
+            raise UsageError(f"{name} has no length for {feature!r}, expected one.")
+    at_least(1, **{f"{name}[{feature!r}]": length for feature, length in value.items()})
+
+
+def bucket_lengths(name: str, value: Any) -> None:
+    """Raise UsageError unless the value is None, a count, lengths, or pairs of lengths."""
+    if value is None or isinstance(value, numbers.Integral):
+        at_least(1, **{name: typing.cast(Any, value)})
+        return
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+        raise UsageError(f"Found {name} {shortened(value)}, expected lengths or how many of them.")
+    for found in value:
+        pair = found if isinstance(found, Sequence) and not isinstance(found, str) else (found,)
+        for length in pair:
+            at_least(1, **{f"a length of {name}": typing.cast(Any, length)})
+
+
+def shortened(value: object) -> str:
+    """A value for a sentence."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ PART_BYTES = 2**20  # hashed at once
 def sha256_file(path: str | os.PathLike) -> str:
     """Hex sha256 of the bytes of `path`."""
     try:
-        with storage.path(path).open("rb") as file:
+        with storage.check_plain(storage.path(path)).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise PemtError(f"Cannot read {path}: {storage.reason(error)}.") from error
@@ -76,6 +76,8 @@ def verify_checksums(folder: Path, names: Collection[str] | None = None) -> None
     """
     sums = folder / SUMS
     if not sums.is_file():
+        if sums.exists():
+            raise PemtError(f"{sums} is no plain file, expected the sha256 of the files beside it.")
         return
     lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
     listed = {name: expected for expected, _, name in (line.partition("  ") for line in lines)}
@@ -86,6 +88,28 @@ def verify_checksums(folder: Path, names: Collection[str] | None = None) -> None
                 f"{folder / name} is damaged or exchanged: found sha256 {found[:12]}, "
                 f"expected {listed[name][:12]} as in its {SUMS}."
             )
+
+
+def unlisted(folder: Path) -> list[str]:
+    """What is in `folder` and no SHA256SUMS of it or of its sub-folders lists, sorted.
+
+    Empty for a folder that was written here and has not been added to.
+    """
+    listed = set()
+    for sums in [folder / SUMS, *folder.glob(f"*/{SUMS}")]:
+        if sums.is_file():
+            inside = sums.parent.relative_to(folder)
+            lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
+            names = [line.partition("  ")[2] for line in lines]
+            listed |= {(inside / name).as_posix() for name in (*names, SUMS)}
+    folders = {parent.as_posix() for name in listed for parent in Path(name).parents}
+    here = not storage.is_remote(folder)
+    return sorted(
+        name
+        for path in folder.rglob("*")
+        if (name := path.relative_to(folder).as_posix()) not in listed
+        and not (here and path.is_dir() and not path.is_symlink() and name in folders)
+    )
 
 
 def _files(folder: Path) -> set[str]:

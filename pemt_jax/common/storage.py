@@ -11,6 +11,7 @@ A folder has one writer, the run that it belongs to. Readers ask `current` where
 """
 
 import contextlib
+import errno
 import hashlib
 import importlib
 import os
@@ -100,6 +101,17 @@ def local_copy(file: Path) -> Path:
         with replacing(kept) as partial:
             _remote(file).download(partial)
     return kept
+
+
+def check_plain(file: Path) -> Path:
+    """Return `file` unless it exists and is no plain file: reading a pipe would never end.
+
+    Raises:
+      OSError: it is a pipe, a device or a socket.
+    """
+    if not is_remote(file) and file.exists() and not file.is_file() and not file.is_dir():
+        raise OSError(errno.EINVAL, "it is a pipe or device, expected a plain file", str(file))
+    return file
 
 
 @contextlib.contextmanager

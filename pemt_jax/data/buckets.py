@@ -134,6 +134,17 @@ def eval_buckets(buckets: Buckets, splits: Sequence) -> tuple:
     return buckets_for(buckets, splits)
 
 
+def longest_row(split, buckets: Sequence[int]) -> int:
+    """Tokens of the longest inputs of a split, padded to a bucket if there are any, and of its
+    longest targets."""
+    if not len(split):
+        return 0
+    longest, limit = int(split.input_lengths.max()), split.lengths["inputs"]
+    if buckets:
+        longest = min(bucket for bucket in (*buckets, limit) if bucket >= longest)
+    return min(longest, limit) + int(split.target_lengths.max())
+
+
 def is_pairs(buckets: Buckets) -> bool:
     """Whether buckets are pairs (inputs, targets), not input lengths or a number."""
     return isinstance(buckets, Sequence) and any(isinstance(bucket, Sequence) for bucket in buckets)

@@ -47,10 +47,9 @@ def open_mixture(
 
     As in SeqIO, tasks without that split are left out; UsageError when no task has it.
     """
+    check_task(name)
     if name in seqio.TaskRegistry.names():
         return [(1.0, open_split(name, split, lengths, cache_folder))]
-    if name not in seqio.MixtureRegistry.names():
-        raise unknown_task(name)
     mixture = seqio.MixtureRegistry.get(name)
     parts = [
         (float(mixture.get_rate(task)), task.name) for task in mixture.tasks if split in task.splits
@@ -118,6 +117,12 @@ def open_split(
             if not folder.is_dir():
                 raise
     return _load(folder, task, split, lengths)
+
+
+def check_task(name: str) -> None:
+    """Raise UsageError when there is no task or mixture of this name."""
+    if name not in seqio.TaskRegistry.names() and name not in seqio.MixtureRegistry.names():
+        raise unknown_task(name)
 
 
 def _load(folder: Path, task: seqio.Task, split: str, lengths: Mapping[str, int]) -> TokenizedSplit:

@@ -2,18 +2,17 @@
 
 Arrays pass through memory one by one, so the model may be larger than memory. The names, shapes and
 ties of all of them are checked before the first is written. The result appears complete, and only
-at a free path or in place of what this module could have written: never in place of a run with its
-optimizer state, nor of a folder with other files. Vocabulary files beside the weights are copied.
+at a free path or in place of what this module has written, as its SHA256SUMS lists it: never in
+place of a folder with other files. Vocabulary files beside the weights are copied.
 """
 
-import re
 import shutil
 from pathlib import Path
 
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.flat_config import choose
-from pemt_jax.common.hashing import SUMS, write_checksums
+from pemt_jax.common.hashing import SUMS, unlisted, write_checksums
 from pemt_jax.common.storage import replacing_folder
 from pemt_jax.config import base_path
 from pemt_jax.interop import hf, t5x
@@ -21,11 +20,7 @@ from pemt_jax.interop.base import open_base, verify_base
 from pemt_jax.interop.hf_config import check_savable
 from pemt_jax.interop.t5x_shapes import check_savable as check_savable_t5x
 
-# What a folder of each format contains when it is written here, vocabulary files aside.
-FORMATS = {
-    "hf": re.compile(r"config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|" + SUMS),
-    "t5x": re.compile(r"(checkpoint_0/)?(checkpoint|target\.[\w.]+|" + SUMS + ")|checkpoint_0"),
-}
+FORMATS = ("hf", "t5x")
 DTYPES = ("float32", "bfloat16")
 VOCABULARY = (
     "spiece.model",
@@ -49,13 +44,13 @@ def convert(source: str, target: str, target_format: str, dtype: str | None = No
         UsageError: `target` is something else, or there is no such format or dtype.
         PemtError: `source` cannot be converted, or writing fails.
     """
-    choose("--format", target_format, tuple(FORMATS))
+    choose("--format", target_format, FORMATS)
     choose("--dtype", dtype or DTYPES[0], DTYPES)
     folder, source = storage.path(target), base_path(source)
     verify_base(source)
     config, params = open_base(source)
     (check_savable if target_format == "hf" else check_savable_t5x)(config)
-    _check_target(folder, target_format, source)
+    _check_target(folder, source)
     place = storage.path(source)
     vocabulary = [file for name in VOCABULARY if (file := place / name).is_file()]
     try:
@@ -70,11 +65,13 @@ def convert(source: str, target: str, target_format: str, dtype: str | None = No
                 with storage.fetched(file) as copy:
                     shutil.copyfile(copy, partial / file.name)
             write_checksums(weights)
+            if vocabulary and weights != partial:
+                write_checksums(partial)
     except OSError as error:
         raise PemtError(f"Cannot write {target}: {storage.reason(error)}.") from error
 
 
-def _check_target(target: Path, target_format: str, source: str) -> None:
+def _check_target(target: Path, source: str) -> None:
     """Raise UsageError where something would be lost."""
     if not target.exists() and not target.is_symlink():
         return
@@ -82,18 +79,8 @@ def _check_target(target: Path, target_format: str, source: str) -> None:
         raise UsageError(f"--to {target} is or contains the source, expected another folder.")
     if target.is_symlink() or not target.is_dir():
         raise UsageError(f"--to {target} is a file or a link, expected a folder.")
-    files = [
-        child.relative_to(target).as_posix()
-        for pattern in ("*", "checkpoint_0/*")
-        for child in target.glob(pattern)
-    ]
-    others = sorted(
-        name
-        for name in files
-        if name not in VOCABULARY and not FORMATS[target_format].fullmatch(name)
-    )
-    if others:
+    if others := unlisted(target):
         raise UsageError(
-            f"--to {target} contains {others[0]!r}, which is not part of a model in format "
-            f"{target_format!r} as it is written here, expected a new folder."
+            f"--to {target} contains {others[0]!r}, which no {SUMS} of this command lists, "
+            "expected a new folder."
         )

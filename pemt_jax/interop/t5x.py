@@ -16,6 +16,7 @@ Paths are local or gs://.  The configuration is read from the arrays' shapes (t5
 """
 
 import itertools
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -35,6 +36,7 @@ from pemt_jax.common.weights import nbytes
 from pemt_jax.config import T5Config
 from pemt_jax.interop.hf_names import parameter_table
 from pemt_jax.interop.t5x_shapes import infer_config
+from pemt_jax.parallel.memory import check_memory
 
 STEP = re.compile(r"checkpoint_(\d+)")
 INDEX, OCDBT, METADATA, STATE = "checkpoint", "manifest.ocdbt", "_METADATA", "state"
@@ -266,6 +268,9 @@ def _array(folder: Path, kvstore: dict, name: str, driver: str) -> LazyArray:
     }
     store = tensorstore.open(spec, open=True).result()
     dtype = np.dtype(store.dtype.numpy_dtype)
+    for size in (store.shape, store.chunk_layout.read_chunk.shape or ()):
+        needed = math.prod(axis or 1 for axis in size) * dtype.itemsize
+        check_memory(f"{name!r} in {folder}, by its shape {list(size)},", needed, error=PemtError)
 
     def read(index: Index) -> np.ndarray:
         values = aligned(tuple(piece.stop - piece.start for piece in index), dtype)

@@ -116,6 +116,8 @@ def read_card(folder: str | os.PathLike) -> Card:
     path = folder / CARD
     if not path.is_file():
         names = artefact_names(folder.parent)
+        if _has_card(folder):
+            raise PemtError(f"{path} is no plain file that can be read, expected a card.")
         state = f"has no {CARD}" if folder.is_dir() else "does not exist"
         raise PemtError(f"{folder} {state}, expected an artefact{nearest(folder.name, names)}.")
     return read_card_file(path)
@@ -123,9 +125,21 @@ def read_card(folder: str | os.PathLike) -> Card:
 
 def artefact_names(folder: Path) -> list[str]:
     """Names of the artefacts in `folder`, sorted."""
-    return [
-        name for name in storage.folder_names(folder) if (current(folder / name) / CARD).is_file()
-    ]
+    return [name for name in storage.folder_names(folder) if _has_card(current(folder / name))]
+
+
+def _has_card(folder: Path) -> bool:
+    """Whether there is a card, be it one that cannot be read."""
+    card = folder / CARD
+    if storage.is_remote(folder):
+        return card.is_file()
+    try:
+        card.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # the folder may not be searched
+        return True
+    return True
 
 
 def write_card(path: Path, card: Card) -> None:

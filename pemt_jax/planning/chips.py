@@ -13,6 +13,7 @@ import math
 from pemt_jax.common.errors import UsageError, nearest
 
 GIB = 2**30
+LARGEST = 8960  # chips of a pod of v5p, the largest of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,5 +79,9 @@ def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
         raise UsageError(
             f"Topology {name!r} has the sizes {shape!r}, expected sizes like those "
             f"of {kind}:{chip.slices[3]}."
+        )
+    if math.prod(sizes) > LARGEST:
+        raise UsageError(
+            f"Topology {name!r} has {math.prod(sizes)} chips, expected at most {LARGEST}."
         )
     return chip, sizes

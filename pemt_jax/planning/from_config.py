@@ -5,6 +5,7 @@ import dataclasses
 from pemt_jax import tasks
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.config import PemtConfig, T5Config
+from pemt_jax.data.token_cache import check_task
 from pemt_jax.interop.base import open_base
 from pemt_jax.library.expert import bank_options, default_library, load_expert
 from pemt_jax.model.methods import get_method
@@ -24,6 +25,8 @@ def job_of_training(config: TrainConfig, t5: T5Config | None = None) -> Job:
     Raises:
       UsageError, PemtError: the base is not there, or an argument is wrong.
     """
+    for name in config.tasks:
+        check_task(name)
     model, data, loop = config.model, config.data, config.loop
     method, assumed = get_method(model.method), []
     if t5 is None:

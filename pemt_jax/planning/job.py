@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from pemt_jax import optimizers
-from pemt_jax.config import PemtConfig, T5Config
+from pemt_jax.common.flat_config import at_least, choose
+from pemt_jax.config import DTYPES, PemtConfig, T5Config
 from pemt_jax.model.methods import get_method, split
 from pemt_jax.model.pemt_model import PemtModel
 from pemt_jax.optimizers import Transformation
+from pemt_jax.run_config import PRNGS
 from pemt_jax.runs.build_model import ADAPTER_REDUCTION
 from pemt_jax.training.step import TrainState
 
@@ -50,6 +52,13 @@ class Job:
     eval_batch_size: int = 128
     decode_length: int = 128
     assumed: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        names = ("batch_size", "inputs", "targets", "eval_batch_size", "decode_length")
+        at_least(1, **{name: getattr(self, name) for name in names})
+        at_least(0, train_steps=self.train_steps)
+        choose("frozen_dtype", self.frozen_dtype, sorted(DTYPES))
+        choose("prng", self.prng, PRNGS)
 
     @property
     def model(self) -> PemtModel:

@@ -9,6 +9,8 @@ from pemt_jax.optimizers import Optimizer
 from pemt_jax.parallel import processes
 from pemt_jax.run_config import TrainConfig
 
+CONFIG = "config.gin"
+FIRST_LINE = "# Written by pemt_jax: the configuration of the run in this folder."
 HEADER = """\
 from __gin__ import dynamic_registration
 from pemt_jax import config
@@ -27,11 +29,11 @@ def write_config(config: TrainConfig, text: Callable[[], str] | None = None) -> 
     Raises:
       PemtError: config.gin exists and is no plain file of that folder, or cannot be written.
     """
-    path = config.folder / "config.gin"
+    path = config.folder / CONFIG
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise PemtError(f"{path} is a link or a folder, expected a plain file of the run.")
     if processes.is_first():
-        content = text() if text else to_gin(config)
+        content = f"{FIRST_LINE}\n{text() if text else to_gin(config)}"
         with replacing(path) as partial:
             partial.write_text(content, encoding="utf-8")
     return path

@@ -5,10 +5,11 @@ import json
 from pemt_jax.common import storage
 from pemt_jax.common.errors import UsageError
 from pemt_jax.common.storage import replacing
-from pemt_jax.data.buckets import eval_buckets
+from pemt_jax.data.buckets import eval_buckets, longest_row
 from pemt_jax.data.token_cache import open_mixture
 from pemt_jax.finished_config import EvaluateConfig
 from pemt_jax.parallel import partitioning, processes
+from pemt_jax.parallel.capacity import check_batch
 from pemt_jax.runs.finished import FinishedRun, open_run
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 from pemt_jax.training.evaluator import Evaluator
@@ -38,6 +39,8 @@ def evaluate(config: EvaluateConfig, run: FinishedRun | None = None) -> dict[str
         )
     with processes.first_alone():  # it tokenises what is not cached yet
         splits = [part for _, part in open_mixture(name, config.split, lengths)]
+    size, tokens = config.batch_size, max(longest_row(part, ()) for part in splits)
+    check_batch(f"BATCH_SIZE {size} of {tokens} tokens", size, tokens, built.model.t5.emb_dim)
     processes.agree(
         base=built.identity["base"],
         experts=built.identity["experts"],

@@ -10,6 +10,7 @@ from flax import traverse_util
 from pemt_jax.common.errors import UsageError
 from pemt_jax.common.lazy_array import LazyArray
 from pemt_jax.model.pemt_model import PemtModel
+from pemt_jax.parallel.memory import check_memory
 
 
 def initial_parameters(
@@ -41,6 +42,12 @@ def initial_parameters(
         shapes.update({path: value.shape for path, value in params.items()})
         return {path: value for path, value in params.items() if path not in given}
 
+    made = jax.eval_shape(init, jax.random.key(seed))
+    largest = max(made, key=lambda path: made[path].size, default="")
+    check_memory(
+        f"What is trained ({largest} has shape {made[largest].shape})" if made else "Nothing",
+        sum(value.size * value.dtype.itemsize for value in made.values()),
+    )
     fresh = jax.jit(init)(jax.random.key(seed))
     for path, value in given.items():
         if shapes.get(path) != value.shape:

@@ -14,6 +14,7 @@ from pemt_jax.data.batching import bucket_of, make_batch
 from pemt_jax.finished_config import PredictConfig
 from pemt_jax.parallel import partitioning, processes
 from pemt_jax.parallel.activation_constraints import constrained
+from pemt_jax.parallel.capacity import check_batch
 from pemt_jax.run_config import DEFAULT_BUCKETS
 from pemt_jax.runs.finished import FinishedRun
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
@@ -61,6 +62,9 @@ class Predictor:
                 "MAX_INPUT_LENGTH and MAX_DECODE_LENGTH."
             )
         self._input_length, self._length = inputs, targets
+        rows, beams = config.batch_size, config.num_beams
+        what = f"BATCH_SIZE {rows} with NUM_BEAMS {beams} and MAX_DECODE_LENGTH {targets}"
+        check_batch(what, rows * beams, targets, built.model.t5.emb_dim)
         self._names, self._batch_size = built.model.pemt.expert_names, config.batch_size
         self._mesh = partitioning.make_mesh(
             model=config.mesh.model_parallel, expert=config.mesh.expert_parallel

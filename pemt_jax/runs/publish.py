@@ -15,8 +15,9 @@ import numpy as np
 
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError, warn
-from pemt_jax.common.hashing import SUMS, write_checksums
+from pemt_jax.common.hashing import unlisted, write_checksums
 from pemt_jax.common.storage import current, replacing_folder
+from pemt_jax.common.writing import lease
 from pemt_jax.interop.hf import save_hf
 from pemt_jax.interop.hf_config import check_savable
 from pemt_jax.library import expert as expert_library
@@ -80,12 +81,7 @@ def check_base_replaceable(model_dir: Path) -> None:
     folder = current(model_dir / BASE)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    listed = set()
-    if (folder / SUMS).is_file():
-        lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
-        listed = {line.partition("  ")[2] for line in lines} | {SUMS}
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
-    if others := sorted(found - listed):
+    if others := unlisted(folder):
         raise UsageError(
             f"{folder} holds {others[0]!r}, which no run of method 'full' wrote, expected another "
             "MODEL_DIR."
@@ -163,9 +159,13 @@ def publish(
         config=facts,
         metrics=metrics,
     )
+    check_replaceable(config.folder / ARTEFACT, card.kind)
     # The artefact comes last: once it is there, the run has ended in every respect.
-    if config.experts.expert_name:
-        expert_library.save_expert(library, config.experts.expert_name, trained, card)
+    if name := config.experts.expert_name:
+        lock = storage.path(library) / f".{name}.lock"
+        with lease.held(lock, f"The expert {name!r} of {library}", wait=60):
+            check_owner(config.folder, library, name)  # another run may have published meanwhile
+            expert_library.save_expert(library, name, trained, card)
     write_artefact(config.folder / ARTEFACT, trained, card)
     log.info("%s is published.", config.folder / ARTEFACT)
     return config.folder / ARTEFACT

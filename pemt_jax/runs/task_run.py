@@ -14,7 +14,7 @@ from pemt_jax.checkpoints.newest import stored_identity
 from pemt_jax.common.errors import say
 from pemt_jax.common.versions import versions
 from pemt_jax.data.batching import BatchSource
-from pemt_jax.data.buckets import eval_buckets, train_buckets
+from pemt_jax.data.buckets import eval_buckets, longest_row, train_buckets
 from pemt_jax.data.token_cache import open_mixture, open_split
 from pemt_jax.interop.base import Base
 from pemt_jax.library.artefact import brief
@@ -22,8 +22,10 @@ from pemt_jax.library.expert import default_library
 from pemt_jax.model.methods import get_method
 from pemt_jax.optimizers import Optimizer
 from pemt_jax.parallel import partitioning, processes
+from pemt_jax.parallel.capacity import check_batch
 from pemt_jax.run_config import TrainConfig
 from pemt_jax.runs.build_model import build_model, open_base
+from pemt_jax.runs.model_dir import check_model_dir
 from pemt_jax.runs.probe import probe
 from pemt_jax.runs.publish import (
     against_majority,
@@ -109,6 +111,7 @@ class TaskRun:
         self.mesh, self._together = mesh or make_mesh(config), tuple(together)
         _ = config.steps  # one number
         check_supported(config.folder)
+        check_model_dir(config.folder)
         if base is None:  # else another task of this job has asked
             probe(folders_written(config))
         check_publishable(config)
@@ -123,6 +126,7 @@ class TaskRun:
         check_model(config, self.built)
         parts, held_out = self._open_data()
         self.buckets = buckets = self._buckets(parts)
+        self._check_batches([part for _, part in parts], held_out)
         self.identity = self._identity(parts, buckets)
         processes.agree(
             base=self.identity["base"],
@@ -234,6 +238,17 @@ class TaskRun:
         for _, part in parts:
             log.info("%s has %d training examples.", part.task_name, len(part))
         return parts, held_out
+
+    def _check_batches(self, parts: Sequence, held_out: Sequence) -> None:
+        """Raise UsageError for batches that cannot be in memory."""
+        data, width = self.config.data, self.built.model.t5.emb_dim
+        inputs = [bucket if isinstance(bucket, int) else bucket[0] for bucket in self.buckets]
+        for setting, rows, splits, buckets in (
+            ("BATCH_SIZE", data.batch_size, parts, inputs),
+            ("EVAL_BATCH_SIZE", data.eval_batch_size, held_out, ()),
+        ):
+            tokens = max((longest_row(split, buckets) for split in splits), default=0)
+            check_batch(f"{setting} {rows} of {tokens} tokens", rows, tokens, width)
 
     def _buckets(self, parts: Sequence) -> tuple:
         """The lengths that batches are padded to, chosen where the user leaves that to us.

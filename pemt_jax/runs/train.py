@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pemt_jax.data.batching import train_iterator
 from pemt_jax.run_config import TrainConfig
 from pemt_jax.runs.config_file import write_config
+from pemt_jax.runs.model_dir import alone, check_model_dir
 from pemt_jax.runs.task_run import TaskRun, open_runs
 from pemt_jax.training import loop
 from pemt_jax.training.metrics_log import MetricsLog
@@ -32,8 +33,13 @@ def train(config: TrainConfig, config_text: Callable[[], str] | None = None) -> 
         write_config(config, config_text)
 
     if config.is_job:
-        return train_tasks(config, open_runs(config), started)
-    return train_one(TaskRun(config), started)
+        check_model_dir(config.folder)
+        runs = open_runs(config)
+        with alone([config.folder, *(run.folder for run in runs)]):
+            return train_tasks(config, runs, started)
+    run = TaskRun(config)
+    with alone([run.folder]):
+        return train_one(run, started)
 
 
 def train_one(run: TaskRun, started: Callable[[], None]) -> dict[str, float]:

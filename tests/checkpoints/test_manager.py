@@ -210,6 +210,30 @@ def test_what_a_kill_has_left_of_a_deletion_is_removed_without_a_word(tmp_path, 
     assert "warning" not in capfd.readouterr().err
 
 
+def test_checkpoints_whose_names_were_exchanged_are_named_and_left(tmp_path):
+    saved(tmp_path, None, None)
+    for old, new in (("10", "x"), ("20", "10"), ("x", "20")):
+        (tmp_path / old).rename(tmp_path / new)
+    with pytest.raises(PemtError, match="10 holds the checkpoint of step 20, expected .* step 10"):
+        Checkpoints(tmp_path, {"run": 1})
+    assert steps_in(tmp_path) == [10, 20]
+
+
+def test_a_manifest_that_is_a_pipe_is_not_waited_for(tmp_path):
+    saved(tmp_path, None)
+    (tmp_path / "10" / "manifest" / "metadata").unlink()
+    os.mkfifo(tmp_path / "10" / "manifest" / "metadata")
+    with pytest.raises(PemtError, match="cannot be read: it is a pipe or device"):
+        Checkpoints(tmp_path, {"run": 1})
+
+
+def test_a_folder_named_by_a_digit_that_is_no_number_is_no_checkpoint(tmp_path):
+    (tmp_path / "\u00b2").mkdir()
+    (tmp_path / "007").mkdir()
+    with Checkpoints(tmp_path, {"run": 1}) as checkpoints:
+        assert checkpoints.steps() == []
+
+
 def test_numbered_folder_of_the_user_is_not_touched(tmp_path):
     (tmp_path / "2024").mkdir()
     (tmp_path / "2024" / "thesis.txt").write_text("mine")

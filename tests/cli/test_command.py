@@ -224,6 +224,13 @@ FAULTS = {
     "unclosed bracket": ((*GOOD, "--gin.train.experts=['a'"), "['a'", "expected a string"),
     "no value": ((*GOOD, "--gin.RATE="), "--gin.RATE=", "--gin.NAME=VALUE"),
     "no binding": ((*GOOD, "--gin.RATE"), "--gin.RATE", "--gin.NAME=VALUE"),
+    "macro of itself": ((*GOOD, "--gin.RATE=%RATE"), "RATE is its own value", "(RATE -> RATE)"),
+    "macros in a circle": (
+        (*GOOD, "--gin.RATE=%OTHER", "--gin.OTHER=[%RATE]"),
+        "is its own value",
+        "RATE -> OTHER",
+    ),
+    "scope that nothing enters": ((*GOOD, "--gin.a/train.rate=3"), "'a'", "expected train or"),
     "flag without its file": (("--gin_file",), "--gin_file", "expected one argument"),
 }
 
@@ -246,6 +253,24 @@ FILE_FAULTS = {
     "include 'bas.gin'": ("broken.gin line 5", "'bas.gin'", "nearest: 'base.gin'"),
     "TRIAN_STEPS = 3": ("TRIAN_STEPS", "nearest: 'TRAIN_STEPS'"),
 }
+
+
+def test_files_that_include_one_another_are_one_sentence(command, tmp_path):
+    (tmp_path / "one.gin").write_text("include 'two.gin'\n")
+    (tmp_path / "two.gin").write_text("include 'one.gin'\n")
+    code, output, error = command("--gin_file=one.gin", *GOOD[1:])
+    assert (code, output, error.count("\n")) == (2, "", 1) and "include one another" in error
+
+
+@pytest.mark.parametrize("status", ["0", "3", "'bye'", ""])
+def test_a_users_module_that_exits_is_a_failure_that_names_the_line(command, tmp_path, status):
+    (tmp_path / "leaving.py").write_text(f"import sys\nsys.exit({status})\n")
+    (tmp_path / "leaving.gin").write_text(
+        "from __gin__ import dynamic_registration\nimport leaving\n"
+    )
+    code, output, error = command("--gin_file=base.gin", "--gin_file=leaving.gin", *GOOD[1:])
+    assert (code, output, error.count("\n")) == (1, "", 1)
+    assert "leaving.py line 2 called sys.exit" in error and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("line", FILE_FAULTS)

@@ -102,7 +102,7 @@ NAMES = {
     "no base": (2, "'pemt_source' has no base", {"INITIAL_CHECKPOINT_PATH": "None"}),
     "text for a number": (2, "'many'", "expected int", {"TRAIN_STEPS": "many"}),
     "mesh": (2, "3 model needs 3 devices", {"MODEL_PARALLEL": 3}),
-    "no model axis": (2, "0 model", {"MODEL_PARALLEL": 0}),
+    "no model axis": (2, "Found MODEL_PARALLEL 0", {"MODEL_PARALLEL": 0}),
     "expert axis": (2, "1 data x 2 expert x 1 model needs 2 devices", {"EXPERT_PARALLEL": 2}),
     "no rows": (2, "Found BATCH_SIZE 0", "expected 1 or more", {"BATCH_SIZE": 0}),
     "no rows to evaluate": (
@@ -335,6 +335,12 @@ def test_arguments_of_evaluate_and_predict(world, tmp_path, refused):
     )
     refused("evaluate", 2, "Found BATCH_SIZE 0", flags=[run, "--gin.BATCH_SIZE=0"])
     refused("evaluate", 1, "is empty", flags=[run, "--gin.MIXTURE_OR_TASK_NAME=tiny_empty"])
+    for main in ("evaluate", "predict"):
+        nowhere = "--gin.VOCABULARY=/nowhere"
+        refused(main, 2, "There is no file /nowhere, expected VOCAB", flags=[run, nowhere])
+        many = "--gin.BATCH_SIZE=1000000000"
+        refused(main, 2, "BATCH_SIZE 1000000000", "GiB that are here", flags=[run, many])
+    refused("evaluate", 2, "a length of BUCKETS -3", flags=[run, "--gin.BUCKETS=(-3,)"])
     refused("predict", 2, "Found NUM_BEAMS 0", flags=[run, "--gin.NUM_BEAMS=0"])
     refused(
         "predict", 2, "There is no file nowhere.txt", flags=[run, "--gin.INPUT_FILE=nowhere.txt"]

@@ -1,5 +1,6 @@
 """T5X's checkpoints in and out, against checkpoints and logits that T5X made (data/)."""
 
+import json
 import shutil
 import tarfile
 from pathlib import Path
@@ -50,6 +51,15 @@ def sentence(path) -> str:
     message = str(caught.value)
     assert message.endswith(".") and "\n" not in message
     return message
+
+
+@pytest.mark.parametrize("field", ["shape", "chunks"])
+def test_an_array_that_no_memory_can_hold_is_refused_before_it_is_read(ours, field):
+    file = ours / "target.token_embedder.embedding" / ".zarray"
+    facts = json.loads(file.read_text())
+    facts[field][0] = 10**15
+    file.write_text(json.dumps(facts))
+    assert "takes at least" in sentence(ours) and "GiB that are here" in sentence(ours)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import TINY_BASE
 
+from pemt_jax.cli.library_command import main
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.storage import new_folder
 from pemt_jax.common.weights import load_weights
@@ -221,3 +222,25 @@ def test_a_card_from_elsewhere_does_not_steer_the_terminal(save_expert, expert_a
     assert main(["show", "sly", "--library", str(folder)]) == 0
     output = capsys.readouterr().out
     assert "\x1b" not in output and "'\\x1b[2Jtask'" in output and "'two\\nlines'" in output
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_an_expert_whose_card_cannot_be_read_is_said(save_expert, tmp_path, capsys, kind):
+    library = save_expert("movies")
+    card = library / "movies" / "card.json"
+    card.unlink()
+    card.symlink_to("nowhere") if kind == "link" else os.mkfifo(card)
+    for command in ("list", "verify"):
+        assert main([command, "--library", str(library)]) == 1
+        assert "card.json is no plain file that can be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("inside", ["new", "movies/new"])
+def test_nothing_is_exported_into_a_library(save_expert, capsys, inside):
+    library = save_expert("movies")
+    before = contents(library)
+    for form in ("folder", "peft"):
+        flags = ["--to", str(library / inside), "--format", form, "--library", str(library)]
+        assert main(["export", "movies", *flags]) == 2
+        assert "is inside" in capsys.readouterr().err
+    assert contents(library) == before

@@ -250,6 +250,7 @@ def test_rematerialisation_takes_less_memory_and_more_flops():
         ("v4:4x4", "has the sizes '4x4'"),
         ("v5e:3x5", "has the sizes '3x5'"),
         ("v5e", "has the sizes ''"),
+        ("v5e:4000x4000", "has 16000000 chips, expected at most 8960"),
     ],
 )
 def test_wrong_topology_is_one_sentence(name, sentence):
@@ -345,6 +346,9 @@ def test_search_exits_with_0_when_something_fits_and_3_when_nothing_does(
     assert f"{len(made['ways'])} ways fit by arithmetic" in capsys.readouterr().out
 
 
+SMALL = ["--topology=v5e:1x1", "--shape=small"]
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
@@ -352,10 +356,29 @@ def test_search_exits_with_0_when_something_fits_and_3_when_nothing_does(
         (["--shape=base"], "no slice to plan for"),
         (["--topology=v5e:1x1"], "nothing to plan"),
         (["--topology=v5e:1x1", "--shape=bass"], "nearest: 'base'"),
+        ([*SMALL, "--model_parallel=0"], "Found MODEL_PARALLEL 0, expected 1 or more"),
+        ([*SMALL, "--search", "--batch_size=0"], "Found batch_size 0, expected 1 or more"),
+        ([*SMALL, "--inputs=-4"], "Found inputs -4, expected 1 or more"),
+        ([*SMALL, "--prng=rgb"], "Found prng 'rgb', expected one of .*nearest: 'rbg'"),
+        ([*SMALL, "--dtype=float23"], "T5Config.dtype is 'float23'.*nearest: 'float32'"),
     ],
 )
 def test_wrong_use_is_one_sentence(flags, sentence):
     with pytest.raises(UsageError, match=sentence):
+        plan.plan(flags)
+
+
+def test_an_unknown_task_does_not_fit():
+    flags = [
+        "--topology=v5e:1x1",
+        "--shape=small",
+        "--gin_file=runs/stage1.gin",
+        "--gin.MODEL_DIR=run",
+        "--gin.INITIAL_CHECKPOINT_PATH=base",
+        "--gin.TRAIN_STEPS=1000",
+        "--gin.MIXTURE_OR_TASK_NAME=pemt_mnlli",
+    ]
+    with pytest.raises(UsageError, match="no task or mixture 'pemt_mnlli' .nearest: 'pemt_mnli'"):
         plan.plan(flags)
 
 

@@ -16,8 +16,10 @@ from pemt_jax.config import PemtConfig
 from pemt_jax.interop.hf import load_hf
 from pemt_jax.library import expert as library
 from pemt_jax.library.artefact import Card
+from pemt_jax.model.pemt_model import PemtModel
 from pemt_jax.model.prompts import prompt_tokens
 from pemt_jax.runs.build_model import cut_embedding
+from pemt_jax.runs.initialization import initial_parameters
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY, PACKAGED, beside, prefer
 
 TEXT = "Say the mood of a text."
@@ -278,3 +280,9 @@ def test_a_bank_beside_no_output_says_that_the_sparsity_loss_has_no_effect(
 def test_layers_that_the_base_lacks_are_named(world):
     with pytest.raises(UsageError, match="has 'wi_0', expected some .* encoder/mlp/wi,"):
         source(world, options=PemtConfig(expert_linears=("wi_0",)))
+
+
+def test_experts_that_no_memory_can_hold_are_refused_before_they_are_made():
+    model = PemtModel(T5, PemtConfig(prompt_length=2, source_expert=True, expert_rank=10**9))
+    with pytest.raises(UsageError, match=r"lora_\w has shape .*1000000000.* takes at least"):
+        initial_parameters(model, 0)

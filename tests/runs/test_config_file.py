@@ -9,7 +9,7 @@ from pemt_jax.common.errors import PemtError
 from pemt_jax.config import PemtConfig, T5Config
 from pemt_jax.optimizers import Optimizer, Schedule
 from pemt_jax.run_config import TrainConfig
-from pemt_jax.runs.config_file import to_gin, write_config
+from pemt_jax.runs.config_file import FIRST_LINE, to_gin, write_config
 from pemt_jax.train import train
 
 GIVEN = dict(
@@ -49,7 +49,7 @@ def test_an_optimizer_of_ones_own_is_left_out(tmp_path):
 
 def test_a_text_that_is_given_is_written_instead(tmp_path):
     config = TrainConfig.of(**GIVEN | {"model_dir": str(tmp_path)})
-    assert write_config(config, lambda: "# mine\n").read_text() == "# mine\n"
+    assert write_config(config, lambda: "# mine\n").read_text() == f"{FIRST_LINE}\n# mine\n"
 
 
 def test_a_link_is_not_followed(tmp_path):

@@ -232,6 +232,15 @@ class BucketPath(gpath.PosixGPath):
         self.fs.pipe_file(str(self), bytes(data))
         return len(data)
 
+    @_translated
+    def create(self, data: bytes) -> bool:
+        """Write a new object; False where there is one, also if it appears meanwhile."""
+        try:
+            self.fs.pipe_file(str(self), data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
     def read_text(self, encoding: str | None = None, errors: str | None = None) -> str:
         return self.read_bytes().decode(encoding or "utf-8", errors or "strict")
 

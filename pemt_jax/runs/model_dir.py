@@ -1,0 +1,71 @@
+"""MODEL_DIR belongs to one run: nobody else's files are in the way, and no other command trains."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.common.writing import lease
+from pemt_jax.common.writing.contents import check_outside
+from pemt_jax.parallel import processes
+from pemt_jax.runs.config_file import CONFIG, FIRST_LINE
+
+LOCK, METRICS = "run.lock", "metrics.jsonl"
+
+
+def check_model_dir(folder: Path) -> None:
+    """Raise UsageError for a folder, or files in it, that a run would spoil.
+
+    Files that only look like a run's are its own where it has checkpoints.
+    """
+    check_outside("MODEL_DIR", folder)
+    for name, is_own in ((CONFIG, _is_config), (METRICS, _is_log)):
+        file = folder / name
+        if not (file.exists() or file.is_symlink()):
+            continue
+        if file.is_symlink() or not file.is_file():
+            raise UsageError(f"{file} is no plain file, expected another MODEL_DIR.")
+        if not (folder / "checkpoints").is_dir() and not is_own(file):
+            raise UsageError(
+                f"{file} was not written by a run and would be replaced, expected another "
+                "MODEL_DIR."
+            )
+
+
+def _is_config(file: Path) -> bool:
+    return file.read_bytes()[:200].startswith(FIRST_LINE.encode())
+
+
+def _is_log(file: Path) -> bool:
+    """Whether every line is one of ours, except the last, which a crash may have cut."""
+    for line in file.read_bytes().split(b"\n")[:-1]:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            return False
+        if not isinstance(row, dict) or not {"step", "kind"} <= row.keys():
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def alone(folders: Sequence[Path]) -> Iterator[None]:
+    """Context in which no other command trains in these folders: a lease, held by process 0.
+
+    Raises:
+        UsageError: in every process, when one does; the sentence says which.
+        PemtError: in every process, when a folder cannot be written to.
+    """
+    with contextlib.ExitStack() as stack:
+        refusal = None
+        with processes.first_alone():
+            try:
+                for folder in folders if processes.is_first() else ():
+                    stack.enter_context(lease.held(folder / LOCK, f"The MODEL_DIR {folder}"))
+            except PemtError as error:
+                refusal = [error.exit_code, str(error)]
+        if found := processes.from_first(refusal):
+            code, sentence = found
+            raise (UsageError if code == UsageError.exit_code else PemtError)(sentence)
+        yield
