@@ -90,6 +90,14 @@ def decode(vocabulary, tokens: np.ndarray) -> str:
     return vocabulary.decode(tokens[: ends[0] if len(ends) else None].tolist())
 
 
+def target_text(task: seqio.Task, split, row: int) -> str:
+    """The target of a row of a TokenizedSplit, before tokenisation where that is known."""
+    example = split.example(row)
+    if "targets_pretokenized" in example:
+        return text_of(example["targets_pretokenized"])
+    return decode(task.output_features["targets"].vocabulary, split.targets(row))
+
+
 def score(task: seqio.Task, split, predictions: Mapping[int, str]) -> dict[str, float]:
     """Apply the task's postprocessing and metric functions to {row: text} for every row.
 
@@ -106,11 +114,7 @@ def score(task: seqio.Task, split, predictions: Mapping[int, str]) -> dict[str, 
         )
     targets, predicted = [], []
     for row in range(len(split)):
-        example = split.example(row)
-        if "targets_pretokenized" in example:
-            target = text_of(example["targets_pretokenized"])
-        else:
-            target = decode(task.output_features["targets"].vocabulary, split.targets(row))
+        example, target = split.example(row), target_text(task, split, row)
         targets.append(task.postprocess_fn(target, example=example, is_target=True))
         predicted.append(task.postprocess_fn(predictions[row], example=example, is_target=False))
     metrics = {}
