@@ -157,12 +157,14 @@ def read_settings(path: Path) -> dict[str, str]:
     text = ""
     with contextlib.suppress(OSError):
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    lines = re.sub(r"\\?\n\s+", " ", text).splitlines()  # a value may go on in the next line
+    lines = re.sub(r"\\?\n[ \t]+", " ", text).splitlines()  # a value may go on in the next line
     pairs = (line.partition(" = ") for line in lines if not line.startswith("#"))
     found = {name.strip(): value.strip() for name, equals, value in pairs if equals}
     found = {name: found.get(value.removeprefix("%"), value) for name, value in found.items()}
-    return {
-        name.removeprefix("train.train."): value for name, value in found.items() if "." in name
+    return {  # make_schedule.learning_rate, without the modules before it
+        ".".join(name.removeprefix("train.train.").split(".")[-2:]): value
+        for name, value in found.items()
+        if "." in name
     }
 
 

@@ -28,9 +28,10 @@ def fake_run(
     folder.mkdir(parents=True)
     metrics = {"accuracy": accuracy, "average": accuracy, "loss": 1.0}
     values = {"model_dir": str(folder), "seed": seed, "mixture_or_task_name": task}
-    values |= {"train_steps": 30, "method": method, **(settings or {})}
+    values |= {"method": method, **(settings or {})}
     lines = [f"train.train.{name} = {value!r}\n" for name, value in values.items()]
-    (folder / "config.gin").write_text("import my_tasks\n" + "".join(lines))
+    text = f"import my_tasks\n\n# Macros:\nSTEPS = \\\n    30\n\n# Parameters:\n{''.join(lines)}"
+    (folder / "config.gin").write_text(text + "train.train.train_steps = %STEPS\n\n# End\n")
     rows = [
         {"step": step, "kind": "train", "time": 1000.0 + step, "loss": 3 - step / 20}
         for step in range(2, 31, 2)

@@ -111,3 +111,15 @@ def test_losses_are_no_scores_unless_there_is_nothing_else():
     assert metric_names(metrics) == ["f1", "em", "average"]
     assert metric_names({"accuracy": 3, "average": 3}) == ["accuracy"]
     assert metric_names({"loss": 1, "cross_entropy": 1}) == ["loss"]
+
+
+def test_settings_are_those_of_config_gin_with_macros_replaced(tmp_path):
+    (run,) = find_runs([str(fake_run(tmp_path / "run", settings={"rate": 0.5}))])
+    assert run.settings == {
+        "model_dir": repr(str(tmp_path / "run")),
+        "seed": "0",
+        "mixture_or_task_name": "'shop'",
+        "method": "'pemt_target'",
+        "rate": "0.5",
+        "train_steps": "30",
+    }
