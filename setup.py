@@ -45,6 +45,7 @@ setup(
         "": ["*.md"],
         "pemt_jax": ["py.typed", "assets/*/*"],
         "pemt_jax.configs": ["*/*.gin"],
+        "pemt_jax.reporting": ["templates/*"],
     },
     entry_points={"console_scripts": ["pemt-jax = pemt_jax.cli.console:main"]},
     # The lower bounds are proved by `.ci/run --lowest`.
@@ -70,6 +71,8 @@ setup(
         "scikit-learn>=1.5",
         "scipy>=1.13",
         "tqdm>=4.66.1",
+        "jinja2>=3.1",
+        "matplotlib>=3.9",
     ],
     extras_require={
         "test": [
@@ -86,7 +89,6 @@ setup(
         ],
         "gs": ["gcsfs>=2025.3"],  # paths on gs://
         "s3": ["s3fs>=2025.3"],  # paths on s3://
-        "benchmarks": ["matplotlib>=3.8"],  # the picture of a step's pieces
         "torch": ["torch>=2.6"],  # to read .pt and .bin files; earlier ones do not do it safely
         "hub": ["huggingface_hub>=0.34"],
         "parity": ["torch>=2.6", "transformers>=5.0", "peft>=0.18"],

@@ -12,6 +12,7 @@ from experiment import SOURCES, TARGET, Experiment, Stopwatch, accuracy, gates
 
 from pemt_jax.common.storage import replacing
 from pemt_jax.parallel import processes
+from pemt_jax.reporting.page import write_report
 
 SHOTS, SEED = 32, 0
 # Each way has the rate that study.py chose for it on validation.
@@ -47,6 +48,7 @@ def main() -> None:
     with replacing(path) as partial:
         partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     report(summary, path)
+    write_page(path.parent)
 
 
 def report(summary: dict, path: Path) -> None:
@@ -70,6 +72,13 @@ def report(summary: dict, path: Path) -> None:
         f"Try: echo 'sentence: It broke on the first day.' | python -m pemt_jax.predict "
         f"--gin.MODEL_DIR={folder}/pemt_{SHOTS}_seed{SEED}_rate{RATES['pemt']:g}"
     )
+
+
+def write_page(folder: Path) -> None:
+    """Write the report of all runs, with gates and prompts, and print where it is."""
+    page = folder / "report.html"
+    write_report([folder], page, gates=True)
+    print(f"Scores, curves, gates and prompts as a page: {page}")
 
 
 if __name__ == "__main__":

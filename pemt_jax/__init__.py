@@ -30,6 +30,7 @@ __all__ = [
     "task",
     "train_expert",
     "train_run",
+    "write_report",
 ]
 
 

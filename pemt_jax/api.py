@@ -25,6 +25,7 @@ from pemt_jax.finished_config import EvaluateConfig, FinishedConfig, PredictConf
 from pemt_jax.library.expert import Expert, expert_names, load_expert
 from pemt_jax.library.transfer import add_expert, remove_expert
 from pemt_jax.optimizers import Optimizer, Schedule
+from pemt_jax.reporting.page import write_report
 from pemt_jax.run_config import TrainConfig
 from pemt_jax.runs import evaluate as evaluating
 from pemt_jax.runs import train as training
@@ -49,6 +50,7 @@ __all__ = [
     "task",
     "train_expert",
     "train_run",
+    "write_report",
 ]
 
 LENGTHS = {"inputs": 128, "targets": 16}

@@ -111,7 +111,11 @@ def test_another_task_or_a_mixture_may_be_asked_for(run):
         np.average([mood["cross_entropy"], other["cross_entropy"]], weights=tokens),
         rtol=1e-5,
     )
-    assert sorted(path.name for path in (run / "evaluation").iterdir()) == [
+    facts = json.loads((run / "evaluation" / "splits" / "tiny_both-test.json").read_text())
+    assert facts["examples"] == {"tiny_mood": 8, "tiny_topic": 8}
+    assert facts["share"] == {"tiny_mood": 4 / 8, "tiny_topic": 3 / 8}
+    assert facts["majority"]["tiny_topic/accuracy"] == 3 / 8
+    assert sorted(path.name for path in (run / "evaluation").glob("*.json")) == [
         "tiny_both-test.json",
         "tiny_mood-test.json",
         "tiny_topic-test.json",

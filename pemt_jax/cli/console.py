@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "evaluate a finished run on a split of a task",
     "predict": "predict with a finished run: text in, text out",
     "plan": "find out whether a run fits a TPU slice, and how long it takes at least",
+    "report": "write an HTML page about a run or several: scores, curves, gates, cost",
     "convert": "convert a pretrained T5 between the formats of Hugging Face and T5X",
     "library": "list, verify, import, export and share experts",
     "tasks": "list tasks, show their examples, prepare their data",

@@ -13,6 +13,7 @@ from pemt_jax.parallel.capacity import check_batch
 from pemt_jax.runs.finished import FinishedRun, open_run
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 from pemt_jax.training.evaluator import Evaluator
+from pemt_jax.training.split_facts import split_facts
 from pemt_jax.training.validation import Validation
 
 
@@ -20,7 +21,8 @@ def evaluate(config: EvaluateConfig, run: FinishedRun | None = None) -> dict[str
     """Return the metrics: the task's, losses, mean gate weight per expert.
 
     The first process writes them to MODEL_DIR/evaluation/TASK-SPLIT.json, where MODEL_DIR is a
-    run's; an artefact, an expert or a base is left as it is.
+    run's; an artefact, an expert or a base is left as it is. What the report compares them with,
+    `split_facts`, is written to MODEL_DIR/evaluation/splits/TASK-SPLIT.json.
 
     Args:
       run: where it is open already.
@@ -57,6 +59,11 @@ def evaluate(config: EvaluateConfig, run: FinishedRun | None = None) -> dict[str
     buckets = eval_buckets(config.buckets, splits)
     metrics = Validation(evaluator, splits, config.batch_size, buckets)(params)
     if processes.is_first() and (folder / "checkpoints").is_dir():
-        with replacing(folder / "evaluation" / f"{name}-{config.split}.json") as partial:
-            partial.write_text(json.dumps(metrics) + "\n", encoding="utf-8")
+        place, file = folder / "evaluation", f"{name}-{config.split}.json"
+        for path, content in (
+            (place / "splits" / file, split_facts(splits)),
+            (place / file, metrics),
+        ):
+            with replacing(path) as partial:
+                partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
     return metrics
