@@ -53,7 +53,7 @@ def open_run(config: FinishedConfig, vocabulary: Vocabulary) -> FinishedRun:
     folder = storage.path(config.model_dir)
     if (folder / "config.json").is_file() or current(folder / BASE).is_dir():
         folder = folder if (folder / "config.json").is_file() else current(folder / BASE)
-        return open_base_run(folder, vocabulary, config.vocabulary)
+        return open_base_run(folder, vocabulary, config)
     if not (folder / "card.json").is_file():
         if not current(folder / ARTEFACT).is_dir():
             state = f"has neither {ARTEFACT} nor {BASE}"
@@ -76,6 +76,7 @@ def open_run(config: FinishedConfig, vocabulary: Vocabulary) -> FinishedRun:
             options=dataclasses.replace(options, expert_names=(), source_prompt_lengths=()),
             prompt_text=card.description,
             dtype=str(facts["t5"]["dtype"]),
+            scan_layers=config.scan_layers,
             embedding_rows=int(facts["t5"]["vocab_size"]),
             max_decode_length=facts.get("max_decode_length"),
         )
@@ -116,9 +117,9 @@ def filled_up(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.pad(value, [(0, max(0, more)) for more in missing]) if any(missing) else value
 
 
-def open_base_run(folder: Path, vocabulary: Vocabulary, file: str | None) -> FinishedRun:
+def open_base_run(folder: Path, vocabulary: Vocabulary, config: FinishedConfig) -> FinishedRun:
     """Open a base as a model: one that a run of method full made, or any other."""
-    prefer(file or folder / "spiece.model")
+    prefer(config.vocabulary or folder / "spiece.model")
     facts: dict[str, Any] = {}
     if (folder / RUN_FACTS).is_file():
         try:
@@ -133,7 +134,10 @@ def open_base_run(folder: Path, vocabulary: Vocabulary, file: str | None) -> Fin
                 f"{folder / RUN_FACTS} is not readable ({error}), expected the facts of the run."
             ) from error
     model = ModelConfig(
-        method="full", initial_checkpoint_path=str(folder), max_decode_length=facts.get("longest")
+        method="full",
+        initial_checkpoint_path=str(folder),
+        scan_layers=config.scan_layers,
+        max_decode_length=facts.get("longest"),
     )
     built = build_model(model, vocabulary)
     return FinishedRun(folder, built, facts.get("task"), facts.get("lengths"))
