@@ -19,6 +19,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from pemt_jax.config import PemtConfig, T5Config
 from pemt_jax.finished_config import EvaluateConfig, FinishedConfig, PredictConfig
@@ -87,7 +88,7 @@ class Model:
       moved: initial_checkpoint_path, library, vocabulary: where these are now.
     """
 
-    def __init__(self, model_dir: str | os.PathLike, **moved: str):
+    def __init__(self, model_dir: str | os.PathLike, **moved: Any):
         self._config = FinishedConfig(os.fspath(model_dir), **moved)
         self.run: FinishedRun = open_run(self._config, DEFAULT_VOCABULARY)
 
@@ -107,7 +108,7 @@ class Model:
         return list(Predictor(self.run, config)(texts))
 
 
-def open_model(model_dir: str | os.PathLike, **moved: str) -> Model:
+def open_model(model_dir: str | os.PathLike, **moved: Any) -> Model:
     """Open a finished run; see `Model`."""
     return Model(model_dir, **moved)
 

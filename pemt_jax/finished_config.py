@@ -14,13 +14,15 @@ class FinishedConfig(Part):
     Attributes:
       model_dir: a run's folder, an artefact's, an expert's or a base's.
       initial_checkpoint_path, library: the base and the experts, if they were moved.
-      vocabulary: a spiece.model or "bytes"; None for the one beside the base.
+          vocabulary: a spiece.model or "bytes"; None for the one beside the base.
+          scan_layers: takes less time to compile, see config.T5Config.
     """
 
     model_dir: str
     initial_checkpoint_path: str | None = None
     library: str | None = None
     vocabulary: str | None = None
+    scan_layers: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

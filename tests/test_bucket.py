@@ -9,9 +9,11 @@ from bucket import bucket_folder_fixture, storage_fixture  # noqa: F401
 from tiny_system import EXPERTS, rows, world_fixture  # noqa: F401
 
 from pemt_jax import tasks
-from pemt_jax.cli import library_command
+from pemt_jax.cli import command, library_command
 from pemt_jax.common import storage
+from pemt_jax.common.errors import UsageError
 from pemt_jax.data import token_cache
+from pemt_jax.evaluate import evaluate
 
 
 def upload(folder, place):
@@ -118,6 +120,22 @@ def test_json_lines_in_a_bucket_are_a_task(bucket_folder, tmp_path, monkeypatch)
     (bucket_folder / "test.jsonl").write_text('{"text": "other", "label": "no"}\n')
     split = token_cache.open_split("in_bucket", "test", {"inputs": 16, "targets": 4})
     assert split.example(0)["inputs_pretokenized"] == b"text: other"
+
+
+def test_gin_files_in_a_bucket_are_read_and_their_faults_named(bucket_folder):
+    def read(name):
+        return command.arguments_of(evaluate, [f"--gin_file={bucket_folder}/{name}"])
+
+    (bucket_folder / "my.gin").write_text(
+        f"include '{bucket_folder}/shared.gin'\nMODEL_DIR = 'runs/x'\n"
+    )
+    (bucket_folder / "shared.gin").write_text("BATCH_SIZE = 8\n")
+    assert read("my.gin") == {"model_dir": "runs/x", "batch_size": 8}
+    (bucket_folder / "shared.gin").write_text("BATCH_SIZE = @missing.of()\n")
+    with pytest.raises(UsageError, match=rf"{bucket_folder}/shared.gin line 1: .*missing"):
+        read("my.gin")
+    with pytest.raises(UsageError, match=rf"There is no gin file '{bucket_folder}/other.gin'"):
+        read("other.gin")
 
 
 @pytest.mark.slow

@@ -50,6 +50,16 @@ def test_validation_metrics_are_those_of_the_best_checkpoint(world):
         np.testing.assert_allclose(value, card["metrics"][name], rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["target", pytest.param("base", marks=pytest.mark.slow)])
+def test_scanned_layers_give_the_same_metrics(world, kind):
+    asked = dict(mixture_or_task_name="tiny_mood", task_feature_lengths=LENGTHS, batch_size=8)
+    asked |= dict(model_dir=str(getattr(world, kind)))
+    plain, scanned = (evaluate(**asked, scan_layers=scan) for scan in (False, True))
+    assert scanned.keys() == plain.keys()
+    for name, value in scanned.items():
+        np.testing.assert_allclose(value, plain[name], rtol=1e-5)
+
+
 @pytest.fixture
 def run(world, tmp_path):
     """A finished run whose folder a test may write to."""

@@ -28,6 +28,12 @@ def test_lines_of_standard_input_are_answered_in_order(world, rows, monkeypatch,
     assert capsys.readouterr().out.splitlines() == [row["prediction"] for row in rows]
 
 
+def test_scanned_layers_answer_the_same(world, rows, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines(rows)))
+    predict(model_dir=str(world.target), batch_size=4, scan_layers=True)
+    assert capsys.readouterr().out.splitlines() == [row["prediction"] for row in rows]
+
+
 def test_a_file_gets_an_object_a_line_with_score_and_gate(world, rows, tmp_path, capsys):
     (tmp_path / "in.txt").write_text(lines(rows))
     out = tmp_path / "new" / "out.jsonl"

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from pemt_jax.cli import gin_internals
+from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError, nearest
 
 PLACE = re.compile(r'In file "([^"]+)", line (\d+)')
@@ -98,7 +99,7 @@ def _arguments(selector: str) -> Iterable[str]:
 
 
 def _imported_names(gin_file: str) -> list[str]:
-    lines = Path(gin_file).read_text(encoding="utf-8").splitlines()
+    lines = storage.path(gin_file).read_text(encoding="utf-8").splitlines()
     return [line.split()[-1] for line in lines if re.match(r"(from|import)\s", line)]
 
 

@@ -8,6 +8,7 @@ private name that a later gin no longer has is one sentence with gin's version.
 
 import contextlib
 import importlib.metadata
+import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from gin import config, config_parser
 
+from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError
 
 VERIFIED = "0.5.0"
@@ -33,7 +35,20 @@ def _gin(name: str):
 def look_for_files_in(folders: Sequence[str]) -> None:
     """Make gin look for its files in the working directory, then in `folders`, and only there."""
     _gin("_LOCATION_PREFIXES")[:] = ["", *folders]
-    _gin("_FILE_READERS")[:] = [(open, os.path.isfile)]  # gin's other reader logs every miss
+    # gin's other reader logs every miss.
+    _gin("_FILE_READERS")[:] = [(open, os.path.isfile), (_open_remote, _is_remote_file)]
+
+
+def _is_remote_file(name: str) -> bool:
+    # gin puts each folder that it searches before a name, which a URL does not take.
+    is_url = storage.is_remote(name) and name.index(":") < name.index("/")
+    return is_url and storage.path(name).is_file()
+
+
+def _open_remote(name: str) -> io.StringIO:
+    file = io.StringIO(storage.path(name).read_text(encoding="utf-8"))
+    file.name = name  # pyright: ignore[reportAttributeAccessIssue]  (gin's errors name it)
+    return file
 
 
 def searched_folders() -> list[Path]:

@@ -229,7 +229,16 @@ class Stack(nn.Module):
 def stacked(params: Mapping) -> dict[str, Any]:
     """Return nested parameters with the layers of each stack in one array, where they are not."""
     flat: dict[str, Any] = traverse_util.flatten_dict(dict(params), sep="/")
-    return traverse_util.unflatten_dict(stack_layers(flat, jnp.stack), sep="/")
+    return traverse_util.unflatten_dict(stack_layers(flat, _stack), sep="/")
+
+
+def _stack(layers: list[Array]) -> Array:
+    """Return one array of all layers, whose gradient is cut before anything is done with it.
+
+    Otherwise XLA fuses each cut with the optimizer's update of that layer, and compiles every one
+    of these by itself: updates of whole arrays are alike, and are compiled once.
+    """
+    return jnp.stack(jax.lax.optimization_barrier(layers))
 
 
 def _of_layer(cached: Array, number: Array) -> Array:

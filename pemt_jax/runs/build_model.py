@@ -24,6 +24,7 @@ from pemt_jax.model.methods import Method, get_method, kept_dtype, split
 from pemt_jax.model.pemt_model import PemtModel
 from pemt_jax.model.prompts import prompt_tokens
 from pemt_jax.parallel import partitioning
+from pemt_jax.parallel.stacked_layers import stack_on_devices
 from pemt_jax.run_config import ExpertsConfig, ModelConfig
 from pemt_jax.runs.initialization import initial_parameters
 
@@ -67,6 +68,8 @@ class BuiltModel:
             self.params, self.params_axes, mesh, fully_sharded
         )
         placed = partitioning.place(self.params, shardings)
+        if self.model.t5.scan_layers:
+            placed = stack_on_devices(placed)
         return traverse_util.unflatten_dict(placed, sep="/")
 
 

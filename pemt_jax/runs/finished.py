@@ -18,7 +18,7 @@ from pemt_jax.library.linears import linear_of
 from pemt_jax.run_config import ExpertsConfig, ModelConfig
 from pemt_jax.runs.build_model import BuiltModel, build_model
 from pemt_jax.runs.publish import ARTEFACT, BASE, RUN_FACTS
-from pemt_jax.tasks.vocabulary import Vocabulary, beside, prefer
+from pemt_jax.tasks.vocabulary import BYTES, Vocabulary, beside, prefer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +51,14 @@ def open_run(config: FinishedConfig, vocabulary: Vocabulary) -> FinishedRun:
       UsageError, PemtError: no finished run, a damaged file, an exchanged expert, another base.
     """
     folder = storage.path(config.model_dir)
-    if config.vocabulary and not storage.path(config.vocabulary).is_file():
+    if config.vocabulary not in (None, BYTES) and not storage.path(config.vocabulary).is_file():
         raise UsageError(
             f"There is no file {config.vocabulary}, expected VOCABULARY to be a spiece.model or "
             "tokenizer.json."
         )
     if (folder / "config.json").is_file() or current(folder / BASE).is_dir():
         folder = folder if (folder / "config.json").is_file() else current(folder / BASE)
-        return open_base_run(folder, vocabulary, config.vocabulary)
+        return open_base_run(folder, vocabulary, config)
     if not (folder / "card.json").is_file():
         if not current(folder / ARTEFACT).is_dir():
             state = f"has neither {ARTEFACT} nor {BASE}"
@@ -86,6 +86,7 @@ def open_run(config: FinishedConfig, vocabulary: Vocabulary) -> FinishedRun:
             options=dataclasses.replace(options, expert_names=(), source_prompt_lengths=()),
             prompt_text=card.description,
             dtype=str(facts["t5"]["dtype"]),
+            scan_layers=config.scan_layers,
             embedding_rows=int(facts["t5"]["vocab_size"]),
             max_decode_length=facts.get("max_decode_length"),
         )
@@ -126,9 +127,9 @@ def filled_up(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.pad(value, [(0, max(0, more)) for more in missing]) if any(missing) else value
 
 
-def open_base_run(folder: Path, vocabulary: Vocabulary, file: str | None) -> FinishedRun:
+def open_base_run(folder: Path, vocabulary: Vocabulary, config: FinishedConfig) -> FinishedRun:
     """Open a base as a model: one that a run of method full made, or any other."""
-    prefer(file or beside(folder))
+    prefer(config.vocabulary or beside(folder))
     facts: dict[str, Any] = {}
     if (folder / RUN_FACTS).is_file():
         try:
@@ -143,7 +144,10 @@ def open_base_run(folder: Path, vocabulary: Vocabulary, file: str | None) -> Fin
                 f"{folder / RUN_FACTS} is not readable ({error}), expected the facts of the run."
             ) from error
     model = ModelConfig(
-        method="full", initial_checkpoint_path=str(folder), max_decode_length=facts.get("longest")
+        method="full",
+        initial_checkpoint_path=str(folder),
+        scan_layers=config.scan_layers,
+        max_decode_length=facts.get("longest"),
     )
     built = build_model(model, vocabulary)
     return FinishedRun(folder, built, facts.get("task"), facts.get("lengths"))
