@@ -135,6 +135,7 @@ def test_wrong_settings_are_one_sentence(call, found):
         ({"clip_norm": 0.0}, "Found make_optimizer.clip_norm 0.0, expected more than 0"),
         ({"schedule": -0.1}, "Found LEARNING_RATE -0.1, expected 0 or more"),
         ({"schedule": float("nan")}, "Found LEARNING_RATE nan, expected 0 or more and finite"),
+        ({"schedule": 10**400}, "Found LEARNING_RATE 1000.*finite"),
         ({"schedule": "fast"}, "Found LEARNING_RATE 'fast', expected a number"),
         ({"b2": 1.0}, "Found make_optimizer.b2 1.0, expected 0 or more and less than 1"),
         ({"weight_decay": -1}, "Found make_optimizer.weight_decay -1, expected 0 or more"),

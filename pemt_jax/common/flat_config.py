@@ -19,6 +19,7 @@ import functools
 import inspect
 import math
 import numbers
+import sys
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -52,7 +53,7 @@ def at_least(least: int, *, largest: int = LARGEST, **values: int | None) -> Non
             raise UsageError(f"Found {name} {shortened(value)}, expected a whole number.")
         if not least <= value <= largest:
             expected = f"{least} or more" if value < least else f"at most {largest}"
-            raise UsageError(f"Found {name} {value}, expected {expected}.")
+            raise UsageError(f"Found {name} {shortened(value)}, expected {expected}.")
 
 
 def number(
@@ -61,11 +62,11 @@ def number(
     """Raise UsageError unless the value is a number in [least, below), or in (least, below)."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise UsageError(f"Found {name} {shortened(value)}, expected a number.")
-    found = float(value)
-    if not least <= found < below or (positive and found == least):
+    found: Any = value
+    if not least <= found < below or found > sys.float_info.max or (positive and found == least):
         begin = f"more than {least:g}" if positive else f"{least:g} or more"
         end = " and finite" if below == math.inf else f" and less than {below:g}"
-        raise UsageError(f"Found {name} {value}, expected {begin}{end}.")
+        raise UsageError(f"Found {name} {shortened(value)}, expected {begin}{end}.")
 
 
 def lengths(name: str, value: object) -> None:
