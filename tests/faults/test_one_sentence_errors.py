@@ -220,7 +220,7 @@ def test_widths_that_do_not_fit(world, tmp_path, refused, expert_arrays):
         "train",
         1,
         "'wide'",
-        "24 and 48, expected 16 and 32",
+        "has a prompt of width 24, expected 16 as the base has",
         flags=world.train_flags(
             tmp_path / "run",
             METHOD="pemt_target",
