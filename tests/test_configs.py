@@ -105,3 +105,11 @@ def test_the_readme_has_the_values_of_the_reference_preset():
     bound = set(re.findall(r"^ *(?:\w+\.)*(\w+) = ", given, re.M))
     named = {name.rpartition(".")[2] for name in re.findall(r"^\| `([\w.]+)`", table, re.M)}
     assert named == bound
+
+
+def test_what_the_schedule_of_the_demo_complains_of_can_be_set(tmp_path):
+    flags = ["--gin_file=demo/stage1.gin", f"--gin.MODEL_DIR={tmp_path}"]
+    flags += ["--gin.MIXTURE_OR_TASK_NAME=vader_movies", "--gin.TRAIN_STEPS=20"]
+    with pytest.raises(UsageError, match=r"50 warm-up .* \(WARMUP_STEPS, TRAIN_STEPS\)"):
+        cli.arguments_of(train, flags)
+    assert cli.arguments_of(train, [*flags, "--gin.WARMUP_STEPS=5"])["train_steps"] == 20
