@@ -169,8 +169,10 @@ def test_model_dir_is_a_file(world, tmp_path, refused):
 
 
 def test_vocabulary_of_another_checkpoint(world, tmp_path, refused, monkeypatch):
-    monkeypatch.setenv("PEMT_JAX_VOCABULARY", str(PACKAGED))
     few = random_base(tmp_path / "few", dataclasses.replace(T5, vocab_size=4096))
+    bare = ("train", 2, "has no tokenizer")
+    refused(*bare, flags=world.train_flags(tmp_path / "run", INITIAL_CHECKPOINT_PATH=few))
+    shutil.copy(PACKAGED, few / "spiece.model")
     refused(
         "train",
         2,
@@ -179,6 +181,7 @@ def test_vocabulary_of_another_checkpoint(world, tmp_path, refused, monkeypatch)
         flags=world.train_flags(tmp_path / "run", INITIAL_CHECKPOINT_PATH=few),
     )
     # As many pieces, but other ones: the file stored beside the weights decides.
+    monkeypatch.setenv("PEMT_JAX_VOCABULARY", str(PACKAGED))
     other = from_elsewhere(world.base, tmp_path / "other")
     model = (other / "spiece.model").read_bytes()
     (other / "spiece.model").write_bytes(model + b"\0")
