@@ -82,11 +82,12 @@ class Model:
 
     Args:
       model_dir: a run's folder, or that of an artefact, an expert or a base.
+      scan_layers: takes less time to compile.
       moved: initial_checkpoint_path, library, vocabulary: where these are now.
     """
 
-    def __init__(self, model_dir: str | os.PathLike, **moved: str):
-        self._config = FinishedConfig(os.fspath(model_dir), **moved)
+    def __init__(self, model_dir: str | os.PathLike, *, scan_layers: bool = False, **moved: str):
+        self._config = FinishedConfig(os.fspath(model_dir), scan_layers=scan_layers, **moved)
         self.run: FinishedRun = open_run(self._config, DEFAULT_VOCABULARY)
 
     def evaluate(
@@ -105,9 +106,9 @@ class Model:
         return list(Predictor(self.run, config)(texts))
 
 
-def open_model(model_dir: str | os.PathLike, **moved: str) -> Model:
+def open_model(model_dir: str | os.PathLike, *, scan_layers: bool = False, **moved: str) -> Model:
     """Open a finished run; see `Model`."""
-    return Model(model_dir, **moved)
+    return Model(model_dir, scan_layers=scan_layers, **moved)
 
 
 def train_expert(
