@@ -31,11 +31,6 @@ def _report(argv: Sequence[str] | None) -> None:
         from pemt_jax.tasks.commands.preparing import import_tasks
 
         import_tasks(module)
-    if arguments.gates is not False:
-        from pemt_jax.cli.gin_config import import_modules_of
-
-        for run in arguments.runs:
-            import_modules_of(run)
     found = write_report(arguments.runs, arguments.to, gates=arguments.gates, split=arguments.split)
     print(f"{arguments.to}: {len(found)} run{'s' * (len(found) != 1)}")
 

@@ -21,6 +21,8 @@ from pathlib import Path
 
 TESTS = Path(__file__).parent.parent
 PHASES = ("start-up", "tokenising", "restoring", "training", "evaluating", "saving", "publishing")
+# What a run that has begun says of what it is doing.
+REPORTS = ("importing ", "reading the base ", "tokenising ", "Examples of ", "step ")
 NOT_OURS = 70  # the exit code of an exception that is no sentence
 
 
@@ -158,7 +160,7 @@ class Forker:
 
 
 def said(log: Path) -> list[str]:
-    return [line for line in log.read_text().splitlines() if not line.startswith("step ")]
+    return [line for line in log.read_text().splitlines() if not line.startswith(REPORTS)]
 
 
 def main() -> None:

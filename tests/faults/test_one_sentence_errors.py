@@ -9,6 +9,7 @@ import shutil
 
 import numpy as np
 import pytest
+from forking import REPORTS
 from tiny_system import T5, random_base, snapshot, world_fixture  # noqa: F401
 
 from pemt_jax.checkpoints.manifest import read_manifest, replace_manifest
@@ -35,10 +36,6 @@ def truncate(path):
 def from_elsewhere(base, place):
     """A copy of a base without our own checksums, as if it had been downloaded."""
     return shutil.copytree(base, place, ignore=shutil.ignore_patterns("SHA256SUMS"))
-
-
-# What a run that has begun says of what it is doing.
-REPORTS = ("importing ", "reading the base ", "tokenising ", "Examples of ", "step ")
 
 
 @pytest.fixture

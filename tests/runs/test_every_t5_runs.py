@@ -77,7 +77,7 @@ def test_train_evaluate_predict_and_convert(world, tmp_path, family, scan_layers
 def test_a_byt5_is_trained_on_bytes(world, tmp_path):  # noqa: F811
     base = random_base(tmp_path / "base", SHAPES["byt5"])
     options = {"method": "pemt_source", "initial_checkpoint_path": str(base), "steps": 2}
-    options |= BYTE_LENGTHS
+    options |= BYTE_LENGTHS | {"library": str(tmp_path / "library")}
     with pytest.raises(
         UsageError, match=r"has no tokenizer, expected .* \('bytes' for a ByT5\)\.$"
     ):

@@ -345,8 +345,8 @@ def test_nothing_is_read_back_between_log_points(monkeypatch):
 def test_plain_lines_where_there_is_no_terminal(capfd):
     train(make_trainer(), tiny.batches, 4, log_every=2, show_bar=True)
     lines = capfd.readouterr().err.splitlines()
-    assert len(lines) == 2
-    assert lines[1].startswith("step 4/4  loss ") and "examples/s" in lines[1]
+    assert len(lines) == 3 and lines[0] == "step 0/4  compiling"
+    assert lines[2].startswith("step 4/4  loss ") and "examples/s" in lines[2]
 
 
 @pytest.mark.parametrize(
