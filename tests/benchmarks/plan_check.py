@@ -12,7 +12,8 @@ them not; --store writes what FOLDER has into plan_cells.json.
 Prints one line per cell, the errors by kind and method, the cells without bytes by kind, and those
 in which the arithmetic is too low by more than 20 %; exit code 1 if one of these is not marked
 `compile` there. Arguments are parameters, optimizer and batch with what the compiler's layouts add
-to them; outputs are what is not written over an argument, of which the arithmetic has none.
+to them; outputs are what is not written over an argument. Of these and of code the arithmetic has
+nothing.
 """
 
 import argparse
@@ -83,11 +84,12 @@ def candidate(cell: dict, sizings: dict) -> Candidate:
 
 
 def by_kind(memory: dict[str, int]) -> dict[str, int]:
-    """Return bytes of arguments, temporaries and outputs, of the compiler's record or ours."""
+    """Return bytes by kind, of the compiler's record or the arithmetic's."""
     return {
         "arguments": sum(memory.get(kind, 0) for kind in (*ARGUMENTS, "padding")),
         "temporaries": memory["temporaries"],
         "outputs": memory.get("output", 0),
+        "code": memory.get("code", 0),
     }
 
 
@@ -132,8 +134,8 @@ def main() -> int:
         errors["total", stage].append(error)
         text = f"{name}: {total / GIB:.1f} for {cell['gib']:.1f} GiB, {error:+.0%}"
         for kind, compiled in by_kind(cell["bytes"]).items() if "bytes" in cell else ():
-            if kind == "outputs":
-                text += f"; outputs of {compiled / 2**20:.1f} MiB not counted"
+            if kind in ("outputs", "code"):
+                text += f"; {kind} {compiled / 2**20:.1f} MiB, not counted"
                 continue
             errors[kind, stage].append(by_kind(memory)[kind] / compiled - 1)
             text += f"; {kind} {errors[kind, stage][-1]:+.0%}"
