@@ -34,7 +34,8 @@ def _parser() -> Parser:
         dest="source",
         required=True,
         metavar="PATH",
-        help="a Hugging Face folder, a T5X checkpoint_N or a folder of them",
+        help="a Hugging Face folder or OWNER/NAME[@REVISION] on its hub, a T5X checkpoint_N or a "
+        "folder of them",
     )
     parser.add_argument(
         "--to",

@@ -40,8 +40,8 @@ class ModelConfig(Part):
 
     Attributes:
       method: a row of methods.METHODS.
-      initial_checkpoint_path: the base model, a Hugging Face T5 folder, a T5X checkpoint or
-        "mini_t5"; None to start from `t5`.
+      initial_checkpoint_path: the base model, a Hugging Face T5 folder, its name on the hub
+        (OWNER/NAME[@REVISION]), a T5X checkpoint or "mini_t5"; None to start from `t5`.
       t5: shape of a new backbone.
       options: choices of PEMT.
       prompt_text: the prompt's text; None for the task's own description; or one per task.

@@ -27,6 +27,7 @@ import tensorflow as tf
 
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError
+from pemt_jax.library.hub_names import local_folder
 from pemt_jax.run_config import MINI_T5
 from pemt_jax.tasks.tokenizer_json import sentencepiece_file
 
@@ -56,7 +57,7 @@ def _on_this_machine(path: str) -> Path:
 
 def beside(base: str | os.PathLike) -> str | None:
     """The vocabulary of a base: a file in its folder, "bytes" for a ByT5, None if there is none."""
-    folder = storage.path(base)
+    folder = storage.path(local_folder(base))
     for name in ("spiece.model", "tokenizer.json"):
         if (folder / name).is_file():
             return str(folder / name)

@@ -20,13 +20,16 @@ import subprocess
 from pathlib import Path
 
 import gin
+import hub_server
 import pytest
 from shell import Shell
-from tiny_system import World, random_base
+from tiny_adapter import adapter_files
+from tiny_system import T5, World, random_base
 
 import pemt_jax
 from pemt_jax.cli import library_command
 from pemt_jax.cli.command import arguments_of
+from pemt_jax.config import MINI_T5
 from pemt_jax.evaluate import evaluate
 from pemt_jax.tasks.commands import preparing
 from pemt_jax.train import train
@@ -53,10 +56,10 @@ SLOW = [
 ]
 # What makes a block short enough for a test. Steps of the same shapes are compiled only once, from
 # Python and by command.
-BASE = "INITIAL_CHECKPOINT_PATH=t5-base"
+BASE = "INITIAL_CHECKPOINT_PATH=google-t5/t5-base"
 LENGTHS = 'task_feature_lengths={"inputs": 64, "targets": 8}, buckets=(32, 64)'
 SHORTER = {
-    r"train_steps=\d+": f'train_steps=2, initial_checkpoint_path="t5-base", {LENGTHS}',
+    r"train_steps=\d+": f'train_steps=2, initial_checkpoint_path="google-t5/t5-base", {LENGTHS}',
     r"--gin_file=demo/\w+\.gin": rf"\g<0> --gin.{BASE} --gin.train.batch_size=16",
     "--runs 100": "--runs 1",
 }
@@ -98,12 +101,24 @@ ALL = [block for readme in READMES for block in blocks(readme)]
 
 
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory):
+def hub(base):
+    """A Hugging Face hub with the models that a reader downloads, in small."""
+    with hub_server.served() as started:
+        files = {"spiece.model": Path(MINI_T5, "spiece.model").read_bytes()}
+        files |= {path.name: path.read_bytes() for path in base.iterdir()}
+        started.commit("google/flan-t5-large", files)
+        started.commit("lorahub/flan_t5_large-glue_mrpc", adapter_files(T5))
+        yield started
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory, hub):
     world = World(tmp_path_factory.mktemp("shell"))
     environment = world.environment() | {
         "PEMT_JAX_CACHE": str(world.folder / "cache"),
         "MORE pemt_jax.train": TRAIN,
     }
+    environment |= hub.environment(world.folder / "hub")
     with Shell(environment) as started:
         yield started
 
@@ -118,7 +133,7 @@ def folder(tmp_path, base):
     """What a reader has at hand: the checkout's scripts, a base, the first README's tasks."""
     for name in ("launch", "tests"):
         (tmp_path / name).symlink_to(CHECKOUT / name)
-    for name in ("t5-base", "mini_t5", "phase3"):
+    for name in ("google-t5/t5-base", "mini_t5", "phase3"):
         shutil.copytree(base, tmp_path / name)
     (tasks,) = (b.text for b in blocks("README.md") if b.text.startswith("# my_tasks.py"))
     (tmp_path / "my_tasks.py").write_text(tasks)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from pemt_jax.config import PemtConfig, T5Config
 
+BASE_REVISION = "base_revision"  # of a base on the hub; the weights themselves are in "base"
 _CONFIGURATIONS = {"t5": T5Config, "pemt": PemtConfig}
 _ABSENT = object()
 
@@ -19,13 +20,15 @@ def difference(stored: Mapping, expected: Mapping) -> str | None:
 
     None when they describe the same run. A field that a configuration did not have when `stored`
     was written counts as its default, and an empty stored optimizer, which runs started from Python
-    once wrote, as any optimizer.
+    once wrote, as any optimizer. Where the base came from is no difference.
     """
     return _first("", _completed(stored, expected), expected)
 
 
 def _completed(stored: Mapping, expected: Mapping) -> dict:
-    completed = dict(stored)
+    completed = {name: value for name, value in stored.items() if name != BASE_REVISION}
+    if BASE_REVISION in expected:
+        completed[BASE_REVISION] = expected[BASE_REVISION]
     if stored.get("optimizer") == {} and "optimizer" in expected:
         completed["optimizer"] = expected["optimizer"]
     for name, configuration in _CONFIGURATIONS.items():

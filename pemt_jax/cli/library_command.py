@@ -77,7 +77,9 @@ def _parser() -> Parser:
     for name in ("remove", "export", "push"):
         made[name].add_argument("name", metavar="NAME", help="an expert")
     made["push"].add_argument("repo", metavar="REPO", help="OWNER/NAME on the hub, or a folder")
-    made["pull"].add_argument("repo", metavar="REPO", help="OWNER/NAME on the hub, or a folder")
+    made["pull"].add_argument(
+        "repo", metavar="REPO", help="OWNER/NAME[@REVISION] on the hub, or a folder"
+    )
     made["pull"].add_argument("name", nargs="?", metavar="NAME", help="default: every expert there")
     made["export"].add_argument(
         "--to", type=storage.path, required=True, metavar="DIR", help="a new folder"
@@ -94,12 +96,16 @@ def _parser() -> Parser:
         "path",
         type=storage.path,
         metavar="PATH",
-        help="a PEFT folder with a LoRA on any linear layers of a T5; a folder or a state dict "
-        "of the authors' code",
+        help="a PEFT folder with a LoRA on any linear layers of a T5, or its OWNER/NAME[@REVISION] "
+        "on the Hugging Face hub; a folder or a state dict of the authors' code",
     )
     add("--format", choices=("peft", "reference"), required=True)
     add("--name", help="of the expert in the library")
-    add("--base", metavar="DIR", help="the pretrained T5 that it was trained on")
+    add(
+        "--base",
+        metavar="DIR",
+        help="the pretrained T5 that it was trained on, or its OWNER/NAME[@REVISION] on the hub",
+    )
     add(
         "--prompt",
         metavar="TEXT",
@@ -181,11 +187,14 @@ def _export(arguments: Namespace) -> None:
 
 
 def _import(arguments: Namespace) -> None:
-    with storage.fetched(arguments.path) as path:
-        _import_from(path, arguments)
+    from pemt_jax.library.hub_names import ADAPTER, find
+
+    found = find(arguments.path, ADAPTER) if arguments.format == "peft" else None
+    with storage.fetched(found.folder if found else arguments.path) as path:
+        _import_from(path, found.name if found else None, arguments)
 
 
-def _import_from(path, arguments: Namespace) -> None:
+def _import_from(path, source: str | None, arguments: Namespace) -> None:
     from pemt_jax.interop.import_expert import Request, import_peft, import_reference
 
     request = Request(
@@ -196,6 +205,7 @@ def _import_from(path, arguments: Namespace) -> None:
         arguments.prompt,
         arguments.task,
         arguments.vocabulary,
+        source,
     )
     target = arguments.model_dir is not None
     if target and arguments.format != "reference":

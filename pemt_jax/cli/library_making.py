@@ -26,7 +26,12 @@ def add_arguments(made: Mapping[str, Parser]) -> None:
         made[name].add_argument("--seed", type=int, default=0, help="default: 0")
     add = made["merge"].add_argument
     add("name", metavar="NAME", help="an expert")
-    add("--base", required=True, metavar="DIR", help="the pretrained T5 that it was trained on")
+    add(
+        "--base",
+        required=True,
+        metavar="DIR",
+        help="the pretrained T5 that it was trained on, or its OWNER/NAME[@REVISION] on the hub",
+    )
     add("--to", required=True, type=storage.path, metavar="DIR", help="a new folder")
     add("--dtype", help="float32 or bfloat16, how numbers are stored; default: as in the base")
 

@@ -1,7 +1,8 @@
 """A pretrained T5 from wherever it comes: what every path of a base may be.
 
-A Hugging Face folder (`hf`), or a T5X checkpoint or run (`t5x`), local or remote. A base is opened
-and not read: each process of a run reads the parts that its devices hold (parallel/partitioning).
+A Hugging Face folder (`hf`), or a T5X checkpoint or run (`t5x`), local or remote, or a name on the
+hub (`library.hub_names`). A base is opened and not read: each process of a run reads the parts that
+its devices hold (parallel/partitioning).
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from pemt_jax.common.lazy_array import LazyArray, lazy
 from pemt_jax.config import T5Config
 from pemt_jax.interop import hf, t5x
 from pemt_jax.interop.base_fingerprint import KnownFingerprint, sample
+from pemt_jax.library.hub_names import local_folder
 from pemt_jax.parallel import processes
 
 
@@ -53,7 +55,7 @@ def verify_base(path: str | os.PathLike) -> None:
 
 def _locate(path: str | os.PathLike) -> tuple[Path, bool]:
     """The folder that has a base's files, and whether it is T5X's."""
-    path = os.fspath(path)
+    path = os.fspath(local_folder(path))
     place = storage.current(storage.path(path))
     if hf.is_hf(path):
         return place, False
@@ -117,7 +119,7 @@ def identify_base(path: str | os.PathLike, kept_dtype: Callable[[str], np.dtype]
 
 def check_vocabulary(vocabulary, t5: T5Config, base: str | None) -> None:
     """Raise UsageError when the vocabulary cannot be the one the base was trained with."""
-    own = storage.path(base or "") / "spiece.model"
+    own = storage.path(local_folder(base or "")) / "spiece.model"
     if base and own.is_file() and sha256_file(own) != vocabulary.sha256:
         raise UsageError(
             f"The vocabulary {vocabulary} is not the one beside the base, expected {own}; set "

@@ -19,16 +19,10 @@ from pemt_jax.interop import hf, t5x
 from pemt_jax.interop.base import open_base, verify_base
 from pemt_jax.interop.hf_config import check_savable
 from pemt_jax.interop.t5x_shapes import check_savable as check_savable_t5x
+from pemt_jax.library.hub_names import TOKENIZER, local_folder
 
 FORMATS = ("hf", "t5x")
 DTYPES = ("float32", "bfloat16")
-VOCABULARY = (
-    "spiece.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 
 
 def convert(source: str, target: str, target_format: str, dtype: str | None = None) -> None:
@@ -50,9 +44,9 @@ def convert(source: str, target: str, target_format: str, dtype: str | None = No
     verify_base(source)
     config, params = open_base(source)
     (check_savable if target_format == "hf" else check_savable_t5x)(config)
-    _check_target(folder, source)
-    place = storage.path(source)
-    vocabulary = [file for name in VOCABULARY if (file := place / name).is_file()]
+    place = storage.path(local_folder(source))
+    _check_target(folder, place)
+    vocabulary = [file for name in TOKENIZER if (file := place / name).is_file()]
     try:
         with replacing_folder(folder) as partial:
             is_step = target_format == "hf" or t5x.STEP.fullmatch(folder.name)
@@ -71,11 +65,11 @@ def convert(source: str, target: str, target_format: str, dtype: str | None = No
         raise PemtError(f"Cannot write {target}: {storage.reason(error)}.") from error
 
 
-def _check_target(target: Path, source: str) -> None:
+def _check_target(target: Path, source: Path) -> None:
     """Raise UsageError where something would be lost."""
     if not target.exists() and not target.is_symlink():
         return
-    if target.resolve() in (here := storage.path(source).resolve(), *here.parents):
+    if target.resolve() in (here := source.resolve(), *here.parents):
         raise UsageError(f"--to {target} is or contains the source, expected another folder.")
     if target.is_symlink() or not target.is_dir():
         raise UsageError(f"--to {target} is a file or a link, expected a folder.")

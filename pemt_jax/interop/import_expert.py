@@ -22,6 +22,7 @@ from pemt_jax.interop.peft import import_adapter
 from pemt_jax.interop.reference import check_backbone, from_reference, load_reference
 from pemt_jax.library.artefact import Card, check_name
 from pemt_jax.library.expert import PROMPT, check_fits, save_expert, take_apart
+from pemt_jax.library.hub_names import find
 from pemt_jax.library.linears import linear_of
 from pemt_jax.model.prompts import prompt_tokens
 
@@ -37,6 +38,7 @@ class Request:
     prompt: str | None = None
     task: str | None = None
     vocabulary: str | None = None
+    source: str | None = None  # OWNER/NAME@COMMIT of a `path` that is in the hub's cache
 
 
 def import_peft(request: Request) -> Card:
@@ -62,10 +64,11 @@ def import_peft(request: Request) -> Card:
             f"{request.path} brings a prompt of its own, {card.description!r}, "
             "expected no --prompt."
         )
-    card = dataclasses.replace(card, task=request.task or card.task)
+    config = {**card.config, **_on_the_hub(request)}
+    card = dataclasses.replace(card, task=request.task or card.task, config=config)
     if request.base is not None:
         t5, params = load_base(request.base)
-        base_print, base_name = fingerprint(params), storage.path(request.base).resolve().name
+        base_print, base_name = fingerprint(params), _base_name(request.base)
         if prompt is None:
             prompt = vocabulary_rows(request, t5, params)
         elif card.base_fingerprint != base_print:
@@ -112,8 +115,8 @@ def import_reference(request: Request) -> Card:
         task=request.task or request.name,
         description=request.prompt or "",
         base_fingerprint=fingerprint(base),
-        base_name=storage.path(request.base).resolve().name,
-        config={"imported": "the authors' code", "vocab_size": rows},
+        base_name=_base_name(request.base),
+        config={"imported": "the authors' code", "vocab_size": rows, **_on_the_hub(request)},
     )
     return save_expert(request.library, request.name, expert, card)
 
@@ -139,6 +142,18 @@ def open_vocabulary(base: str | os.PathLike, file: str | None = None):
             "spiece.model or a tokenizer.json, or 'bytes' for a ByT5."
         )
     return Vocabulary(found)
+
+
+def _base_name(base: str) -> str:
+    found = find(base)
+    return found.repo if found else storage.path(base).resolve().name
+
+
+def _on_the_hub(request: Request) -> dict[str, str]:
+    """What a card records of names on the hub: each with its commit."""
+    base = find(request.base) if request.base else None
+    names = {"source": request.source, "base": base.name if base else None}
+    return {fact: name for fact, name in names.items() if name}
 
 
 def _check_target(request: Request) -> None:

@@ -1,25 +1,27 @@
 """Experts shared through the Hugging Face hub: a repository there is a library, a folder an expert.
 
-`repo` is OWNER/NAME, or the path of a folder, which then stands for a repository (a shared disk or
-a place in a bucket).
+`repo` is OWNER/NAME, to pull from also OWNER/NAME@REVISION, or the path of a folder, which then
+stands for a repository (a shared disk or a place in a bucket).
 What is pulled is looked at before it is downloaded (two plain files an expert), and verified (both
 hashes, the card, every shape) before any of it enters the library. huggingface_hub is an extra of
 this package; it finds the user's token where `hf auth login` has put it.
 """
 
-import contextlib
 import dataclasses
-import importlib
+import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError, nearest
 from pemt_jax.library.artefact import CARD, check_name, read_card
 from pemt_jax.library.expert import Expert, expert_folder, expert_names, read_expert
+from pemt_jax.library.hub_names import client
 from pemt_jax.library.transfer import FILES, add_expert, check_expert_folder, copy_expert
+
+log = logging.getLogger(__name__)
 
 
 def push_expert(library: str | os.PathLike, name: str, repo: str) -> str:
@@ -35,14 +37,14 @@ def push_expert(library: str | os.PathLike, name: str, repo: str) -> str:
     if _is_folder(repo):
         copy_expert(folder, storage.path(repo) / name, name, portable=True)
         return f"{repo}/{name}"
-    with _hub(repo) as hub:
+    with client(repo) as hub:
         hub.create_repo(repo, private=True, exist_ok=True)  # its owner may open it to others
         files = hub.list_repo_files(repo)
     if any(file.startswith(f"{name}/") for file in files):
         raise UsageError(f"{repo} holds an expert {name!r} already, expected another name.")
     with tempfile.TemporaryDirectory(prefix="pemt_jax.") as place:
         copy_expert(folder, copy := Path(place) / name, name, portable=True)
-        with _hub(repo) as hub:
+        with client(repo) as hub:
             hub.upload_folder(
                 repo_id=repo,
                 folder_path=str(copy),
@@ -76,8 +78,10 @@ def pull_experts(library: str | os.PathLike, repo: str, name: str | None = None)
     """
     if _is_folder(repo):
         return _add_all(library, storage.path(repo), _chosen(expert_names(repo), repo, name))
-    with _hub(repo) as hub:
-        files = hub.list_repo_files(repo)
+    source, _, revision = repo.partition("@")
+    with client(repo) as hub:
+        found = hub.model_info(source, revision=revision or None)
+    files = [file.rfilename for file in found.siblings or ()]
     names = _chosen(
         [
             file.partition("/")[0]
@@ -96,9 +100,13 @@ def pull_experts(library: str | os.PathLike, repo: str, name: str | None = None)
                 "else in an expert's folder."
             )
     with tempfile.TemporaryDirectory(prefix="pemt_jax.") as folder:
-        with _hub(repo) as hub:
+        with client(repo) as hub:
             cards = [f"{name}/{CARD}" for name in names if name not in new]
-            hub.snapshot_download(repo, allow_patterns=wanted + cards, local_dir=folder)
+            # Of the commit that was looked at, wherever the branch is now.
+            hub.snapshot_download(
+                source, revision=found.sha, allow_patterns=wanted + cards, local_dir=folder
+            )
+        log.info("%s of the Hugging Face hub is %s@%s.", repo, source, found.sha)
         return _add_all(library, Path(folder), names)
 
 
@@ -150,21 +158,3 @@ def _chosen(names: Iterable[str], repo: str, name: str | None) -> list[str]:
     for each in chosen:
         check_name(each)
     return chosen
-
-
-@contextlib.contextmanager
-def _hub(repo: str) -> Iterator:
-    """The client of huggingface_hub; whatever it raises becomes one sentence."""
-    try:
-        hub = importlib.import_module("huggingface_hub")
-    except ImportError as error:
-        raise PemtError(
-            f"{repo} is no folder here, and the Hugging Face hub needs "
-            "huggingface_hub, which is not installed, expected after "
-            'pip install "pemt_jax[hub]".'
-        ) from error
-    try:
-        yield hub.HfApi()
-    except Exception as error:  # of whatever transport its version has: the hub said no
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise PemtError(f"The Hugging Face hub did not serve {repo}: {reason}.") from error

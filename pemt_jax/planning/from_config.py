@@ -18,6 +18,8 @@ from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 def job_of_training(config: TrainConfig, t5: T5Config | None = None) -> Job:
     """Return what `train(config)` would run; nothing but headers and cards is read.
 
+    A base that is a name on the hub is downloaded, as `train` would.
+
     Args:
       config: of the run.
       t5: a shape instead of that of the base, which then need not be there.

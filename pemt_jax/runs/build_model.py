@@ -13,12 +13,14 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from pemt_jax.checkpoints.identity import BASE_REVISION
 from pemt_jax.common.errors import UsageError, warn
 from pemt_jax.common.lazy_array import LazyArray
 from pemt_jax.config import ExpertLinears, PemtConfig, T5Config, linear_kind
 from pemt_jax.interop.base import Base, check_vocabulary, identify_base
 from pemt_jax.library import expert as expert_library
 from pemt_jax.library.expert import Expert
+from pemt_jax.library.hub_names import find
 from pemt_jax.library.linears import flat_lora
 from pemt_jax.model.methods import Method, get_method, kept_dtype, split
 from pemt_jax.model.pemt_model import PemtModel
@@ -159,6 +161,8 @@ def build_model(
         "pemt": identity_of(options),
         "seed": seed,
     }
+    if found := find(config.initial_checkpoint_path or ""):
+        identity[BASE_REVISION] = found.name
     return BuiltModel(model, method, params, axes, identity)
 
 

@@ -14,6 +14,7 @@ from pemt_jax.common.storage import current
 from pemt_jax.config import PemtConfig, base_path
 from pemt_jax.finished_config import FinishedConfig
 from pemt_jax.library.artefact import Card, read_artefact
+from pemt_jax.library.hub_names import same_everywhere
 from pemt_jax.library.linears import linear_of
 from pemt_jax.run_config import ExpertsConfig, ModelConfig
 from pemt_jax.runs.build_model import BuiltModel, build_model
@@ -77,7 +78,7 @@ def open_run(config: FinishedConfig, vocabulary: Vocabulary) -> FinishedRun:
                 f"{folder} comes from elsewhere and does not say where its base "
                 f"{card.base_name!r} is, expected INITIAL_CHECKPOINT_PATH."
             )
-        base = base_path(base)
+        base = same_everywhere(base_path(base))
         library = config.library or facts.get("library") or str(folder.parent)
         lengths = dict(facts["task_feature_lengths"])
         model = ModelConfig(

@@ -1,14 +1,21 @@
-"""MODEL_DIR belongs to one run: nobody else's files are in the way, and no other command trains."""
+"""MODEL_DIR belongs to one run: nobody else's files are in the way, and no other command trains.
+
+What a resumed run keeps of its base is found there too.
+"""
 
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pemt_jax.checkpoints.identity import BASE_REVISION
+from pemt_jax.checkpoints.newest import stored_identity
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.writing import lease
 from pemt_jax.common.writing.contents import check_outside
+from pemt_jax.library.hub_names import NAME, same_everywhere
 from pemt_jax.parallel import processes
+from pemt_jax.run_config import TrainConfig
 from pemt_jax.runs.config_file import CONFIG, FIRST_LINE
 
 LOCK, METRICS = "run.lock", "metrics.jsonl"
@@ -47,6 +54,23 @@ def _is_log(file: Path) -> bool:
         if not isinstance(row, dict) or not {"step", "kind"} <= row.keys():
             return False
     return True
+
+
+def with_one_base(config: TrainConfig) -> TrainConfig:
+    """The configuration, its base at one commit where that is a name on the hub.
+
+    A run that is resumed keeps the commit that it began with; in a job of several tasks that is
+    the one of the first.
+
+    Raises:
+      PemtError: see library.hub_names.
+    """
+    path = config.model.initial_checkpoint_path
+    if path is None or not NAME.fullmatch(path):
+        return config
+    first = config.of_tasks()[0] if config.is_job else config
+    recorded = stored_identity(first.folder / "checkpoints").get(BASE_REVISION)
+    return config.replace(initial_checkpoint_path=same_everywhere(path, recorded))
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from pemt_jax.library.artefact import (
     read_card,
     write_artefact,
 )
+from pemt_jax.library.hub_names import find, lasting_name
 from pemt_jax.model.methods import get_method
 from pemt_jax.run_config import TrainConfig
 from pemt_jax.runs.build_model import BuiltModel
@@ -136,7 +137,7 @@ def publish(
     assert base is not None and library is not None, "see check_publishable"
     facts = {
         "model_dir": str(config.folder.resolve()),
-        "base": storage.absolute(base),
+        "base": lasting_name(base),
         "library": storage.absolute(library),
         "t5": identity["t5"],
         "pemt": identity["pemt"],
@@ -152,7 +153,7 @@ def publish(
         method=built.method.name,
         task=config.tasks[0],
         base_fingerprint=identity["base"],
-        base_name=Path(base).name,
+        base_name=found.repo if (found := find(base)) else Path(base).name,
         description=identity["prompt_text"],
         experts=experts,
         rank=options.expert_rank if options.source_expert or experts else 0,

@@ -25,7 +25,7 @@ from pemt_jax.parallel import partitioning, processes
 from pemt_jax.parallel.capacity import check_batch
 from pemt_jax.run_config import TrainConfig
 from pemt_jax.runs.build_model import build_model, open_base
-from pemt_jax.runs.model_dir import check_model_dir
+from pemt_jax.runs.model_dir import check_model_dir, with_one_base
 from pemt_jax.runs.probe import probe
 from pemt_jax.runs.publish import (
     against_majority,
@@ -57,7 +57,7 @@ def complete(config: TrainConfig) -> TrainConfig:
 def open_runs(config: TrainConfig) -> "list[TaskRun]":
     """The runs of a job's tasks, over one base that is read once."""
     mesh, base, evaluators, found = make_mesh(config), None, {}, []
-    for own in config.of_tasks():
+    for own in with_one_base(config).of_tasks():
         if found and config.data.buckets is None:
             own = own.replace(buckets=found[0].buckets)
         run = TaskRun(own, mesh, base, together=config.tasks, evaluators=evaluators)
@@ -115,6 +115,7 @@ class TaskRun:
         if base is None:  # else another task of this job has asked
             probe(folders_written(config))
         check_publishable(config)
+        self.config = config = with_one_base(config)
         path = config.model.initial_checkpoint_path
         prefer(path and beside(path))
         if path and base is None and processes.is_first():

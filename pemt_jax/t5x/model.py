@@ -15,6 +15,7 @@ from pemt_jax.library.artefact import CARD, read_card
 from pemt_jax.run_config import TrainConfig
 from pemt_jax.runs.build_model import BuiltModel, build_model
 from pemt_jax.runs.finished import open_run
+from pemt_jax.runs.model_dir import with_one_base
 from pemt_jax.runs.publish import ARTEFACT, check_model, check_publishable
 from pemt_jax.runs.task_run import complete
 from pemt_jax.t5x.bridge import PemtT5X
@@ -56,6 +57,7 @@ def new_model(config: TrainConfig) -> PemtT5X:
             "ARTEFACT_DIR."
         )
     config.folder.mkdir(parents=True, exist_ok=True)
+    config = with_one_base(config)
     base, shape = config.model.initial_checkpoint_path, config.model.t5
     shape = None if shape is None else shape_of(shape)
     if shape is not None:

@@ -8,18 +8,19 @@ import subprocess
 import sys
 
 import pytest
+from hub_server import hub_fixture  # noqa: F401  (a fixture, `hub`)
 
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.config import MINI_T5
 from pemt_jax.library import expert as library
-from pemt_jax.library import hub
+from pemt_jax.library import hub as sharing
 from pemt_jax.library.artefact import read_card, write_card
 from pemt_jax.library.transfer import without_paths
 
 # Repositories are folders of $HUB; like the client, it knows files by '/'-joined paths.
 STAND_IN = """
-import fnmatch, os, pathlib, shutil
+import fnmatch, os, pathlib, shutil, types
 
 HUB = pathlib.Path(os.environ["HUB"])
 
@@ -34,10 +35,15 @@ class HfApi:
         files = [path for path in (HUB / repo_id).rglob("*") if not path.is_dir()]
         return [path.relative_to(HUB / repo_id).as_posix() for path in files]
 
+    def model_info(self, repo_id, *, revision=None):
+        files = [types.SimpleNamespace(rfilename=name) for name in self.list_repo_files(repo_id)]
+        return types.SimpleNamespace(sha=revision or "newest", siblings=files)
+
     def upload_folder(self, *, repo_id, folder_path, path_in_repo, commit_message):
         shutil.copytree(folder_path, HUB / repo_id / path_in_repo)
 
-    def snapshot_download(self, repo_id, *, allow_patterns, local_dir):
+    def snapshot_download(self, repo_id, *, revision, allow_patterns, local_dir):
+        assert revision == "newest"
         for file in self.list_repo_files(repo_id):
             if any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns):
                 to = pathlib.Path(local_dir, file)
@@ -109,13 +115,13 @@ def test_an_expert_goes_to_the_hub_and_comes_back(save_expert, tmp_path, command
 def test_a_folder_stands_for_a_repository(save_expert, tmp_path):
     folder = save_expert("movies")
     (tmp_path / "shared").mkdir()
-    assert hub.push_expert(folder, "movies", str(tmp_path / "shared")).endswith("shared/movies")
-    pulled = hub.pull_experts(tmp_path / "mine", str(tmp_path / "shared"))
+    assert sharing.push_expert(folder, "movies", str(tmp_path / "shared")).endswith("shared/movies")
+    pulled = sharing.pull_experts(tmp_path / "mine", str(tmp_path / "shared"))
     assert [expert.name for expert in pulled.added] == ["movies"]
     with pytest.raises(UsageError, match="exists already"):
-        hub.push_expert(folder, "movies", str(tmp_path / "shared"))
+        sharing.push_expert(folder, "movies", str(tmp_path / "shared"))
     with pytest.raises(UsageError, match="nearest: 'movies'"):
-        hub.pull_experts(tmp_path / "mine", str(tmp_path / "shared"), "movie")
+        sharing.pull_experts(tmp_path / "mine", str(tmp_path / "shared"), "movie")
 
 
 def test_a_pull_goes_on_past_what_is_already_there(save_expert, tmp_path, command):
@@ -147,11 +153,11 @@ def test_a_pushed_card_names_no_path_of_this_machine(save_expert, tmp_path, offl
     config["base"] = storage.absolute(MINI_T5)
     write_card(folder / "movies" / "card.json", dataclasses.replace(card, config=config))
     (tmp_path / "shared").mkdir()
-    hub.push_expert(folder, "movies", str(tmp_path / "shared") if repo == "shared" else repo)
+    sharing.push_expert(folder, "movies", str(tmp_path / "shared") if repo == "shared" else repo)
     pushed = (tmp_path / "shared" if repo == "shared" else offline) / "movies"
     assert read_card(pushed).config == {"seed": 3, "base": "mini_t5"}
     assert "/home/me" not in (pushed / "card.json").read_text()
-    (expert,) = hub.pull_experts(tmp_path / "mine", str(pushed.parent)).added
+    (expert,) = sharing.pull_experts(tmp_path / "mine", str(pushed.parent)).added
     assert expert.sha256 == read.sha256
     write_card(folder / "movies" / "card.json", dataclasses.replace(card, config={"base": "/x/t5"}))
     assert without_paths(read_card(folder / "movies")).config == {}
@@ -180,50 +186,66 @@ def link(repo):
 )
 def test_of_what_is_not_all_good_nothing_enters(save_expert, tmp_path, offline, spoil, message):
     for name in ("movies", "nyt"):
-        hub.push_expert(save_expert(name), name, "me/experts")
+        sharing.push_expert(save_expert(name), name, "me/experts")
     spoil(offline)
     with pytest.raises(PemtError, match=message):
-        hub.pull_experts(tmp_path / "mine", "me/experts")
+        sharing.pull_experts(tmp_path / "mine", "me/experts")
     assert not (tmp_path / "mine").exists()
 
 
 def test_paths_that_lead_outside_are_no_experts(save_expert, tmp_path, offline, monkeypatch):
-    hub.push_expert(save_expert("nyt"), "nyt", "me/experts")
+    sharing.push_expert(save_expert("nyt"), "nyt", "me/experts")
     import huggingface_hub
 
     names = ["nyt/card.json", "nyt/weights.safetensors", "../card.json", "/etc/card.json"]
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, repo: names)
     with pytest.raises(UsageError, match="'..' is no name"):
-        hub.pull_experts(tmp_path / "mine", "me/experts")
+        sharing.pull_experts(tmp_path / "mine", "me/experts")
 
 
 def test_what_the_hub_says_is_one_sentence(save_expert, tmp_path, offline):
     with pytest.raises(PemtError, match=r"did not serve you/none: 404 Client Error\.$"):
-        hub.pull_experts(tmp_path / "mine", "you/none")
-    hub.push_expert(save_expert("nyt"), "nyt", "me/experts")
+        sharing.pull_experts(tmp_path / "mine", "you/none")
+    sharing.push_expert(save_expert("nyt"), "nyt", "me/experts")
     with pytest.raises(UsageError, match="no expert 'nty' in me/experts, .*nearest: 'nyt'"):
-        hub.pull_experts(tmp_path / "mine", "me/experts", "nty")
+        sharing.pull_experts(tmp_path / "mine", "me/experts", "nty")
     shutil.rmtree(offline / "nyt")
     with pytest.raises(UsageError, match="There are no experts in me/experts"):
-        hub.pull_experts(tmp_path / "mine", "me/experts")
+        sharing.pull_experts(tmp_path / "mine", "me/experts")
     (offline / "nyt").mkdir()
     (offline / "nyt" / "card.json").touch()
-    assert hub.pull_experts(tmp_path / "library", "me/experts") == hub.Pulled([], [], ["nyt"])
+    found = sharing.pull_experts(tmp_path / "library", "me/experts")
+    assert found == sharing.Pulled([], [], ["nyt"])
+
+
+def test_the_real_client_pulls_one_commit(save_expert, tmp_path, hub):
+    folder = save_expert("nyt")
+    files = {f"nyt/{path.name}": path.read_bytes() for path in (folder / "nyt").iterdir()}
+    old = hub.commit("me/experts", files)
+    hub.commit("me/experts", {"README.md": b"moved"})
+    with pytest.raises(UsageError, match="There are no experts in me/experts"):
+        sharing.pull_experts(tmp_path / "mine", "me/experts")
+    (pulled,) = sharing.pull_experts(tmp_path / "mine", f"me/experts@{old}").added
+    assert pulled.sha256 == library.load_expert(folder, "nyt").sha256
+    with pytest.raises(PemtError, match="me/experts at .* has no revision 'v9'"):
+        sharing.pull_experts(tmp_path / "mine", "me/experts@v9")
 
 
 def test_without_huggingface_hub_one_sentence_says_how_to_get_it(save_expert, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(PemtError, match=r'pip install "pemt_jax\[hub\]"\.'):
-        hub.push_expert(save_expert("nyt"), "nyt", "me/experts")
+        sharing.push_expert(save_expert("nyt"), "nyt", "me/experts")
 
 
-@pytest.mark.parity
+CALLED = ("create_repo", "list_repo_files", "model_info", "upload_folder", "snapshot_download")
+
+
 def test_the_client_takes_the_arguments_that_the_stand_in_takes(tmp_path):
     client = pytest.importorskip("huggingface_hub", reason='needs pip install "pemt_jax[hub]"')
     stand_in = {}
     os.environ.setdefault("HUB", str(tmp_path))
     exec(STAND_IN, stand_in)  # our own text, above
-    for name in ("create_repo", "list_repo_files", "upload_folder", "snapshot_download"):
+    for name in CALLED:
         ours = inspect.signature(getattr(stand_in["HfApi"], name)).parameters
         theirs = inspect.signature(getattr(client.HfApi, name)).parameters
         assert ours.keys() <= theirs.keys(), name

@@ -26,12 +26,13 @@ from pemt_jax.common.lazy_array import LazyArray
 from pemt_jax.common.storage import check_free, new_folder, replacing
 from pemt_jax.config import T5Config
 from pemt_jax.interop.base import check_vocabulary, open_base, verify_base
-from pemt_jax.interop.convert import DTYPES, VOCABULARY
+from pemt_jax.interop.convert import DTYPES
 from pemt_jax.interop.hf import save_hf
 from pemt_jax.interop.hf_config import check_savable
 from pemt_jax.interop.import_expert import open_vocabulary
 from pemt_jax.interop.merging.prompt_tokens import add_tokens, copy_files, next_token, prompt_token
 from pemt_jax.library.expert import Expert, check_fits, load_expert
+from pemt_jax.library.hub_names import TOKENIZER, find, local_folder
 from pemt_jax.library.linears import Pair
 
 EMBEDDING, LOGITS = "token_embedder/embedding", "decoder/logits_dense/kernel"
@@ -91,7 +92,7 @@ def merge_expert(
             f"{expert.base_fingerprint[:12]}, found {found[:12]} at {base}."
         )
     check_fits(name, expert.prompt, expert.lora, t5)
-    place = storage.path(base)
+    place = storage.path(local_folder(base))
     has_tokenizer = any((place / file).is_file() for file in TOKENIZERS)
     first = t5.vocab_size
     if has_tokenizer:
@@ -106,10 +107,10 @@ def merge_expert(
     with new_folder(folder) as partial:
         save_hf(partial, shape, folded, dtype)
         if has_tokenizer:
-            copy_files(place, partial, VOCABULARY)
+            copy_files(place, partial, TOKENIZER)
             add_tokens(partial, tokens)
         with replacing(partial / "README.md") as path:
-            path.write_text(_readme(expert, str(base), merged), encoding="utf-8")
+            path.write_text(_readme(expert, base, merged), encoding="utf-8")
         write_checksums(partial)
     return merged
 
@@ -177,10 +178,12 @@ def _stored(params: Mapping[str, LazyArray], path: str) -> np.dtype:
     return params[path if path in params else EMBEDDING].dtype
 
 
-def _readme(expert: Expert, base: str, merged: Merged) -> str:
+def _readme(expert: Expert, base: str | os.PathLike, merged: Merged) -> str:
     """What a user of the folder has to know; the front matter is what the hub looks for."""
     ids = list(merged.tokens.values())
-    base = Path(base).name
+    found = find(base)
+    base = found.repo if found else Path(base).name
+    revision = f", commit {found.commit}" if found else ""
     return f"""---
 library_name: transformers
 base_model: {json.dumps(base)}
@@ -199,7 +202,7 @@ The output projection is a matrix of its own, in which the new tokens have the l
 or of rows that the base never uses; they are not predicted.
 
 - expert: sha256 {expert.sha256}
-- base: fingerprint {expert.base_fingerprint}
+- base: fingerprint {expert.base_fingerprint}{revision}
 """
 
 
