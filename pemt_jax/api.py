@@ -85,7 +85,7 @@ class Model:
 
     Args:
       model_dir: a run's folder, or that of an artefact, an expert or a base.
-      moved: initial_checkpoint_path, library, vocabulary: where these are now.
+      moved: initial_checkpoint_path, library, vocabulary: where these are now; scan_layers.
     """
 
     def __init__(self, model_dir: str | os.PathLike, **moved: Any):

@@ -32,6 +32,11 @@ from pemt_jax.runs.initialization import initial_parameters
 
 ADAPTER_REDUCTION = 16  # of the width, in the target adapter, unless options.adapter_dim is set
 SAME_NUMBERS = {"remat_policy", "scan_layers"}  # of T5Config: choices that no result depends on
+ADDED = {  # fields that runs of earlier versions lack, and what they did
+    "relpos_per_layer": T5Config.relpos_per_layer,
+    "scale_decoder_outputs": T5Config.scale_decoder_outputs,
+    "expert_linears": PemtConfig.expert_linears,
+}
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +162,7 @@ def build_model(
         "prompt_text": text if method.prompt else None,
         "vocabulary": vocabulary.sha256,
         # A run may go on with less memory or time to compile: the same numbers are computed.
-        "t5": shape_identity(t5),
+        "t5": identity_of(t5),
         "pemt": identity_of(options),
         "seed": seed,
     }
@@ -166,19 +171,10 @@ def build_model(
     return BuiltModel(model, method, params, axes, identity)
 
 
-def shape_identity(t5: T5Config) -> dict:
-    """The fields, without `SAME_NUMBERS` and those that runs of earlier versions lack."""
-    added = {"relpos_per_layer": False, "scale_decoder_outputs": None}
-    fields = dataclasses.asdict(t5)
-    return {k: v for k, v in fields.items() if k not in SAME_NUMBERS and v != added.get(k, ...)}
-
-
-def identity_of(options: PemtConfig) -> dict:
-    """The fields, without those that runs of earlier versions lack and that are as in them."""
-    fields = dataclasses.asdict(options)
-    if options.expert_linears == PemtConfig.expert_linears:
-        del fields["expert_linears"]
-    return fields
+def identity_of(configuration: T5Config | PemtConfig) -> dict:
+    """The fields, without `SAME_NUMBERS` and those that are as in runs of earlier versions."""
+    fields = dataclasses.asdict(configuration)
+    return {k: v for k, v in fields.items() if k not in SAME_NUMBERS and v != ADDED.get(k, ...)}
 
 
 def check_names(method: Method, config: ModelConfig, experts: ExpertsConfig) -> None:

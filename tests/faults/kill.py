@@ -127,7 +127,17 @@ class Campaign:
         return code
 
     def disturbed(self) -> list[str]:
-        """Make one run with its kills; return what differs from the undisturbed one."""
+        """Make one run with its kills; return what differs from the undisturbed one.
+
+        One that had ended before its first kill is made again.
+        """
+        for _ in range(10):
+            before = self.kills.total()
+            if (wrong := self._attempted()) or self.kills.total() > before:
+                return wrong
+        return ["ended before its kills ten times"]
+
+    def _attempted(self) -> list[str]:
         shutil.rmtree(self.run.parent)
         if self.random.random() < 0.5:
             shutil.copytree(self.folder / "ten", self.run.parent)

@@ -73,8 +73,7 @@ def test_killed_at_random_moments_is_the_run_that_was_left_alone(world, name, ru
     done = world.python(script, *flags)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["mismatches"] == {} and report["runs"] == runs
-    assert report["kills"] >= runs // 2  # on a busy machine a run may end before its moment
+    assert report["mismatches"] == {} and report["runs"] == runs and report["kills"] >= runs
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,14 @@
 """Several processes over one base: one hashes it, and each reads what its devices hold."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from local_job import run_twice
 from tiny_system import random_base, world_fixture  # noqa: F401
 
 from pemt_jax.common.hashing import fingerprint
 from pemt_jax.interop.base import load_base
 
-LAUNCH = Path(__file__).parents[2] / "launch" / "local_processes.sh"
 SCRIPT = """
 import json, sys
 import jax, numpy as np
@@ -50,21 +47,10 @@ with processes.joined():
 """
 
 
-def run(world, *bases: Path) -> subprocess.CompletedProcess:  # noqa: F811
-    command = [LAUNCH, "--processes", "2", "--", sys.executable, "-P", "-c", SCRIPT, *bases]
-    return subprocess.run(
-        [str(part) for part in command],
-        env=world.environment() | {"XLA_FLAGS": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 @pytest.mark.slow
 def test_a_process_reads_its_share_of_a_base_that_one_of_them_hashed(world, tmp_path):  # noqa: F811
     base = random_base(tmp_path / "base")  # of which no fingerprint is kept yet
-    done = run(world, base, base)
+    done = run_twice(world, SCRIPT, base, base)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert sorted(hashed for hashed, *_ in rows) == [0, 1]
@@ -76,6 +62,6 @@ def test_a_process_reads_its_share_of_a_base_that_one_of_them_hashed(world, tmp_
 @pytest.mark.slow
 def test_processes_with_different_bases_under_one_path_say_so(world, tmp_path):  # noqa: F811
     """As with a base on local disks: the processes rely on the first one's fingerprint."""
-    done = run(world, world.base, random_base(tmp_path / "other", seed=1))
+    done = run_twice(world, SCRIPT, world.base, random_base(tmp_path / "other", seed=1))
     assert done.returncode == 1
     assert "The processes do not agree on the base: " in done.stderr

@@ -1,15 +1,12 @@
 """Several processes with a base by its name on the hub: one commit, downloaded once per cache."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from hub_server import hub_fixture  # noqa: F401  (a fixture)
+from local_job import run_twice
 from tiny_system import world_fixture  # noqa: F401  (a fixture)
 
-LAUNCH = Path(__file__).parents[2] / "launch" / "local_processes.sh"
 FILES = ["config.json", "model.safetensors"]
 SCRIPT = """
 import json, os, sys
@@ -26,17 +23,6 @@ with processes.joined():
 """
 
 
-def run(world, *arguments: str) -> subprocess.CompletedProcess:  # noqa: F811
-    command = [LAUNCH, "--processes", "2", "--", sys.executable, "-P", "-c", SCRIPT, *arguments]
-    return subprocess.run(
-        [str(part) for part in command],
-        env=world.environment() | {"XLA_FLAGS": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("caches", ["shared", "apart"])
 def test_all_processes_use_the_commit_that_the_first_found(world, hub, caches, monkeypatch):  # noqa: F811
@@ -51,7 +37,7 @@ def test_all_processes_use_the_commit_that_the_first_found(world, hub, caches, m
         return answer
 
     monkeypatch.setattr(hub, "answer", moving)
-    done = run(world, caches)
+    done = run_twice(world, SCRIPT, caches)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert rows == 2 * [[f"me/t5@{commit}", "old"]]
@@ -62,6 +48,6 @@ def test_all_processes_use_the_commit_that_the_first_found(world, hub, caches, m
 
 @pytest.mark.slow
 def test_what_the_first_process_does_not_find_ends_all(world, hub):  # noqa: F811
-    done = run(world, "shared")
+    done = run_twice(world, SCRIPT, "shared")
     assert done.returncode == 1
     assert "There is neither a local folder me/t5 nor a repository me/t5" in done.stderr
