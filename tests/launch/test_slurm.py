@@ -221,6 +221,7 @@ def test_a_training_under_slurm_survives_its_time_limit_and_a_lost_process(
     os.kill(victim, signal.SIGKILL)
     walk.slow.unlink()
     job.await_requeue(2, 200)
-    assert "error: Process 1 of 2 has" in job.text() and not (run / "artefact").exists()
+    assert "error: Process 1 of 2 has" in job.text(), job.text()
+    assert not (run / "artefact").exists()
     assert job.end(400) == ("COMPLETED", "0:0"), job.text()
     walk.assert_as_left_alone(run)
