@@ -204,7 +204,8 @@ def is_required(value: Any) -> bool:
 
 def original(error: BaseException) -> BaseException:
     """The exception that was raised, where gin raised a copy with the path to the failing call."""
-    while "augment_exception_message_and_reraise" in type(error).__str__.__qualname__:
+    # The method of an exception from C++, as of XLA's, has None for its name.
+    while "augment_exception_message_and_reraise" in (type(error).__str__.__qualname__ or ""):
         assert error.__context__ is not None  # gin raises the copy while it handles the original
         error = error.__context__  # a copy keeps neither attributes nor a plain message
     return error

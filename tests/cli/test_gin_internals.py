@@ -8,6 +8,7 @@ import tokenize
 from pathlib import Path
 
 import gin
+import jax
 import pytest
 from gin import config as gin_config
 
@@ -287,3 +288,9 @@ def test_the_modules_of_a_text_are_named_and_not_imported():
         gin_internals.modules_in
     )
     assert gin_internals.import_lines() == []
+
+
+def test_an_exception_from_cpp_is_its_own_original():
+    """A lost peer is one, in a run that gin has called."""
+    error = jax.errors.JaxRuntimeError("UNAVAILABLE: the connection is closed")
+    assert gin_internals.original(error) is error
