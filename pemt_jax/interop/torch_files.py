@@ -42,6 +42,8 @@ def load_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of unusual pickle protocols
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except OSError as error:
+        raise PemtError(f"{path} cannot be read: {error.strerror or error}.") from error
     except Exception as error:  # a damaged or hostile pickle can raise whatever it likes
         raise _refusal(path, str(error)) from error
     if not isinstance(content, Mapping):

@@ -208,8 +208,16 @@ class Run:
         result, window = TrainResult(), None
         if self.checkpoints and (found := restore_newest(self.trainer, self.checkpoints)):
             step, manifest = found
-            result = TrainResult(step, metrics=manifest["metrics"], **manifest["progress"])
-            window = manifest["window"]
+            try:
+                result = TrainResult(step, metrics=manifest["metrics"], **manifest["progress"])
+                window = manifest["window"]
+                if not isinstance(window, dict | None) or type(manifest["data_step"]) is not int:
+                    raise TypeError("its window or data_step is of another kind")
+            except (KeyError, TypeError) as error:
+                raise PemtError(
+                    f"{self.checkpoints.folder / str(step)} is of another version ({error}), "
+                    "expected the checkpoint of a run of this version."
+                ) from error
             if step > self.train_steps:
                 raise UsageError(
                     f"{self.checkpoints.folder} is at step {step}, expected TRAIN_STEPS of at "

@@ -65,8 +65,8 @@ def test_tasks_register_without_reading_a_file(tmp_path):
         check=True,
     )
     assert result.stdout == (
-        f"PemtError the vocabulary {tmp_path}/none does not exist; a sentencepiece file "
-        "(spiece.model or sentencepiece.model) was expected there\n"
+        f"PemtError The vocabulary {tmp_path}/none does not exist, expected a "
+        "spiece.model, sentencepiece.model or tokenizer.json.\n"
     )
     assert not (tmp_path / "cache").exists()
 
