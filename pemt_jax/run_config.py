@@ -24,6 +24,7 @@ from pemt_jax.common.flat_config import (
     bucket_lengths,
     choose,
     lengths,
+    not_blank,
     number,
 )
 from pemt_jax.config import DTYPES, MINI_T5, REFERENCE_OPTIONS, PemtConfig, T5Config, base_path
@@ -70,8 +71,9 @@ class ModelConfig(Part):
     max_decode_length: int | None = None
 
     def __post_init__(self):
-        path = self.initial_checkpoint_path and base_path(self.initial_checkpoint_path)
-        object.__setattr__(self, "initial_checkpoint_path", path)
+        if (path := self.initial_checkpoint_path) is not None:
+            not_blank("INITIAL_CHECKPOINT_PATH", path)
+            object.__setattr__(self, "initial_checkpoint_path", base_path(path))
         for name in ("frozen_dtype", "base_dtype"):
             choose(name.upper(), getattr(self, name), sorted(DTYPES))
         at_least(1, MAX_DECODE_LENGTH=self.max_decode_length, EMBEDDING_ROWS=self.embedding_rows)
@@ -207,6 +209,10 @@ class TrainConfig(Flat):
     model: ModelConfig = ModelConfig()
     experts: ExpertsConfig = ExpertsConfig()
     mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self):
+        not_blank("MODEL_DIR", self.model_dir)
+        not_blank("LIBRARY", self.experts.library)
 
     @property
     def folder(self) -> Path:
