@@ -25,8 +25,8 @@ class FinishedConfig(Part):
     scan_layers: bool = False
 
     def __post_init__(self):
-        for name in ("model_dir", "initial_checkpoint_path", "library", "vocabulary"):
-            not_blank(name.upper(), getattr(self, name))
+        names = ("model_dir", "initial_checkpoint_path", "library", "vocabulary")
+        not_blank(**{name.upper(): getattr(self, name) for name in names})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,7 @@ class ModelConfig(Part):
 
     def __post_init__(self):
         if (path := self.initial_checkpoint_path) is not None:
-            not_blank("INITIAL_CHECKPOINT_PATH", path)
+            not_blank(INITIAL_CHECKPOINT_PATH=path)
             object.__setattr__(self, "initial_checkpoint_path", base_path(path))
         for name in ("frozen_dtype", "base_dtype"):
             choose(name.upper(), getattr(self, name), sorted(DTYPES))
@@ -211,8 +211,7 @@ class TrainConfig(Flat):
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
-        not_blank("MODEL_DIR", self.model_dir)
-        not_blank("LIBRARY", self.experts.library)
+        not_blank(MODEL_DIR=self.model_dir, LIBRARY=self.experts.library)
 
     @property
     def folder(self) -> Path:

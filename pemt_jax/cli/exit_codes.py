@@ -14,10 +14,11 @@ from pathlib import Path
 
 from pemt_jax.cli import gin_internals
 from pemt_jax.cli.startup import show_log, startup
-from pemt_jax.common.errors import PemtError
+from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.storage import cache_folder
 
 WORD, LONGEST = 300, 4000  # characters of a word and of a sentence that are still shown
+NO_DEVICES = "Unable to initialize backend"  # what JAX says of a platform that is not here
 _show_stack = False
 
 
@@ -48,6 +49,14 @@ def exit_code_of(action: Callable[[], int | None]) -> int:
         return report(PemtError(f"{place} called sys.exit({error.code!r}), expected none there."))
     except (PemtError, OSError, KeyboardInterrupt) as error:
         return report(error)
+    except RuntimeError as error:
+        if not (reason := str(error)).startswith(NO_DEVICES):
+            raise
+        where = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
+        reason = reason.splitlines()[0].removeprefix(NO_DEVICES).strip(" .")
+        return report(
+            UsageError(f"JAX has no such devices as {where} names ({reason}), expected others.")
+        )
 
 
 def _foreign_exit(error: SystemExit) -> str | None:

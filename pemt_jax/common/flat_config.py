@@ -45,11 +45,12 @@ def choose(name: str, value: object, allowed: Sequence[str]) -> None:
         )
 
 
-def not_blank(name: str, value: Any) -> None:
-    """Raise UsageError for a path that has no character in it."""
-    check(name, value, str | None)
-    if value is not None and not value.strip():
-        raise UsageError(f"Found {name} {value!r}, expected a path.")
+def not_blank(**paths: Any) -> None:
+    """Raise UsageError for a path, by its name, that is neither None nor has a character in it."""
+    for name, value in paths.items():
+        check(name, value, str | None)
+        if value is not None and not value.strip():
+            raise UsageError(f"Found {name} {value!r}, expected a path.")
 
 
 def at_least(least: int, *, largest: int = LARGEST, **values: int | None) -> None:

@@ -52,17 +52,6 @@ LOGICAL_AXIS_RULES = {
 PEMT_AXES = {"experts", "expert_rank", "gate", "prompt", "adapter"}
 
 
-def attached() -> list:
-    """The devices of this machine, or of this job's; UsageError where JAX finds none."""
-    try:
-        return jax.devices()
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise UsageError(
-            f"JAX finds no devices ({reason}), expected JAX_PLATFORMS to name what is here."
-        ) from error
-
-
 def make_mesh(data: int | None = None, model: int = 1, expert: int = 1, devices=None) -> Mesh:
     """Return the mesh over all devices, with an expert axis if `expert` is more than 1.
 
@@ -73,7 +62,7 @@ def make_mesh(data: int | None = None, model: int = 1, expert: int = 1, devices=
     Raises:
         UsageError: data * expert * model is not the number of devices.
     """
-    devices = attached() if devices is None else devices
+    devices = jax.devices() if devices is None else devices
     if data is None:
         data = max(len(devices) // max(model * expert, 1), 1)
     sizes = {"data": data, "expert": expert, "model": model}

@@ -1,4 +1,4 @@
-"""Files that people write: each fault is one sentence with the file, what it is, what was expected."""
+"""Files that people write: each fault is one sentence, which says what the file is."""
 
 import json
 import os
