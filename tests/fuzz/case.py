@@ -25,8 +25,8 @@ class Case:
 
     name: str
     argv: tuple[str, ...]  # as of pemt-jax; ("-c", CODE) is Python
-    code: int = 2
-    says: tuple[str, ...] = ()  # what was found, by words of the sentence
+    code: int | tuple[int, ...] = 2  # or either of several
+    says: tuple[str, ...] = ()  # what was found, by words of the sentence; "a|b" is either
     files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     may: tuple[str, ...] = ()  # patterns of the paths that it may create or change
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)

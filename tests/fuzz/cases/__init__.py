@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from case import Case
 
-CATEGORIES = ("gin_values",)
+CATEGORIES = ("gin_values", "gin_files", "paths", "rows")
 PLANTED = "planted"  # broken promises, which the judge must see
 
 
