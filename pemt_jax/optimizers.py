@@ -35,7 +35,7 @@ KINDS = ("linear", "constant", "wsd")
 
 @runtime_checkable
 class Transformation(Protocol):
-    """An optax transformation, or an `Optimizer`, which is one by its `init` and `update`."""
+    """An optimizer, such as @optimizers.make_optimizer(): what has optax's `init` and `update`."""
 
     @property
     def init(self) -> Callable: ...

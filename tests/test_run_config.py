@@ -146,7 +146,7 @@ def test_the_packaged_base_has_a_name_unless_a_folder_here_has_it(tmp_path, monk
         ({"dtype": []}, r"Found DTYPE \[\], expected a text or None"),
         ({"scan_layers": [1]}, r"Found SCAN_LAYERS \[1\], expected True or False or None"),
         ({"options": {"expert_rank": 3}}, "Found OPTIONS .*, expected PemtConfig or None"),
-        ({"optimizer": "adamw"}, "Found OPTIMIZER 'adamw', expected Transformation"),
+        ({"optimizer": "adamw"}, "Found OPTIMIZER 'adamw', expected an optimizer, such as"),
         ({"train_steps": None}, "Found TRAIN_STEPS None, expected a whole number"),
     ],
 )

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pemt_jax.cli import gin_internals
@@ -18,7 +18,6 @@ from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.storage import cache_folder
 
 WORD, LONGEST = 300, 4000  # characters of a word and of a sentence that are still shown
-NO_DEVICES = "Unable to initialize backend"  # what JAX says of a platform that is not here
 _show_stack = False
 
 
@@ -50,13 +49,22 @@ def exit_code_of(action: Callable[[], int | None]) -> int:
     except (PemtError, OSError, KeyboardInterrupt) as error:
         return report(error)
     except RuntimeError as error:
-        if not (reason := str(error)).startswith(NO_DEVICES):
+        if (sentence := _of_surroundings(str(error).splitlines()[:1])) is None:
             raise
-        where = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
-        reason = reason.splitlines()[0].removeprefix(NO_DEVICES).strip(" .")
-        return report(
-            UsageError(f"JAX has no such devices as {where} names ({reason}), expected others.")
-        )
+        return report(UsageError(sentence))
+
+
+def _of_surroundings(text: Sequence[str]) -> str | None:
+    """The sentence for a RuntimeError about where a command runs; None for any other."""
+    for found in text:
+        if (reason := found.removeprefix("Unable to initialize backend")) != found:
+            where = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
+            return (
+                f"JAX has no such devices as {where} names ({reason.strip(' .')}), expected others."
+            )
+        if (path := found.removeprefix("Symlink loop from ")) != found:  # of Path.resolve
+            return f"{path.strip()} is a link that leads to itself, expected a file or folder."
+    return None
 
 
 def _foreign_exit(error: SystemExit) -> str | None:

@@ -209,10 +209,11 @@ class Run:
         if self.checkpoints and (found := restore_newest(self.trainer, self.checkpoints)):
             step, manifest = found
             try:
-                result = TrainResult(step, metrics=manifest["metrics"], **manifest["progress"])
-                window = manifest["window"]
-                if not isinstance(window, dict | None) or type(manifest["data_step"]) is not int:
-                    raise TypeError("its window or data_step is of another kind")
+                progress, window = manifest["progress"], manifest["window"]
+                kinds = isinstance(progress, dict), isinstance(window, dict | None)
+                if not all(kinds) or type(manifest["data_step"]) is not int:
+                    raise TypeError("its progress, window or data_step is of another kind")
+                result = TrainResult(step, metrics=manifest["metrics"], **progress)
             except (KeyError, TypeError) as error:
                 raise PemtError(
                     f"{self.checkpoints.folder / str(step)} is of another version ({error}), "

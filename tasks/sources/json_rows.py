@@ -57,10 +57,11 @@ class JsonRows:
         values = [self._value(split, number, field) for number in range(len(self._rows(split)))]
         for number, value in enumerate(values):
             if _kind(value) is None:
+                wanted = "a text, a number, true or false, or a list of texts"
+                wanted = "a number of at most 64 bits" if isinstance(value, int) else wanted
                 raise PemtError(
                     f"Row {number} of split {split!r} of task {self.task!r} has "
-                    f"{shortened(value)} in the field {field!r}, expected a text, a number (an "
-                    "integer of 64 bits), true or false, or a list of texts."
+                    f"{shortened(value)} in the field {field!r}, expected {wanted}."
                 )
             if _kind(value) != _kind(values[0]):
                 raise PemtError(

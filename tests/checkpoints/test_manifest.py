@@ -112,7 +112,10 @@ def test_a_checkpoint_of_an_earlier_version_is_read_and_written_alike(golden, tm
         ({"score": {"value": "x"}}, "its score is"),
         ({"leaves": {"a": {"shape": [], "dtype": "int8"}}}, "its record of a has no sha256"),
         ({"leaves": {"a": "x"}}, "its record of a has no sha256"),
-        ({"leaves": {"a": {"sha256": "", "shape": [], "dtype": "x"}}}, "its record of a has the dtype 'x'"),
+        (
+            {"leaves": {"a": {"sha256": "", "shape": [], "dtype": "x"}}},
+            "its record of a has the dtype 'x'",
+        ),
     ],
 )
 def test_a_whole_manifest_of_another_version_is_one_sentence(tmp_path, change, found):

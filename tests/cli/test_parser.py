@@ -294,6 +294,12 @@ def test_a_platform_that_is_not_here_is_one_sentence(monkeypatch, capsys):
     assert "JAX_PLATFORMS=tpu names ('tpu': INTERNAL: no libtpu.so), exp" in capsys.readouterr().err
 
 
+def test_a_path_that_leads_to_itself_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "loop").symlink_to("loop")
+    assert exit_code_of((tmp_path / "loop").resolve) == 2
+    assert f"{tmp_path}/loop' is a link that leads to itself" in capsys.readouterr().err
+
+
 INTERRUPTED = """
 import sys
 sys.argv[0], sys.orig_argv = {argv0!r}, ["python", "-m", {module!r}]

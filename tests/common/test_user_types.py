@@ -36,7 +36,7 @@ WRONG = [
     ("abc", Sequence[str], "a list of texts"),
     ({"a": "b"}, Mapping[str, int], "a dictionary"),
     ({}, PemtConfig | None, "PemtConfig or None"),
-    ("adamw", Transformation, "Transformation"),
+    ("adamw", Transformation, "an optimizer, such as @optimizers.make_optimizer()"),
     (1, bool, "True or False"),
     ("x", Callable[..., int], "a function"),
 ]

@@ -101,4 +101,7 @@ def _name(kind: Any) -> str:
     if issubclass(origin, Sequence):
         simple = arguments and arguments[0] in SIMPLE
         return f"a list of {_name(arguments[0]).split()[-1]}s" if simple else "a list"
+    if getattr(origin, "_is_protocol", False):  # its docstring says what it is
+        text = (inspect.getdoc(origin) or origin.__name__).partition(":")[0]
+        return text[:1].lower() + text[1:]
     return origin.__name__
