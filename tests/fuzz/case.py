@@ -1,16 +1,19 @@
 """A bad input as data: files, a command, and what must come of it.
 
 In arguments and texts $HERE is the case's own folder (the working directory too), $BASE, $LIBRARY,
-$SOURCE, $TARGET and $GIN are the tiny system's (tests/tiny_system.py), and $CANARY is a file that
-appears when something is executed. The values of `files` are texts, bytes, or writers made by
+$SOURCE, $TARGET and $GIN are the tiny system's (tests/tiny_system.py), $T5X and $PEFT its base as
+a T5X checkpoint and an adapter of it, $DATA is tests/data, and $CANARY is a file that appears when
+something is executed. The values of `files` are texts, bytes, or writers made by
 the functions below; a path that ends with "/" is an empty folder.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
 import string
+import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -122,6 +125,16 @@ def copy(part: str, changes: Mapping[str, Any] | None = None, without: tuple = (
     return put
 
 
+def untar(archive: str) -> Writer:
+    """The content of an archive."""
+
+    def put(path: Path, places: Mapping[str, str]) -> None:
+        with tarfile.open(filled(archive, places)) as file:
+            file.extractall(path, filter="data")
+
+    return put
+
+
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -159,6 +172,22 @@ def fields(removed: tuple[str, ...] = (), **values: Any) -> Writer:
         return json.dumps(whole).encode()
 
     return edit(change)
+
+
+def sealed(seal: str, removed: tuple[str, ...] = (), **values: Any) -> Writer:
+    """As `fields`, with the sha256 that the object has of itself made right again."""
+    change = fields(removed, **values)
+
+    def put(path: Path, places: Mapping[str, str]) -> None:
+        change(path, places)
+        whole = json.loads(path.read_text())
+        whole.pop(seal, None)
+        compact = {"separators": (",", ":")} if seal == "card_sha256" else {}
+        text = json.dumps(whole, sort_keys=True, **compact)
+        path.write_text(json.dumps(whole | {seal: hashlib.sha256(text.encode()).hexdigest()}))
+
+    put.edits = True  # type: ignore[attr-defined]
+    return put
 
 
 def cut(share: float) -> Writer:

@@ -21,9 +21,12 @@ from pathlib import Path
 import forking
 import judge
 import shell
+import tiny_adapter
 import tiny_system
 from case import Case, filled, write
 
+from pemt_jax.interop.hf import load_hf
+from pemt_jax.interop.t5x import save_t5x
 from pemt_jax.tasks.vocabulary import PACKAGED
 
 GIB = 2**30
@@ -94,6 +97,9 @@ class Driver:
             "LIBRARY": str(world.folder / "library"),
             "SOURCE": str(world.folder / "stage1" / "tiny_mood"),
             "TARGET": str(world.folder / "target"),
+            "T5X": str(world.folder / "t5x" / "checkpoint_0"),
+            "PEFT": str(world.folder / "peft"),
+            "DATA": str(TESTS / "data"),
         }
 
     def _make(self, runs: bool) -> None:
@@ -108,6 +114,10 @@ class Driver:
                 base = tiny_system.random_base(world.folder / "pretrained" / "base")
                 (base / "SHA256SUMS").unlink(missing_ok=True)
                 shutil.copy(PACKAGED, base / "spiece.model")
+                save_t5x(world.folder / "t5x" / "checkpoint_0", load_hf(base)[1])
+                (world.folder / "peft").mkdir()
+                for name, content in tiny_adapter.adapter_files(tiny_system.T5).items():
+                    (world.folder / "peft" / name).write_bytes(content)
             assert world.gin_file
             if runs:
                 assert world.target and world.source

@@ -6,7 +6,19 @@ from collections.abc import Iterable
 
 from case import Case
 
-CATEGORIES = ("gin_values", "gin_files", "paths", "rows")
+CATEGORIES = (
+    "gin_values",
+    "gin_files",
+    "paths",
+    "rows",
+    "cards",
+    "runs",
+    "headers",
+    "bases",
+    "foreign",
+    "flags",
+    "user_code",
+)
 PLANTED = "planted"  # broken promises, which the judge must see
 
 

@@ -34,7 +34,6 @@ TEXTS = {
     "a call": ("SEED = __import__('os').system('touch $CANARY')\n", "own.gin"),
     "a lambda": ("train.seed = lambda: 3\n", "own.gin"),
     "a name as a value": ("SEED = abc\n", "abc"),
-    "an indented line": ("    SEED = 3\n", "own.gin"),
     "a tab and a NUL": ("SEED\t=\0 3\n", "own.gin"),
     "nested 1,000 deep": (f"SEED = {deep(1000)}\n", ""),
     "nested 100,000 deep": (f"SEED = {deep(100_000)}\n", "deep"),
@@ -123,7 +122,10 @@ CASES = [
         in_file(name, FIRST + text, *says, more={"folder/": ""})
         for name, (text, *says) in TEXTS.items()
     ),
-    *(in_file(f"encoded as {name}", content, *says) for name, (content, *says) in FILES.items()),
+    *(
+        in_file(f"encoded as {name}", content, *says, code=(1, 2))
+        for name, (content, *says) in FILES.items()
+    ),
     *(
         Case(**vars(made) | {"name": f"flag: {name}", "argv": (*made.argv, *flags)})
         for name, flags in FLAGS.items()
