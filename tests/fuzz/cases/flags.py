@@ -204,9 +204,9 @@ CASES = [
                         "convert --from $BASE --to out --format hf", "evaluate --help")
     ),
     *(
-        case(f"a full disk for {" ".join(command[:-2])}", command, "large|written|write", code=1, stdin=b"x\n",
+        case(f"a full disk for {name}", command, "large|written|write", code=1, stdin=b"x\n",
              largest_file=100, files=RUN)
-        for command in (PREDICT, ("convert", "--from", "$BASE", "--to", "out", "--format", "hf"),
+        for name, command in enumerate((PREDICT, ("convert", "--from", "$BASE", "--to", "out", "--format", "hf"),
                         ("convert", "--from", "$BASE", "--to", "out", "--format", "t5x"),
                         ("report", "run", "--to", "page.html", "--no-gates"),
                         ("library", "export", "tiny_mood", "--to", "out", "--format", "folder",
@@ -214,7 +214,7 @@ CASES = [
                         ("library", "export", "tiny_mood", "--to", "out", "--format", "peft",
                          "--library", "$LIBRARY"),
                         ("library", "merge", "tiny_mood", "--base", "$BASE", "--to", "out",
-                         "--library", "$LIBRARY"))
+                         "--library", "$LIBRARY")))
     ),
     *(
         case(f"OUTPUT_FILE is {name}", (*PREDICT[:2], f"--gin.OUTPUT_FILE={place}", "--gin.INPUT_FILE=in.txt"),
