@@ -214,9 +214,9 @@ OTHERS = (
         metric=metrics.accuracy,
         description="Say whether a premise from a science text entails a hypothesis.",
     ),
-    Dataset(  # targets are '0' and '1'; the authors' source has the tokenized text of these rows
+    Dataset(  # targets are '0' and '1'; the text is tokenized
         name="pemt_paws",
-        data="paws_wiki/labeled_final_raw:1.1.0",
+        data="paws_wiki/labeled_final_tokenized:1.1.0",
         inputs="sentence1: {sentence1} sentence2: {sentence2}",
         target=Label(("0", "1")),
         metric=metrics.accuracy,

@@ -57,6 +57,10 @@ def test_every_task_of_the_registry_has_its_texts(tmp_path, monkeypatch):
     assert texts("pemt_winogrande", "train")[0][2] == "cat"
     assert texts("pemt_yelp", "train")[0] == (0, 'sentence: So ""good"" \\n here.', "1")
     assert texts("pemt_scitail", "train")[0][2] == "entailment"
+    assert texts("pemt_paws", "train")[0][1:] == (
+        "sentence1: `` A '' to B . sentence2: B to 5 \" A .",
+        "0",
+    )
 
 
 def test_splits_follow_the_file_and_no_index_file(raw, tmp_path, monkeypatch):
