@@ -8,7 +8,7 @@ task, the split and the row instead of an error inside a TensorFlow graph.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -39,6 +39,7 @@ class SplitSource(seqio.DataSource):
       drop_unlabelled: leave out rows with a negative label (SNLI's disputed ones).
       base: the name of the data set, and of its index file, for a few-shot variant.
       few_shot: keyword arguments of FewShot that gin does not set; None for all training rows.
+      choices: gin's choices on which the examples depend besides those of the splits.
 
     Rows have two more fields: `row`, the number in the data set's split, and `split`, ours.
     """
@@ -55,12 +56,14 @@ class SplitSource(seqio.DataSource):
         drop_unlabelled: bool = False,
         base: str | None = None,
         few_shot: Mapping[str, Any] | None = None,
+        choices: Sequence[Callable[[], object]] = (),
     ):
         self._given = TfdsRows(data, task) if isinstance(data, str) else JsonRows(data, task)
         self._raw = RawRows(data, task) if isinstance(data, str) else None
         self.task, self.base, self.policy, self.target = task, base or task, policy, target
         self._fields, self._order, self._group = tuple(fields), tuple(order), tuple(group)
         self._drop_unlabelled, self._few_shot = drop_unlabelled, few_shot
+        self._choices = tuple(choices)
         super().__init__(splits=tuple(policy.parts))
 
     @property
@@ -104,7 +107,7 @@ class SplitSource(seqio.DataSource):
         return [self.data.identity(self._part(split)), self.settings(split)]
 
     def settings(self, split: str) -> list:
-        """Everything that the rows of a split depend on except the data."""
+        """Everything that the examples of a split depend on except the data."""
         few_shot = self.few_shot if split == "train" else None
         in_order = isinstance(self.data, RawRows)
         return [
@@ -116,6 +119,7 @@ class SplitSource(seqio.DataSource):
             self._drop_unlabelled,
             None if in_order else index_files.identity(self.base),
             few_shot,
+            *(choice() for choice in self._choices),
         ]
 
     def rows(self, split: str) -> np.ndarray:
