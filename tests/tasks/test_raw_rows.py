@@ -79,7 +79,7 @@ def test_a_data_set_without_files_there_is_tfdss(raw, tiny_data):
     source = seqio.TaskRegistry.get("pemt_cola").source
     assert str(source.data) == "tfds glue/cola:2.0.0" and len(source.rows("train")) == 5
     raw({"CoLA/train.tsv": cola(*"01")})
-    assert str(source.data) == "raw GLUE CoLA" and len(source.rows("train")) == 2
+    assert str(source.data) == "raw glue/cola" and len(source.rows("train")) == 2
 
 
 @pytest.mark.parametrize("name", ["SST-2", "sst2", "sst_2", "GLUE/SST-2", "glue_data/SST-2"])
@@ -129,7 +129,7 @@ def test_prepare_and_list_need_no_tfds(raw, tmp_path, monkeypatch, capsys):
     raw({"CoLA/train.tsv": cola(*"01"), "CoLA/dev.tsv": cola(*"0110")})
     assert main(["list", "pemt_cola"]) == 0
     line = capsys.readouterr().out.splitlines()[1].split()
-    assert line == "pemt_cola ? ? ? on disk matthews raw GLUE CoLA".split()
+    assert line == "pemt_cola ? ? ? on disk matthews raw glue/cola".split()
     assert main(["prepare", "pemt_cola", f"--cache_dir={tmp_path / 'cache'}"]) == 0
     assert (tmp_path / "cache" / "pemt_cola" / "COMPLETED").exists()
 

@@ -34,8 +34,7 @@ class RawRows(ListedRows):
         self.name, self.task = name, task
 
     def __str__(self) -> str:
-        layout, place = self._found()
-        return f"raw {layout.suite} {place.name}"
+        return f"raw {self.name.partition(':')[0]}"
 
     def here(self) -> bool:
         """Whether a folder of raw data is configured and has a file of the data set."""
@@ -77,13 +76,10 @@ class RawRows(ListedRows):
                 f"{error}, expected {layout.suite}'s {layout.folders[0]}/{layout.files[split]}."
             ) from error
 
-    def _found(self) -> tuple[Layout, Path]:
+    def _file(self, split: str) -> tuple[Layout, Path]:
         here = folder.found(self.name)
         assert here is not None  # a task asks `here` first
-        return here
-
-    def _file(self, split: str) -> tuple[Layout, Path]:
-        layout, place = self._found()
+        layout, place = here
         if split not in layout.files:
             raise PemtError(
                 f"{layout.suite}'s {layout.folders[0]} of task {self.task!r} has no split "
