@@ -103,20 +103,18 @@ def test_both_drivers_train_alike(world, folder, method, dropout_rate, linears):
             np.testing.assert_allclose(params[path], value, atol=1e-5, err_msg=path)
 
 
-@pytest.mark.parametrize("microbatches", [2, 4])
-def test_microbatches_are_clipped_as_the_batch_is(folder, microbatches):
-    """Parts with equally many target tokens; the optimizer's scale shows in the parameters."""
-    made, optimizer = make(folder, "full"), optax.chain(optax.clip_by_global_norm(1), optax.sgd(1))
-    whole, parts = (make_t5x_trainer(made, optimizer, microbatches=n) for n in (None, microbatches))
-    part = {name: value[: 8 // microbatches] for name, value in batch_at(0).items()}
-    batch = {name: np.concatenate([value] * microbatches) for name, value in part.items()}
+def test_the_gradient_of_microbatches_is_that_of_the_batch(folder):
+    """Of parts with equally many target tokens: it is what the optimizer is given to clip."""
+    made = make(folder, "full")
+    whole, parts = (make_t5x_trainer(made, optax.sgd(0.1), microbatches=n) for n in (None, 4))
+    part = {name: value[:2] for name, value in batch_at(0).items()}
+    batch = {name: np.concatenate([value] * 4) for name, value in part.items()}
     losses = [trainer.train(iter([batch]), 1).result()["loss"].value for trainer in (whole, parts)]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
     expected, found = flat(whole.train_state.params), flat(parts.train_state.params)
     for path, value in expected.items():
+        assert np.abs(value - made.params[path]).max() > 1e-4, path
         np.testing.assert_allclose(found[path], value, atol=1e-6, err_msg=path)
-    moved = [np.linalg.norm(value - made.params[path]) for path, value in found.items()]
-    np.testing.assert_allclose(np.linalg.norm(moved), 1, rtol=1e-4)  # the norm it is clipped to
 
 
 def compiled_step(made, **options):
