@@ -14,35 +14,35 @@ from pemt_jax.common.errors import UsageError
 from pemt_jax.t5x import gin_checks
 
 
-@gin.configurable(module="t5x_checks.model")
-def new_model(steps=None, seed=None):
+@gin.configurable(module="checks")
+def checked_model(steps=None, seed=None):
     return steps, seed
 
 
-@gin.configurable(module="t5x_checks.utils")
+@gin.configurable(module="checks.utils")
 def DatasetConfig(pack=False):  # noqa: N802  (T5X's name)
     return pack
 
 
-@gin.configurable(module="t5x_checks.script")
-def train(model=None):
+@gin.configurable(module="checks")
+def run_script(model=None):
     return model
 
 
 MODEL = """
 STEPS = 3
-train.model = %MODEL
+run_script.model = %MODEL
 MODEL = @pemt/gin.singleton()
-pemt/gin.singleton.constructor = @model.new_model
-new_model.steps = %STEPS
-train/DatasetConfig.pack = False
+pemt/gin.singleton.constructor = @checked_model
+checked_model.steps = %STEPS
+train/checks.utils.DatasetConfig.pack = False
 """
 
 
 @pytest.fixture(autouse=True)
 def gin_of_its_own(monkeypatch, tmp_path):
     folders, readers = list(gin_config._LOCATION_PREFIXES), list(gin_config._FILE_READERS)
-    monkeypatch.setattr(gin_checks, "OURS", ("t5x_checks.model.new_model",))
+    monkeypatch.setattr(gin_checks, "OURS", ("checks.checked_model",))
     gin.clear_config()
     gin_internals.look_for_files_in([str(tmp_path)])
     yield
@@ -55,14 +55,20 @@ def gin_of_its_own(monkeypatch, tmp_path):
     [
         ("", None),
         ("MODEL_DIR = '/x'\nCHECKPOINT_PATH = 'gs://b/x'", None),
-        ("MODEL = @new_model()", r"MODEL is @.*new_model\(\), expected that of .* comes before it"),
+        (
+            "MODEL = @checked_model()",
+            r"MODEL is @.*checked_model\(\), expected that of .* comes before it",
+        ),
         ("STEPS = %gin.REQUIRED", "There is no value for STEPS, expected --gin.STEPS="),
-        ("new_model.seed = %SEED", "There is no value for SEED"),
+        ("checked_model.seed = %SEED", "There is no value for SEED"),
         ("STEPS = %OTHER\nOTHER = %STEPS", "is its own value"),
         ("MODEL_DIR = 'runs/x'", "MODEL_DIR is 'runs/x', expected an absolute path"),
         ("CHECKPOINT_PATH = 'x'", "CHECKPOINT_PATH is 'x', expected an absolute path"),
-        ("infer_eval/DatasetConfig.pack = True", "pack = True, expected False"),
-        ("PACK = True\ntrain/DatasetConfig.pack = %PACK", "pack = True, expected False"),
+        ("infer_eval/checks.utils.DatasetConfig.pack = True", "pack = True, expected False"),
+        (
+            "PACK = True\ntrain/checks.utils.DatasetConfig.pack = %PACK",
+            "pack = True, expected False",
+        ),
     ],
 )
 def test_what_is_found_before_anything_is_built(more, sentence):
@@ -75,13 +81,13 @@ def test_what_is_found_before_anything_is_built(more, sentence):
 
 
 def test_a_configuration_without_a_model_of_ours_is_left_alone():
-    gin.parse_config("MODEL_DIR = 'relative'\nDatasetConfig.pack = True\n")
+    gin.parse_config("MODEL_DIR = 'relative'\nchecks.utils.DatasetConfig.pack = True\n")
     gin_checks.check({})
 
 
 def test_a_macro_that_no_file_or_flag_reads_is_named(tmp_path):
-    (tmp_path / "size.gin").write_text("RATE = 0.1\nnew_model.seed = %RATE\n")
-    (tmp_path / "ours.gin").write_text("include 'size.gin'\n" + MODEL + "new_model.seed = 3\n")
+    (tmp_path / "size.gin").write_text("RATE = 0.1\nchecked_model.seed = %RATE\n")
+    (tmp_path / "ours.gin").write_text("include 'size.gin'\n" + MODEL + "checked_model.seed = 3\n")
     (tmp_path / "mine.gin").write_text("STPES = 5\n")
     gin.parse_config_file("ours.gin")
     gin_checks.check_macros(["ours.gin"], ["STEPS = 4"])  # RATE was read before it was replaced
@@ -91,7 +97,7 @@ def test_a_macro_that_no_file_or_flag_reads_is_named(tmp_path):
     gin.parse_config_file("mine.gin")
     with pytest.raises(UsageError, match="STPES is set by a gin file .*nearest: 'STEPS'"):
         gin_checks.check_macros(["ours.gin", "mine.gin"], [])
-    gin_checks.check_macros(["ours.gin", "mine.gin"], ["new_model.steps = %STPES"])
+    gin_checks.check_macros(["ours.gin", "mine.gin"], ["checked_model.steps = %STPES"])
 
 
 def test_only_failures_of_ours_are_made_a_sentence(monkeypatch, tmp_path):
