@@ -15,7 +15,6 @@ T5X calls four things of ours, all of them through its public configuration:
 # T5X is not on PyPI, so its types are not known where types are checked.
 # pyright: reportAttributeAccessIssue=false
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,6 +22,7 @@ import jax
 import numpy as np
 import tensorflow as tf
 from clu.data.dataset_iterator import TfDatasetIterator
+from etils import epath
 from flax import core as flax_core
 from flax import traverse_util
 from jax.experimental import multihost_utils
@@ -134,8 +134,8 @@ class FromTheStart(TfDatasetIterator):
     T5X fetches the first batch before it saves checkpoint_0, which then says that it was used.
     """
 
-    def restore(self, filename: str | os.PathLike) -> None:
-        """Go to the position in a file of a checkpoint."""
+    def restore(self, filename: epath.Path) -> None:
+        """Go to the position in a file of a checkpoint, which T5X names by a string."""
         if "checkpoint_0" not in Path(filename).parts:
             super().restore(filename)
 
