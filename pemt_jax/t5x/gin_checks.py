@@ -21,6 +21,7 @@ from pemt_jax.cli import gin_internals
 from pemt_jax.cli.exit_codes import report
 from pemt_jax.cli.gin_config import check_macros_are_read, check_no_cycles, check_nothing_is_missing
 from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.t5x.run_folder import leases
 
 OURS = ("pemt_jax.t5x.model.new_model", "pemt_jax.t5x.model.trained_model")
 COMPLETE = ("MODEL_DIR", "ARTEFACT_DIR", "CHECKPOINT_PATH")  # paths that orbax wants so
@@ -88,6 +89,7 @@ class Sentence(app.ExceptionHandler):
         """Print and end; absl would go on to print the traceback."""
         assert isinstance(exc, PemtError | OSError)
         code = report(exc)
+        leases.close()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -22,6 +22,8 @@ from pemt_jax.runs.config_file import CONFIG
 from pemt_jax.runs.model_dir import T5X_RUN, alone, has_t5x_checkpoints, is_config_of_run, is_of_t5x
 from pemt_jax.runs.publish import ARTEFACT, BASE
 
+leases = contextlib.ExitStack()  # of this process
+
 
 def check_folder(setting: str, folder: Path) -> None:
     """Raise UsageError for a folder that a run under T5X would spoil."""
@@ -89,13 +91,12 @@ def take_up(folders: Iterable[Path], identity: Mapping) -> None:
                 partial.write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
 
 
-@functools.cache  # it lasts as long as the process
+@functools.cache  # they are held once
 def hold(folders: tuple[Path, ...]) -> None:
-    """Let no other command train in these folders until this process ends.
+    """Let no other command train in these folders until this process ends, or `leases` is closed.
 
     Raises:
       UsageError: one does; the sentence says which.
     """
-    stack = contextlib.ExitStack()
-    stack.enter_context(alone(folders))
-    atexit.register(stack.close)
+    leases.enter_context(alone(folders))
+    atexit.register(leases.close)

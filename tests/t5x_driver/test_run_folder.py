@@ -1,5 +1,6 @@
 """Whose run is in a MODEL_DIR, said before T5X restores anything; T5X itself is not needed."""
 
+import contextlib
 import json
 
 import pytest
@@ -7,7 +8,8 @@ from tiny_system import snapshot
 
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.runs.config_file import CONFIG, FIRST_LINE
-from pemt_jax.runs.model_dir import T5X_RUN, check_model_dir
+from pemt_jax.runs.model_dir import T5X_RUN, alone, check_model_dir
+from pemt_jax.t5x import run_folder
 from pemt_jax.t5x.run_folder import check_folder, stored_identity, take_up
 
 RUN = {
@@ -94,3 +96,15 @@ def test_a_users_config_is_not_replaced(tmp_path):
         check_folder("MODEL_DIR", tmp_path)
     (tmp_path / T5X_RUN).write_text(json.dumps(RUN))  # T5X writes it after this file
     check_folder("MODEL_DIR", tmp_path)
+
+
+def test_a_folder_is_held_until_the_process_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "leases", contextlib.ExitStack())
+    run_folder.hold((tmp_path,))
+    run_folder.hold((tmp_path,))  # the same command
+    with pytest.raises(UsageError, match=f"The MODEL_DIR {tmp_path} is in use by process"):
+        with alone([tmp_path]):
+            pass
+    run_folder.leases.close()
+    with alone([tmp_path]):
+        pass
