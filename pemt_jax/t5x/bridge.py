@@ -1,7 +1,7 @@
 """PemtModel as a model of T5X, for `python -m t5x.train`, `t5x.eval` and `t5x.infer`.
 
-T5X is not on PyPI: only the first three modules need it, and no module of another folder imports any
-of these. The gin files in configs/t5x bind what they hold.
+T5X is not on PyPI: only the first three modules need it, and no other folder imports any of these.
+The gin files in configs/t5x bind what they hold.
 
     bridge        the model and its partial training
     model         new_model, built as pemt_jax.train does it, and trained_model
