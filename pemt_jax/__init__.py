@@ -6,11 +6,17 @@ loads neither JAX nor TensorFlow.
 
 # ruff: noqa: F403, F405  (the names of api are listed below)
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pemt_jax.common.versions import VERSION
 
 __version__ = VERSION
+
+# In a checkout, which `python -m` finds before what is installed, pemt_jax.tasks and
+# pemt_jax.configs are beside this folder.
+if not (Path(__file__).parent / "tasks").is_dir():
+    __path__.append(str(Path(__file__).parents[1]))
 
 if TYPE_CHECKING:
     from pemt_jax.api import *

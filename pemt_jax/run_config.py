@@ -183,6 +183,7 @@ class LoopConfig(Part):
         many: Any = self.train_steps
         for steps in many if isinstance(many, list | tuple) else [many]:
             at_least(0, TRAIN_STEPS=steps)
+        number("SEED", self.seed)  # not None, T5X's default
         at_least(0, largest=2**63 - 1, SEED=self.seed)
         choose("PRNG", self.prng, PRNGS)
         choose("TASK_LOOP", self.task_loop, TASK_LOOPS)
