@@ -6,10 +6,20 @@ loads neither JAX nor TensorFlow.
 
 # ruff: noqa: F403, F405  (the names of api are listed below)
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pemt_jax.common.errors import end_at_interrupt
 from pemt_jax.common.versions import VERSION
+
+# A command imports for seconds before it is called. sys.argv[0] is "-m" while Python is still
+# looking for the module to run.
+if (sys.argv[:1] == ["-m"] and any(word.startswith(__name__) for word in sys.orig_argv)) or (
+    os.path.basename(sys.argv[0] if sys.argv else "") == "pemt-jax"
+):
+    end_at_interrupt()
 
 __version__ = VERSION
 

@@ -13,6 +13,7 @@ import ml_dtypes  # noqa: F401  (with it NumPy knows bfloat16 by name)
 import numpy as np
 
 from pemt_jax.common.errors import UsageError, nearest
+from pemt_jax.common.user_input.types import check_fields
 
 MINI_T5 = str(Path(__file__).parent / "assets" / "mini_t5")  # the base that ships with the package
 ACTIVATIONS = {"relu", "gelu", "linear", "silu"}
@@ -33,8 +34,8 @@ def _one_of(field: str, value: str, allowed: set[str]) -> None:
 
 
 def _as_tuple(values) -> tuple:
-    """A tuple; a plain string is meant as the only one of its kind."""
-    return (values,) if isinstance(values, str) else tuple(values)
+    """A tuple of a list; a plain string is meant as the only one of its kind."""
+    return tuple(values) if isinstance(values, list | tuple) else (values,)
 
 
 def _in_range(field: str, value: float, holds: bool, expected: str) -> None:
@@ -82,9 +83,10 @@ class T5Config:
     scale_decoder_outputs: bool | None = None
 
     def __post_init__(self):
+        object.__setattr__(self, "mlp_activations", _as_tuple(self.mlp_activations))
+        check_fields(self)
         if self.scale_decoder_outputs == self.logits_via_embedding:  # one value for one model
             object.__setattr__(self, "scale_decoder_outputs", None)
-        object.__setattr__(self, "mlp_activations", _as_tuple(self.mlp_activations))
         for name in self.mlp_activations:
             _one_of("T5Config.mlp_activations", name, ACTIVATIONS)
         _one_of("T5Config.dtype", self.dtype, DTYPES)
@@ -252,6 +254,7 @@ class PemtConfig:
     def __post_init__(self):
         for field in ("source_prompt_lengths", "expert_names", "expert_linears"):
             object.__setattr__(self, field, _as_tuple(getattr(self, field)))
+        check_fields(self)
         _one_of("PemtConfig.lora_b_init", self.lora_b_init, {"zero", "uniform"})
         _one_of("PemtConfig.prompt_init", self.prompt_init, {"vocab", "normal"})
         _one_of("PemtConfig.loss_normalization", self.loss_normalization, {"tokens", "sequences"})

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from pemt_jax.common.flat_config import Flat, Part, at_least, bucket_lengths, lengths
+from pemt_jax.common.flat_config import Flat, Part, at_least, bucket_lengths, lengths, not_blank
 from pemt_jax.run_config import MeshConfig
 
 
@@ -23,6 +23,10 @@ class FinishedConfig(Part):
     library: str | None = None
     vocabulary: str | None = None
     scan_layers: bool = False
+
+    def __post_init__(self):
+        names = ("model_dir", "initial_checkpoint_path", "library", "vocabulary")
+        not_blank(**{name.upper(): getattr(self, name) for name in names})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +33,9 @@ from pemt_jax.common.flat_config import at_least, number
 KINDS = ("linear", "constant", "wsd")
 
 
+@runtime_checkable
 class Transformation(Protocol):
-    """An optax transformation, or an `Optimizer`, which is one by its `init` and `update`."""
+    """An optimizer, such as @optimizers.make_optimizer(): what has optax's `init` and `update`."""
 
     @property
     def init(self) -> Callable: ...

@@ -33,7 +33,8 @@ def predict(config: PredictConfig) -> None:
 
     source, target = config.input_file, config.output_file
     if source and (not (place := storage.path(source)).exists() or place.is_dir()):
-        raise UsageError(f"There is no file {source}, expected lines of text.")
+        state = f"{source} is a folder" if place.is_dir() else f"There is no file {source}"
+        raise UsageError(f"{state}, expected lines of text as INPUT_FILE.")
     if jax.process_count() > 1 and not source:
         raise UsageError(
             f"Found {jax.process_count()} processes and no INPUT_FILE, expected one: they cannot "
@@ -47,7 +48,7 @@ def predict(config: PredictConfig) -> None:
         lines = sys.stdin
         if source:
             file = files.enter_context(storage.fetched(storage.path(source)))
-            lines = files.enter_context(open(file, encoding="utf-8"))
+            lines = files.enter_context(open(file, encoding="utf-8-sig"))
         out = sys.stdout
         if not processes.is_first():
             out = files.enter_context(open(os.devnull, "w", encoding="utf-8"))

@@ -24,6 +24,7 @@ from pemt_jax.common.flat_config import (
     bucket_lengths,
     choose,
     lengths,
+    not_blank,
     number,
 )
 from pemt_jax.config import DTYPES, MINI_T5, REFERENCE_OPTIONS, PemtConfig, T5Config, base_path
@@ -45,9 +46,8 @@ class ModelConfig(Part):
       t5: shape of a new backbone.
       options: choices of PEMT.
       prompt_text: the prompt's text; None for the task's own description; or one per task.
-      dropout_rate, broadcast_dropout, dtype, remat_policy, scan_layers: override the base's, see
-        config.T5Config; dtype "bfloat16" computes in it, remat_policy "minimal" or "full" takes
-        less memory and more time, scan_layers takes less time to compile.
+      dropout_rate, broadcast_dropout, dtype, remat_policy, scan_layers: override the base's
+        (config.T5Config); remat_policy takes less memory, scan_layers less time to compile.
       embedding_rows: keep only the first rows of the base's embedding.
       frozen_dtype: "bfloat16" halves the memory of the frozen parameters.
       base_dtype: in which method full stores its base, "float32" or "bfloat16".
@@ -70,8 +70,9 @@ class ModelConfig(Part):
     max_decode_length: int | None = None
 
     def __post_init__(self):
-        path = self.initial_checkpoint_path and base_path(self.initial_checkpoint_path)
-        object.__setattr__(self, "initial_checkpoint_path", path)
+        not_blank(INITIAL_CHECKPOINT_PATH=self.initial_checkpoint_path)
+        if path := self.initial_checkpoint_path:
+            object.__setattr__(self, "initial_checkpoint_path", base_path(path))
         for name in ("frozen_dtype", "base_dtype"):
             choose(name.upper(), getattr(self, name), sorted(DTYPES))
         at_least(1, MAX_DECODE_LENGTH=self.max_decode_length, EMBEDDING_ROWS=self.embedding_rows)
@@ -96,8 +97,8 @@ class DataConfig(Part):
     """Which examples are read, and how they are batched.
 
     Attributes:
-      mixture_or_task_name: a SeqIO task or mixture; a mixture trains as one task with one prompt.
-        Several names train each of them in one job, in MODEL_DIR/NAME.
+      mixture_or_task_name: a SeqIO task or mixture, trained as one task with one prompt; several names
+        train each in one job, in MODEL_DIR/NAME.
       task_feature_lengths: longest inputs and targets, in tokens.
       batch_size: examples per update.
       eval_batch_size: examples per batch of an evaluation.
@@ -208,6 +209,9 @@ class TrainConfig(Flat):
     model: ModelConfig = ModelConfig()
     experts: ExpertsConfig = ExpertsConfig()
     mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self):
+        not_blank(MODEL_DIR=self.model_dir, LIBRARY=self.experts.library)
 
     @property
     def folder(self) -> Path:

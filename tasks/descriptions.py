@@ -1,8 +1,12 @@
 """The text of each task's prompt: one sentence in our own words about what the task asks."""
 
+import contextlib
+
 import seqio
+import tensorflow as tf
 
 from pemt_jax.common.errors import UsageError, nearest
+from pemt_jax.common.user_input.code import user_code
 
 _DESCRIPTIONS = {
     "vader_movies": "Decide whether a sentence from a film review is negative or positive.",
@@ -17,6 +21,12 @@ _DESCRIPTIONS = {
 def register_description(task_name: str, text: str) -> None:
     """Give a task its prompt text."""
     _DESCRIPTIONS[task_name] = text
+
+
+def of_task(task: seqio.Task, split: str) -> contextlib.AbstractContextManager[None]:
+    """Context in which a task's source and preprocessors run: a failure names the user's line."""
+    what = f"Reading the split {split!r} of task {task.name!r}"
+    return user_code(what, theirs=(tf.errors.OpError,))
 
 
 def unknown_task(name: str) -> UsageError:

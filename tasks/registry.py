@@ -10,6 +10,7 @@ whose number of examples gin sets (`FewShot.shots`). All share validation and te
 """
 
 import functools
+import re
 import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from typing import Any
 
 import seqio
 
-from pemt_jax.common.errors import UsageError, nearest
+from pemt_jax.common.errors import UsageError, nearest, shortened
+from pemt_jax.common.user_input.types import check_fields
 from pemt_jax.tasks import metrics
 from pemt_jax.tasks.descriptions import register_description
 from pemt_jax.tasks.rendering import render
@@ -62,6 +64,16 @@ class Dataset:
     order: tuple[str, ...] = ()
     group: tuple[str, ...] = ()
     drop_unlabelled: bool = False
+
+    def __post_init__(self):
+        check_fields(self)
+        for name in ("name", "description"):
+            if not getattr(self, name).strip():
+                raise UsageError(f"Dataset.{name} is empty, expected a text.")
+        if not re.fullmatch(r"[\w.:#]+", self.name):
+            raise UsageError(
+                f"Found Dataset.name {shortened(self.name)}, expected letters, digits, _.:#."
+            )
 
     @property
     def fields(self) -> list[str]:

@@ -7,12 +7,13 @@ authors' code. All are TensorFlow operations, whose regular expressions are RE2'
 """
 
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import gin
 import tensorflow as tf
 
-from pemt_jax.common.errors import UsageError
+from pemt_jax.common.errors import PemtError, UsageError, nearest, shortened
+from pemt_jax.common.user_input.code import defined_at, user_code
 from pemt_jax.tasks.targets import Answers, Row, Target, as_text, examples_per_answer
 
 SPACE = r"\s\p{Z}\x0b\x1c-\x1f\x{85}"  # RE2's \s is ASCII only; text has more kinds of space
@@ -41,7 +42,7 @@ def render(
 
     @tf.autograph.experimental.do_not_convert  # AutoGraph would wrap our errors in its own
     def example(row: Row) -> Row:
-        row = clean(row) if clean else row
+        row = _cleaned(row, clean) if clean else row
         made = {"inputs": fill(template, row), "targets": target.render(row), "row": row["row"]}
         if group:
             made["group"] = tf.strings.join(
@@ -59,6 +60,18 @@ def render(
     return dataset
 
 
+def _cleaned(row: Row, clean: Callable[[Row], Row]) -> Row:
+    """What a task's own function makes of a row."""
+    with user_code(f"`clean`, {getattr(clean, '__name__', clean)},", clean):
+        found = clean(row)
+    if not isinstance(found, Mapping):
+        raise PemtError(
+            f"`clean` ({defined_at(clean)}) returned {shortened(found)}, expected a row: a "
+            "dictionary of fields."
+        )
+    return dict(found)
+
+
 def fill(template: str, row: Row) -> tf.Tensor:
     """The template with the texts and numbers of a row, string scalar."""
     parts = []
@@ -66,6 +79,10 @@ def fill(template: str, row: Row) -> tf.Tensor:
         parts.append(text)
         if field is None:
             continue
+        if field not in row:
+            raise UsageError(
+                f"The row has no field {field!r} of the template {template!r}{nearest(field, row)}."
+            )
         if row[field].shape.rank != 0:
             raise UsageError(
                 f"The field {field!r} of the template {template!r} is a list, "

@@ -17,6 +17,9 @@ import gin
 import numpy as np
 import tensorflow as tf
 
+from pemt_jax.common.errors import UsageError
+from pemt_jax.common.user_input.types import check_fields
+
 NO_ANSWER = "<unk>"  # what the authors' code has where a row has no answer
 
 Row = dict[str, tf.Tensor]
@@ -55,6 +58,11 @@ class Label(OfField):
     words: tuple[str, ...]
     field: str = "label"
     counted = True
+
+    def __post_init__(self):
+        check_fields(self)
+        if not self.words:
+            raise UsageError("Label has no words, expected one per class.")
 
     @property
     def expected(self) -> str:

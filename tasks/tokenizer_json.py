@@ -11,16 +11,16 @@ TensorFlow to read.
 """
 
 import base64
-import binascii
 import functools
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from pemt_jax.common.errors import PemtError
 from pemt_jax.common.storage import cache_folder, replacing
+from pemt_jax.common.user_input.code import named
+from pemt_jax.common.user_input.files import decoded, parse_json
 
 SENTINEL = "<extra_id_"
 MADE = 2  # the form of the models made here, part of their names
@@ -55,7 +55,7 @@ def sentencepiece_model(content: bytes, path: str) -> bytes:
 
     protobuf: Any = sentencepiece_model_pb2  # its classes are made at import
     try:
-        found = json.loads(content)
+        found = parse_json(decoded(content))
         model = found["model"]
         pieces, unknown = model["vocab"], model["unk_id"]
         special = {token["id"] for token in found["added_tokens"] if token["special"]}
@@ -65,11 +65,18 @@ def sentencepiece_model(content: bytes, path: str) -> bytes:
                 f"it is a {model['type']} model with normaliser "
                 f"{(found['normalizer'] or {}).get('type')}"
             )
-    except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
+        return _serialised(protobuf, pieces, unknown, special, charsmap)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise PemtError(
             f"{path} is not the tokenizer.json of a sentencepiece unigram model "
-            f"({str(error).splitlines()[0]}), expected a T5's."
+            f"({named(error)}), expected a T5's."
         ) from error
+
+
+def _serialised(
+    protobuf: Any, pieces: list, unknown: int, special: set[int], charsmap: bytes
+) -> bytes:
+    """The model of pieces and their scores; ValueError or TypeError for what are none."""
     kinds = protobuf.ModelProto.SentencePiece
     made = protobuf.ModelProto()
     added_by_seqio = sum(piece.startswith(SENTINEL) for piece, _ in pieces) == 100

@@ -27,6 +27,7 @@ import tensorflow as tf
 
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError
+from pemt_jax.common.user_input.files import read_object
 from pemt_jax.library.hub_names import local_folder
 from pemt_jax.run_config import MINI_T5
 from pemt_jax.tasks.tokenizer_json import sentencepiece_file
@@ -74,10 +75,9 @@ def prefer(path: str | None) -> None:
 def _json(file: Path) -> dict:
     """The object in a JSON file; an empty one where there is none."""
     try:
-        values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError:
+        return read_object(file, "an object") if file.is_file() else {}
+    except PemtError:
         return {}
-    return values if isinstance(values, dict) else {}
 
 
 @functools.cache
@@ -158,9 +158,10 @@ class Vocabulary(seqio.SentencePieceVocabulary):
         path = self.sentencepiece_model_file
         if path != self._sentencepiece_model_file:
             if not Path(path).is_file():
+                kind = "is a folder" if Path(path).is_dir() else "is no plain file"
                 raise PemtError(
-                    f"the vocabulary {path} does not exist; a sentencepiece file "
-                    "(spiece.model or sentencepiece.model) was expected there"
+                    f"The vocabulary {path} {kind if Path(path).exists() else 'does not exist'}, "
+                    "expected a spiece.model, sentencepiece.model or tokenizer.json."
                 )
             self._sentencepiece_model_file, self._model = path, None
         try:
@@ -170,7 +171,8 @@ class Vocabulary(seqio.SentencePieceVocabulary):
         except Exception as error:  # protobuf's and sentencepiece's error types vary by version
             self._sentencepiece_model_file = ""
             raise PemtError(
-                f"{path} is not a sentencepiece model: {str(error).splitlines()[0]}"
+                f"{self._path or spiece_model()} is not a sentencepiece model "
+                f"({str(error).splitlines()[0]}), expected one, or the tokenizer.json of a T5."
             ) from error
 
     # Where the tokens are bytes, everything is that of BYTE_VOCABULARY.

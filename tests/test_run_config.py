@@ -130,3 +130,26 @@ def test_the_packaged_base_has_a_name_unless_a_folder_here_has_it(tmp_path, monk
     own = TrainConfig.of(**GIVEN, initial_checkpoint_path="mini_t5")
     assert own.model.initial_checkpoint_path == "mini_t5"
     assert TrainConfig.of(**GIVEN) == given  # the default is always the packaged one
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"method": [1]}, r"Found METHOD \[1\], expected a text"),
+        ({"model_dir": ["a"]}, "Found MODEL_DIR .*, expected a text"),
+        ({"mixture_or_task_name": [3]}, "Found MIXTURE_OR_TASK_NAME .*, expected a text or a list"),
+        ({"initial_checkpoint_path": ("a", "b")}, "Found INITIAL_CHECKPOINT_PATH .*a text or None"),
+        ({"initial_checkpoint_path": ""}, "Found INITIAL_CHECKPOINT_PATH '', expected a path"),
+        ({"library": {"a": 1}}, "Found LIBRARY .*, expected a text or None"),
+        ({"experts": [3]}, r"Found EXPERTS \[3\], expected a list of texts"),
+        ({"prompt_text": [3]}, r"Found PROMPT_TEXT \[3\], expected"),
+        ({"dtype": []}, r"Found DTYPE \[\], expected a text or None"),
+        ({"scan_layers": [1]}, r"Found SCAN_LAYERS \[1\], expected True or False or None"),
+        ({"options": {"expert_rank": 3}}, "Found OPTIONS .*, expected PemtConfig or None"),
+        ({"optimizer": "adamw"}, "Found OPTIMIZER 'adamw', expected an optimizer, such as"),
+        ({"train_steps": None}, "Found TRAIN_STEPS None, expected a whole number"),
+    ],
+)
+def test_a_value_of_another_type_is_one_sentence(change, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        TrainConfig.of(**GIVEN | change)

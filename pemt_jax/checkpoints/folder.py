@@ -39,10 +39,10 @@ def manifests(folder: Path) -> dict[int, dict | None]:
     found = {int(path.name): path for path in found}
     manifests = {step: read_manifest(found[step]) for step in sorted(found)}
     for step, manifest in manifests.items():
-        if manifest is not None and manifest.get("step") != step:
+        if manifest is not None and manifest["step"] != step:
             raise PemtError(
-                f"{found[step]} holds the checkpoint of step {manifest.get('step')}, expected that "
-                f"of step {step}: it was renamed."
+                f"{found[step]} holds the checkpoint of step {manifest['step']}, expected that of "
+                f"step {step}: it was renamed."
             )
     return manifests
 

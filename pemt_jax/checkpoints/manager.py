@@ -260,7 +260,7 @@ class Checkpoints:
         for manifest in found.values():
             if manifest is None or self.identity is None:
                 continue
-            if other := difference(manifest["identity"], self.identity):
+            if other := difference(manifest["identity"] or {}, self.identity):
                 raise UsageError(
                     f"{self.folder} holds the checkpoints of another run, whose {other} or "
                     "another MODEL_DIR for this run."

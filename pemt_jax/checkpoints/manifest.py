@@ -23,10 +23,20 @@ from orbax.checkpoint import future
 
 from pemt_jax.checkpoints.failures import DAMAGE, unreadable
 from pemt_jax.common import storage
+from pemt_jax.common.errors import PemtError, shortened
 from pemt_jax.parallel import processes
 
 ITEM = "manifest"
 _FILE = "metadata"
+# What is read of every manifest, and its kinds; runs add their own fields.
+_FIELDS = {
+    "step": (int,),
+    "identity": (dict, type(None)),
+    "leaves": (dict,),
+    "metrics": (dict, type(None)),
+    "score": (dict, type(None)),
+}
+_LEAF = {"sha256": str, "shape": list, "dtype": str}
 
 
 def flatten_state(state) -> dict[str, jax.Array]:
@@ -107,7 +117,8 @@ def read_manifest(checkpoint: Path) -> dict | None:
     """Return the manifest of a checkpoint folder, or None when it is missing or damaged.
 
     Raises:
-        PemtError: its file cannot be read, which says nothing about its bytes.
+        PemtError: its file cannot be read, which says nothing about its bytes; or it is whole, but
+            another version's.
     """
     file = checkpoint / ITEM / _FILE
     try:
@@ -120,7 +131,30 @@ def read_manifest(checkpoint: Path) -> dict | None:
         return None
     if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _digest(manifest):
         return None
+    if fault := _fault(manifest):
+        raise PemtError(
+            f"{file} is of another version: {fault}, expected a checkpoint of this version."
+        )
     return manifest
+
+
+def _fault(manifest: Mapping) -> str | None:
+    """What a manifest lacks, or has of another kind than it is read as."""
+    for name, kinds in _FIELDS.items():
+        if type(manifest.get(name, ...)) not in kinds:
+            return f"its {name} is {shortened(manifest.get(name))}"
+    for path, leaf in manifest["leaves"].items():
+        for name, kind in _LEAF.items():
+            if not isinstance(leaf, dict) or not isinstance(leaf.get(name), kind):
+                return f"its record of {path} has no {name}"
+        try:
+            np.dtype(leaf["dtype"])
+        except TypeError:
+            return f"its record of {path} has the dtype {leaf['dtype']!r}"
+    scored = (manifest["score"] or {}).get("value", 0.0)
+    if not isinstance(scored, int | float):
+        return f"its score is {shortened(manifest['score'])}"
+    return None
 
 
 def replace_manifest(checkpoint: Path, manifest: Mapping) -> None:

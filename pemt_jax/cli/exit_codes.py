@@ -4,15 +4,20 @@ The stack behind the sentence is printed before it when the command has the flag
 parser.py) or the environment PEMT_JAX_TRACEBACK=1. PEMT_JAX_LOG is the level of the package's log.
 """
 
+import errno
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from pemt_jax.cli import gin_internals
 from pemt_jax.cli.startup import show_log, startup
-from pemt_jax.common.errors import PemtError
+from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.common.storage import cache_folder
 
+WORD, LONGEST = 300, 4000  # characters of a word and of a sentence that are still shown
 _show_stack = False
 
 
@@ -30,7 +35,10 @@ def exit_code_of(action: Callable[[], int | None]) -> int:
     try:
         startup()
         show_log(os.environ.get("PEMT_JAX_LOG") or "warning")
-        return action() or 0
+        try:
+            return action() or 0
+        finally:  # also after --help, which exits: what cannot be written is said while it can be
+            sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output has seen enough
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
         return 0
@@ -40,6 +48,23 @@ def exit_code_of(action: Callable[[], int | None]) -> int:
         return report(PemtError(f"{place} called sys.exit({error.code!r}), expected none there."))
     except (PemtError, OSError, KeyboardInterrupt) as error:
         return report(error)
+    except RuntimeError as error:
+        if (sentence := _of_surroundings(str(error).splitlines()[:1])) is None:
+            raise
+        return report(UsageError(sentence))
+
+
+def _of_surroundings(text: Sequence[str]) -> str | None:
+    """The sentence for a RuntimeError about where a command runs; None for any other."""
+    for found in text:
+        if (reason := found.removeprefix("Unable to initialize backend")) != found:
+            where = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
+            return (
+                f"JAX has no such devices as {where} names ({reason.strip(' .')}), expected others."
+            )
+        if (path := found.removeprefix("Symlink loop from ")) != found:  # of Path.resolve
+            return f"{path.strip()} is a link that leads to itself, expected a file or folder."
+    return None
 
 
 def _foreign_exit(error: SystemExit) -> str | None:
@@ -64,10 +89,27 @@ def report(error: PemtError | OSError | KeyboardInterrupt) -> int:
     if isinstance(found, PemtError):
         sentence, code = str(found), found.exit_code
     elif isinstance(found, OSError):
-        file = f"{found.filename}: " if found.filename else ""
-        sentence, code = f"{file}{found.strerror or found}.", 1
+        sentence, code = _of_system(found), 1
     else:
         sentence, code = "Stopped by Ctrl-C.", 130
     # In one piece, because several processes may share a terminal or a log.
-    sys.stderr.write(f"{stack}error: {sentence}\n")
+    sys.stderr.write(f"{stack}error: {_one_line(sentence)}\n")
     return code
+
+
+def _of_system(error: OSError) -> str:
+    """The sentence for an error of the operating system."""
+    reason = error.strerror or str(error)
+    if not error.filename:
+        return f"{'The output: ' if error.errno == errno.ENOSPC else ''}{reason}."
+    cache = cache_folder()
+    if cache in (place := Path(os.fsdecode(error.filename)), *place.parents):
+        return f"{place}: {reason}, expected $PEMT_JAX_CACHE to be a folder to write to."
+    return f"{place}: {reason}."
+
+
+def _one_line(sentence: str) -> str:
+    """A sentence without control characters, and without what is too long in it to be read."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence)
+    line = re.sub(rf"\S{{{WORD},}}", lambda match: f"{match[0][:100]}...{match[0][-50:]}", line)
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."

@@ -4,18 +4,17 @@ gin alone accepts a misspelled macro and finds a missing one only when it is nee
 these is a UsageError with the nearest valid name:
 - a macro that no binding reads, or one without a value; a required argument without a value;
 - a binding of an unknown function or argument;
-- a plain value that contradicts an annotation: 'abc' for an int, 'abc' for a list.
+- a value that contradicts an annotation: 'abc' for an int, a list for a text.
 
 What gin does not make public is read by `gin_internals`.
 """
 
-import importlib
+import contextlib
 import inspect
 import re
 import tokenize
-import types
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import gin
@@ -23,9 +22,10 @@ import gin
 from pemt_jax.cli import gin_internals
 from pemt_jax.cli.gin_errors import as_usage_errors, parameters_of
 from pemt_jax.common import storage
-from pemt_jax.common.errors import UsageError, nearest, warn
-
-SIMPLE_TYPES = (int, float, str, bool, type(None))
+from pemt_jax.common.errors import PemtError, UsageError, nearest, shortened, warn
+from pemt_jax.common.user_input.code import import_module, user_code
+from pemt_jax.common.user_input.files import read_text
+from pemt_jax.common.user_input.types import expected
 
 
 def load(
@@ -52,7 +52,8 @@ def load(
     gin_internals.look_for_files_in(folders)
     with as_usage_errors(), gin_internals.recorded_macros() as read:
         for name in files:
-            gin.parse_config_file(name)
+            with _imports_of(name):
+                gin.parse_config_file(name)
         if gin_internals.selector_of(main) is None:
             gin.register(main)
         for name, value in bindings:
@@ -80,15 +81,22 @@ def import_modules_of(model_dir: str) -> None:
         if path.is_symlink() or not path.is_file():
             continue
         try:
-            modules = gin_internals.modules_in(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, SyntaxError, tokenize.TokenError) as error:
+            modules = gin_internals.modules_in(read_text(path, "a gin file"))
+        except (PemtError, ValueError, SyntaxError, tokenize.TokenError) as error:
             warn(f"{path} cannot be read ({error}), so nothing that it imports is imported.")
             continue
         for module in modules:
             try:
-                importlib.import_module(module)
-            except Exception as error:  # a user's module, which may do anything
-                warn(f"The module {module}, imported by {path}, cannot be imported ({error}).")
+                import_module(module)
+            except UsageError as error:
+                warn(f"{error} It is imported by {path}.")
+
+
+@contextlib.contextmanager
+def _imports_of(gin_file: str) -> Iterator[None]:
+    """Context in which a gin file is parsed, and the modules that it names are imported."""
+    with user_code(f"An import of the gin file {gin_file}", kind=UsageError, theirs=()):
+        yield
 
 
 def _bind(name: str, value: str) -> None:
@@ -242,9 +250,10 @@ def _check_types() -> None:
             source = reader = f"{name}.{argument}"
             while (macro := gin_internals.macro_of(value)) is not None:
                 source, value = f"{macro}, read by {reader},", values[macro]
-            expected = _expected(value, hints.get(argument))
-            if expected:
-                raise UsageError(f"{source} is {value!r}, expected {expected}.")
+            if gin_internals.is_reference(value):
+                continue
+            if found := expected(value, hints.get(argument, Any), members=False):
+                raise UsageError(f"{source} is {shortened(value)}, expected {found}.")
 
 
 def _hints(function_or_class: Callable) -> dict[str, object]:
@@ -255,23 +264,3 @@ def _hints(function_or_class: Callable) -> dict[str, object]:
         return typing.get_type_hints(inspect.unwrap(function))
     except (NameError, TypeError, AttributeError):  # an annotation that only type checkers resolve
         return {}
-
-
-def _expected(value: object, hint: Any) -> str:
-    """What `hint` wants when the plain `value` certainly is no such thing, else ""."""
-    union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-    members = typing.get_args(hint) if union else (hint,)
-    plain = [member for member in members if member in SIMPLE_TYPES]
-    kinds: list[Any] = [
-        typing.get_origin(member) or member for member in members if member not in plain
-    ]
-    if (
-        type(value) not in SIMPLE_TYPES
-        or type(value) in plain
-        or (type(value) is int and float in plain)
-        or not all(inspect.isclass(kind) and issubclass(kind, Collection) for kind in kinds)
-    ):
-        return ""
-    names = ["None" if member is type(None) else member.__name__ for member in plain]
-    names += ["a dictionary" if issubclass(kind, Mapping) else "a list" for kind in kinds]
-    return " or ".join(names)

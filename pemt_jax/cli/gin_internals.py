@@ -18,6 +18,7 @@ from gin import config, config_parser
 
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError
+from pemt_jax.common.user_input.files import read_text
 
 VERIFIED = "0.5.0"
 
@@ -36,7 +37,7 @@ def look_for_files_in(folders: Sequence[str]) -> None:
     """Make gin look for its files in the working directory, then in `folders`, and only there."""
     _gin("_LOCATION_PREFIXES")[:] = ["", *folders]
     # gin's other reader logs every miss.
-    _gin("_FILE_READERS")[:] = [(open, os.path.isfile), (_open_remote, _is_remote_file)]
+    _gin("_FILE_READERS")[:] = [(_open, os.path.isfile), (_open, _is_remote_file)]
 
 
 def _is_remote_file(name: str) -> bool:
@@ -45,8 +46,8 @@ def _is_remote_file(name: str) -> bool:
     return is_url and storage.path(name).is_file()
 
 
-def _open_remote(name: str) -> io.StringIO:
-    file = io.StringIO(storage.path(name).read_text(encoding="utf-8"))
+def _open(name: str) -> io.StringIO:
+    file = io.StringIO(read_text(storage.path(name), "a gin file"))
     file.name = name  # pyright: ignore[reportAttributeAccessIssue]  (gin's errors name it)
     return file
 
@@ -226,6 +227,11 @@ def macro_of(value: Any) -> str | None:
         value, _gin("ConfigurableReference")
     ) and value.configurable.wrapped is _gin("macro")
     return "/".join(value.scopes) if is_macro else None
+
+
+def is_reference(value: object) -> bool:
+    """Whether `value` is a reference, @function or %MACRO, whose value gin makes when it calls."""
+    return isinstance(value, _gin("ConfigurableReference"))
 
 
 def reference_to(macro: str) -> object:

@@ -45,9 +45,11 @@ def _run(argv: Sequence[str]) -> int:
         check_command(argv[0], COMMANDS)
     arguments = _parser().parse_args(argv)
     if arguments.command not in ADDING and not arguments.library.is_dir():
+        place = arguments.library
+        state = f"{place} is a file" if place.exists() else f"There is no library {place}"
         raise UsageError(
-            f"There is no library {arguments.library}, expected a folder that stage 1 has saved "
-            f"experts in or another --library{_others()}."
+            f"{state}, expected a folder that stage 1 has saved experts in or another "
+            f"--library{_others()}."
         )
     return COMMANDS[arguments.command](arguments) or 0
 

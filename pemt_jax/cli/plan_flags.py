@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from pemt_jax.cli.parser import Parser
 from pemt_jax.common.errors import UsageError
+from pemt_jax.common.flat_config import at_least
 from pemt_jax.model.methods import METHODS
 from pemt_jax.planning.shapes import SHAPES
 
@@ -56,6 +57,7 @@ def parse(argv: Sequence[str], doc: str):
     options, rest = parser.parse_known_args(argv)
     unknown = [argument for argument in rest if not argument.startswith("--gin")]
     parser.check_no_others(unknown, ("--gin_file", "--gin.NAME"))
+    at_least(0, **{"--compile": options.compile})
     if not options.topology:
         raise UsageError("There is no slice to plan for, expected --topology=v5e:4x4 or another.")
     if not rest and not options.shape:

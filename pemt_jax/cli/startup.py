@@ -39,7 +39,7 @@ from collections.abc import Iterator
 
 from absl import logging as absl_logging
 
-from pemt_jax.common.errors import no_such, say
+from pemt_jax.common.errors import end_at_interrupt, no_such, say, terminal
 from pemt_jax.common.storage import cache_folder
 
 START_UP = re.compile(
@@ -52,6 +52,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 @functools.cache
 def startup() -> None:
     """Make this process a program of the package; does nothing when called again."""
+    end_at_interrupt()
     silence_libraries()
     _keep_compiled_steps()
     if importlib.util.find_spec("gcsfs"):
@@ -154,9 +155,11 @@ def _caught_start_up() -> Iterator[None]:
     sys.stderr.flush()
     with tempfile.TemporaryFile() as caught, os.fdopen(os.dup(2), "wb") as stderr:
         os.dup2(caught.fileno(), 2)
+        terminal["stderr"] = stderr.fileno()
         try:
             yield
         finally:
+            terminal["stderr"] = 2
             sys.stderr.flush()
             os.dup2(stderr.fileno(), 2)
             caught.seek(0)

@@ -70,6 +70,9 @@ def names(folder: Path) -> set[str]:
 
 
 def _before(folder: Path) -> Path:
+    folder = folder if folder.name else folder.absolute()  # "." has none
+    if not folder.name:
+        return folder / ".before"  # of the root, which nobody replaces
     return folder.with_name(f".{folder.name}.before")
 
 

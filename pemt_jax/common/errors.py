@@ -1,6 +1,8 @@
 """What a user is told: what is wrong, in one sentence with an exit code, and what takes long."""
 
 import difflib
+import os
+import signal
 import sys
 from collections.abc import Iterable
 
@@ -27,6 +29,28 @@ class UsageError(PemtError):
     exit_code = 2
 
 
+terminal = {"stderr": 2}  # its descriptor, which is another while TensorFlow is imported
+
+
+def end_at_interrupt() -> None:
+    """Let Ctrl-C end this program with a sentence, also while it imports.
+
+    A KeyboardInterrupt that is raised in the middle of an import is a traceback, is taken for a
+    failure of the module, or crashes what is written in C++.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupted)
+
+
+def _interrupted(number, frame) -> None:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(terminal["stderr"], b"error: Stopped by Ctrl-C.\n")
+            os._exit(128 + number)  # nothing has begun that could be left half done
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
 def warn(sentence: str) -> None:
     """Say on stderr what the user should know but need not act upon."""
     sys.stderr.write(f"warning: {sentence}\n")  # in one piece: several processes may share it
@@ -37,6 +61,15 @@ def say(line: str) -> None:
     """Say on stderr what is being done that takes long."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
+
+
+def shortened(value: object) -> str:
+    """A value for a sentence."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:

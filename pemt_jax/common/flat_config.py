@@ -24,7 +24,8 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pemt_jax.common.errors import UsageError, nearest
+from pemt_jax.common.errors import UsageError, nearest, shortened
+from pemt_jax.common.user_input.types import check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,14 @@ def choose(name: str, value: object, allowed: Sequence[str]) -> None:
             f"Found {name} {shortened(value)}, expected one of {', '.join(allowed)}"
             f"{nearest(str(value), allowed)}."
         )
+
+
+def not_blank(**paths: Any) -> None:
+    """Raise UsageError for a path, by its name, that is neither None nor has a character in it."""
+    for name, value in paths.items():
+        check(name, value, str | None)
+        if value is not None and not value.strip():
+            raise UsageError(f"Found {name} {value!r}, expected a path.")
 
 
 def at_least(least: int, *, largest: int = LARGEST, **values: int | None) -> None:
@@ -92,12 +101,6 @@ def bucket_lengths(name: str, value: Any) -> None:
             at_least(1, **{f"a length of {name}": typing.cast(Any, length)})
 
 
-def shortened(value: object) -> str:
-    """A value for a sentence."""
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}..."
-
-
 @dataclasses.dataclass(frozen=True)
 class Flat:
     """A configuration made of parts, that can be given and read by the names of all its fields."""
@@ -116,6 +119,16 @@ class Flat:
         required = (name for name, p in known.items() if p.default is p.empty)
         if missing := [name for name in required if name not in values]:
             raise UsageError(f"{cls.__name__} has no value for {', '.join(missing)}.")
+        try:  # the checks of the parts say more
+            made = cls._of(values)
+        except (TypeError, ValueError, AttributeError):
+            cls._check_types(values)
+            raise
+        cls._check_types(values)
+        return made
+
+    @classmethod
+    def _of(cls, values: Mapping[str, object]) -> typing.Self:
         given, parts = {}, cls.parts()
         for field in dataclasses.fields(cls):
             if field.name in parts:
@@ -125,6 +138,11 @@ class Flat:
             elif field.name in values:
                 given[field.name] = values[field.name]
         return cls(**given)
+
+    @classmethod
+    def _check_types(cls, values: Mapping[str, object]) -> None:
+        for name, value in values.items():
+            check(name.upper(), value, cls.parameters()[name].annotation)
 
     def flat(self) -> dict[str, object]:
         """{field: value} of all parts."""

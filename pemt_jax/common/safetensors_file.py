@@ -6,7 +6,6 @@ every page that was touched counts as memory of the process; this reads any path
 """
 
 import contextlib
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import numpy as np
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, nearest
 from pemt_jax.common.lazy_array import Index, LazyArray, aligned
+from pemt_jax.common.user_input.files import decoded, parse_json
 
 # The format's names of dtypes, in the order in which a file has its arrays.
 DTYPES = {
@@ -67,7 +67,7 @@ def _read_header(file: IO[bytes]) -> tuple[dict[str, dict[str, Any]], int]:
     start = 8 + length
     if length > LONGEST_HEADER or start > size:
         raise ValueError("its header is too long")
-    header = json.loads(file.read(length))
+    header = parse_json(decoded(file.read(length)))
     if not isinstance(header, dict):
         raise ValueError("its header is no object")
     header.pop("__metadata__", None)
@@ -158,7 +158,9 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
     try:
         with path.open("rb") as file:
             yield file
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except OSError as error:
+        raise PemtError(f"{path} cannot be read: {storage.reason(error)}.") from error
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise PemtError(
             f"Expected a whole safetensors file at {path}, found one that is truncated, damaged or "
             f"of another format ({error})."

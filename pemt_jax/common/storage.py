@@ -23,6 +23,7 @@ from typing import Any
 
 from pemt_jax.common import disk_folders
 from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.common.user_input.paths import check_text
 
 
 def path(text: str | os.PathLike) -> Path:
@@ -31,8 +32,10 @@ def path(text: str | os.PathLike) -> Path:
     A path in a bucket is no pathlib.Path, but has those of its methods that make sense there.
 
     Raises:
-      UsageError: the scheme is unknown, or needs a package that is not installed.
+      UsageError: the text is no path; its scheme is unknown, or needs a package that is not
+        installed.
     """
+    check_text(os.fspath(text))
     if not is_remote(text):
         return Path(text)
     buckets: Any = importlib.import_module("pemt_jax.common.buckets.path")
@@ -101,6 +104,12 @@ def local_copy(file: Path) -> Path:
         with replacing(kept) as partial:
             _remote(file).download(partial)
     return kept
+
+
+def check_answers(place: Path) -> None:
+    """Raise OSError where a path is in a bucket that does not answer soon."""
+    if is_remote(place):
+        _remote(place).check_answers()
 
 
 def check_plain(file: Path) -> Path:
@@ -240,9 +249,11 @@ def check_writable(name: str, folder: Path) -> None:
     """
     if is_remote(folder):
         return
-    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    around = (folder, *folder.absolute().parents)
+    place = next(path for path in around if path.is_symlink() or path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         state = "is read-only" if place.is_dir() else "is a file"
+        state = state if place.exists() else "is a link to nothing"
         raise UsageError(f"{name} is {folder} but {place} {state}, expected a folder to write to.")
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from pemt_jax.common.errors import PemtError, shortened
 from pemt_jax.common.versions import VERSION
 from pemt_jax.tasks.sources import cached
 
@@ -44,6 +45,21 @@ def cache_key(task: seqio.Task, split: str, lengths: Mapping[str, int]) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
+def rows_of_source(task: seqio.Task, split: str) -> tf.data.Dataset:
+    """The rows of a split as the task's source has them, in its order."""
+    found = task.source.get_dataset(split=split, shuffle=False)
+    return check_dataset(found, task, "The source")
+
+
+def check_dataset(found: Any, task: seqio.Task, what: str) -> tf.data.Dataset:
+    """Return what user code made of a data set; PemtError where it is none."""
+    if not isinstance(found, tf.data.Dataset):
+        raise PemtError(
+            f"{what} of task {task.name!r} returned {shortened(found)}, expected a tf.data.Dataset."
+        )
+    return found
+
+
 def _rows_identity(task: seqio.Task, split: str) -> object:
     source = task.source
     if cached.usable(task, split):
@@ -60,7 +76,7 @@ def _rows_identity(task: seqio.Task, split: str) -> object:
             [(path, *_size_and_time(path)) for path in sorted(source.list_shards(split))],
         )
     digest = hashlib.sha256()
-    for row in source.get_dataset(split=split, shuffle=False).as_numpy_iterator():
+    for row in rows_of_source(task, split).as_numpy_iterator():
         values = tf.nest.flatten(row, expand_composites=True)
         digest.update(repr([np.asarray(value).tolist() for value in values]).encode())
     return digest.hexdigest()

@@ -34,9 +34,9 @@ import tensorflow as tf
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError, nearest, say
 from pemt_jax.data import shared_tokens
-from pemt_jax.data.cache_key import cache_key
+from pemt_jax.data.cache_key import cache_key, check_dataset, rows_of_source
 from pemt_jax.data.tokenized import OnlineTransform, Ragged, TokenizedSplit, to_json, type_names
-from pemt_jax.tasks.descriptions import unknown_task
+from pemt_jax.tasks.descriptions import of_task, unknown_task
 from pemt_jax.tasks.sources import cached
 
 
@@ -91,7 +91,8 @@ def open_split(
             raise UsageError(f"TASK_FEATURE_LENGTHS has no length for {feature!r}")
     root = Path(cache_folder) if cache_folder else storage.cache_folder() / "tokens"
     lengths = {name: int(lengths[name]) for name in ("inputs", "targets")}
-    folder = root / f"{task_name}-{split}-{cache_key(task, split, lengths)[:20]}"
+    with of_task(task, split):
+        folder = root / f"{task_name}-{split}-{cache_key(task, split, lengths)[:20]}"
     if folder.is_dir():
         try:
             return _load(folder, task, split, lengths)
@@ -108,7 +109,8 @@ def open_split(
                 shutil.rmtree(made)
         if not made.is_dir():
             say(f"tokenising {split} of {task_name}")
-            _tokenize(task, split, lengths, made)
+            with of_task(task, split):
+                _tokenize(task, split, lengths, made)
             if shared:
                 shared_tokens.upload(made, shared / "tokens" / folder.name)
         try:
@@ -178,13 +180,14 @@ def _cached_steps(task: seqio.Task) -> tuple[list, OnlineTransform | None]:
 def _rows(task: seqio.Task, split: str, lengths: Mapping[str, int]) -> tf.data.Dataset:
     if cached.usable(task, split):  # nothing is trimmed without lengths
         return task.get_dataset(None, split, use_cached=True, shuffle=False)
-    dataset = task.source.get_dataset(split=split, shuffle=False)
+    dataset = rows_of_source(task, split)
     for step in _cached_steps(task)[0]:
         step: Any = seqio.utils.add_kwargs_to_transform(
             step, sequence_length=lengths, output_features=task.output_features
         )
         with seqio.utils.map_seed_manager(0):
             dataset = step(dataset)
+            check_dataset(dataset, task, "A preprocessor")
     return dataset
 
 

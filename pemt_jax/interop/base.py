@@ -62,6 +62,8 @@ def _locate(path: str | os.PathLike) -> tuple[Path, bool]:
     if t5x.is_t5x(path):
         return t5x.find_checkpoint(path), True
     expected = "expected a Hugging Face T5 (config.json, model.safetensors) or a T5X checkpoint"
+    if place.is_symlink() and not place.exists():
+        raise PemtError(f"{path} is a link to nothing, {expected}.")
     if not place.exists():
         siblings = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
         raise PemtError(
@@ -119,8 +121,8 @@ def identify_base(path: str | os.PathLike, kept_dtype: Callable[[str], np.dtype]
 
 def check_vocabulary(vocabulary, t5: T5Config, base: str | None) -> None:
     """Raise UsageError when the vocabulary cannot be the one the base was trained with."""
-    own = storage.path(local_folder(base or "")) / "spiece.model"
-    if base and own.is_file() and sha256_file(own) != vocabulary.sha256:
+    own = base and storage.path(local_folder(base)) / "spiece.model"
+    if own and own.is_file() and sha256_file(own) != vocabulary.sha256:
         raise UsageError(
             f"The vocabulary {vocabulary} is not the one beside the base, expected {own}; set "
             "VOCABULARY to it."

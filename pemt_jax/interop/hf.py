@@ -17,9 +17,10 @@ from pemt_jax.common.hashing import verify_checksums
 from pemt_jax.common.lazy_array import LazyArray
 from pemt_jax.common.safetensors_file import open_weights
 from pemt_jax.common.storage import replacing
+from pemt_jax.common.user_input.files import read_object
 from pemt_jax.common.weights import nbytes, save_weights
 from pemt_jax.config import T5Config
-from pemt_jax.interop.hf_config import describe, read_config, read_json
+from pemt_jax.interop.hf_config import describe, read_config
 from pemt_jax.interop.hf_names import has_own_head, rename, to_hf_names
 from pemt_jax.interop.torch_files import load_torch_file
 
@@ -125,7 +126,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _shards(index: Path, suffix: str) -> list[Path]:
     """The files that an index names, which must be in its folder."""
-    shards = read_json(index).get("weight_map")
+    shards = read_object(index, "the index of a model's shards").get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise PemtError(f"{index} has no weight_map, expected tensor names and their files.")
     files = sorted(set(map(str, shards.values())))
@@ -140,7 +141,7 @@ def _shards(index: Path, suffix: str) -> list[Path]:
 def _found(folder: Path) -> list[str]:
     """Names of what could be weight files."""
     kinds = (".safetensors", ".bin", ".h5", ".msgpack")
-    return sorted(p.name for p in folder.iterdir() if p.suffix in kinds)
+    return sorted(p.name for p in folder.iterdir() if p.suffix in kinds and p.is_file())
 
 
 def _write_json(path: Path, values: dict) -> None:

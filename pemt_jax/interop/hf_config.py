@@ -16,14 +16,14 @@ activation is that of `dense_act_fn` and `is_gated_act` where they are there, an
 the two answers are the same.
 """
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pemt_jax.common import storage
-from pemt_jax.common.errors import PemtError, UsageError, nearest
+from pemt_jax.common.errors import PemtError, UsageError, nearest, shortened
+from pemt_jax.common.user_input.files import read_object
 from pemt_jax.config import T5Config
 
 # dense_act_fn -> T5X's name; transformers has "gelu_new" for "gated-gelu": the tanh approximation.
@@ -60,7 +60,7 @@ def read_config(
       PemtError: the file is no config.json, or of a model that is no T5.
     """
     path = storage.path(path)
-    values = read_json(path)
+    values = read_object(path, "the config.json of a T5")
     model_type = values.get("model_type", "t5")
     if not isinstance(model_type, str) or model_type not in CLASSES:
         raise PemtError(
@@ -83,8 +83,8 @@ def read_config(
     if epsilon != 1e-6:
         raise PemtError(f"{path} has layer_norm_epsilon = {epsilon!r}, expected T5's 1e-06.")
     dropout_rate = values.get("dropout_rate", 0.1)
-    if type(dropout_rate) not in (int, float):
-        raise PemtError(f"{path} has dropout_rate = {dropout_rate!r}, expected a number.")
+    if type(dropout_rate) not in (int, float) or not 0 <= dropout_rate < 1:
+        raise PemtError(f"{path} has dropout_rate = {shortened(dropout_rate)}, expected [0, 1).")
     tied, scaled = _logits(path, values, model_type, has_own_head)
     return T5Config(
         vocab_size=size("vocab_size"),
@@ -176,16 +176,3 @@ def describe(config: T5Config, dtype: str) -> dict[str, Any]:
         "eos_token_id": 1,
         "torch_dtype": dtype,
     }
-
-
-def read_json(path: Path) -> dict:
-    """The object in a JSON file."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise PemtError(f"There is no file {path}.") from error
-    except (OSError, ValueError) as error:
-        raise PemtError(f"Expected a JSON file at {path}, but {error}.") from error
-    if not isinstance(values, dict):
-        raise PemtError(f"Expected a JSON object at {path}, found a {type(values).__name__}.")
-    return values

@@ -5,8 +5,11 @@ loading interprets the few instructions that tensors need and refuses all others
 it could be tricked, so an older torch is refused. torch is an extra of this package.
 """
 
+import contextlib
 import importlib
+import io
 import os
+import pickletools
 import re
 import warnings
 import zipfile
@@ -42,6 +45,8 @@ def load_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of unusual pickle protocols
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except OSError as error:
+        raise PemtError(f"{path} cannot be read: {error.strerror or error}.") from error
     except Exception as error:  # a damaged or hostile pickle can raise whatever it likes
         raise _refusal(path, str(error)) from error
     if not isinstance(content, Mapping):
@@ -70,9 +75,10 @@ def _safe_torch(path: Path):
 
 
 def _refusal(path: Path, message: str) -> PemtError:
-    if match := re.search(r"(?:Unsupported|disallowed) (?:global: GLOBAL )?([\w.]+\.\w+)", message):
+    match = re.search(r"(?:Unsupported|disallowed) (?:global: GLOBAL )?([\w.]+\.\w+)", message)
+    if wanted := match[1] if match else _foreign_name(path):
         return PemtError(
-            f"{path} asks to run {match[1]} when it is opened, expected nothing but "
+            f"{path} asks to run {wanted} when it is opened, expected nothing but "
             "tensors; nothing was executed."
         )
     return PemtError(
@@ -80,6 +86,32 @@ def _refusal(path: Path, message: str) -> PemtError:
         f"{path.stat().st_size} bytes that are truncated, damaged or of another "
         "format."
     )
+
+
+def _foreign_name(path: Path) -> str | None:
+    """The first name in the pickles of a file that is none of torch's; nothing is unpickled.
+
+    What torch says of such a name depends on its version and on the pickle's.
+    """
+    with contextlib.suppress(Exception):  # a damaged pickle ends anywhere
+        content = path.read_bytes() if not zipfile.is_zipfile(path) else _pickle_in(path)
+        stream, texts = io.BytesIO(content), []
+        while True:  # files of before torch 1.6 have several
+            for operation, argument, _ in pickletools.genops(stream):
+                if isinstance(argument, str) and operation.name not in ("GLOBAL", "INST"):
+                    texts.append(argument)
+                    continue
+                if operation.name not in ("GLOBAL", "INST", "STACK_GLOBAL"):
+                    continue
+                name = argument.replace(" ", ".") if argument else ".".join(texts[-2:])
+                if name.partition(".")[0] not in ("torch", "collections", "_codecs"):
+                    return name
+    return None
+
+
+def _pickle_in(path: Path) -> bytes:
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(next(n for n in archive.namelist() if n.endswith("data.pkl")))
 
 
 def _to_numpy(torch, path: Path, name: object, value: Any) -> np.ndarray:

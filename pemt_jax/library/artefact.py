@@ -13,21 +13,32 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pemt_jax.common import storage
-from pemt_jax.common.errors import PemtError, UsageError, nearest, warn
+from pemt_jax.common.errors import PemtError, UsageError, nearest, shortened, warn
 from pemt_jax.common.hashing import sha256_file
 from pemt_jax.common.storage import current, replacing, replacing_folder
+from pemt_jax.common.user_input.files import read_object
 from pemt_jax.common.versions import versions
 from pemt_jax.common.weights import load_weights, save_weights
 
 WEIGHTS = "weights.safetensors"
 CARD = "card.json"
 KINDS = ("expert", "target")
+EXPECTED = {  # of the fields that are no texts
+    "kind": "'expert' or 'target'",
+    "experts": "a list of names with their sha256",
+    "rank": "a whole number, 0 or more",
+    "config": "an object",
+    "metrics": "an object of finite numbers",
+    "versions": "an object of texts",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,19 +161,17 @@ def write_card(path: Path, card: Card) -> None:
 
 def read_card_file(path: Path) -> Card:
     """Return the verified card in the file `path`. PemtError when it is no good."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise PemtError(f"{path} is no readable JSON ({error}), expected a card.") from error
-    if not isinstance(fields, dict) or fields.pop("card_sha256", None) != _digest(fields):
+    fields = read_object(path, "a card")
+    if fields.pop("card_sha256", None) != _digest(fields):
         raise PemtError(
             f"{path} is damaged or edited by hand: its content does not have the "
             "sha256 that it names."
         )
-    known = {field.name: field for field in dataclasses.fields(Card)}
-    for name, field in known.items():
+    known = [field.name for field in dataclasses.fields(Card)]
+    for name in known:
         if not _has_type(fields.get(name), name):
-            raise PemtError(f"{path} has {name} = {fields.get(name)!r}, expected {field.type}.")
+            found, wanted = shortened(fields.get(name)), EXPECTED.get(name, "a text")
+            raise PemtError(f"{path} has {name} = {found}, expected {wanted}.")
     fields["experts"] = tuple((expert["name"], expert["sha256"]) for expert in fields["experts"])
     return Card(**{name: fields[name] for name in known})
 
@@ -189,12 +198,17 @@ def _has_type(value: object, name: str) -> bool:
     if name == "config":
         return isinstance(value, dict)
     if name == "metrics":
-        return isinstance(value, dict) and all(type(v) in (int, float) for v in value.values())
+        return isinstance(value, dict) and all(map(is_finite, value.values()))
     if name == "versions":
         return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
     if name == "kind":
         return value in KINDS
     return isinstance(value, str)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value of JSON is a number that a float can hold."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _to_json(card: Card) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pemt_jax.common.errors import PemtError
 from pemt_jax.config import linear_kind
-from pemt_jax.library.artefact import Card, brief, read_card
+from pemt_jax.library.artefact import Card, brief, is_finite, read_card
 from pemt_jax.library.expert import expert_folder, load_expert
 
 
@@ -45,7 +45,7 @@ def table(library: Path, names: Sequence[str]) -> tuple[str, list[PemtError]]:
 def at_chance(card: Card) -> str:
     """ " (at chance: ...)" for what is no better than the majority class, else ""."""
     match card.config.get("majority_class"):
-        case {"beaten": False, "average": int() | float() as average}:
+        case {"beaten": False, "average": average} if is_finite(average):
             return f" (at chance: the majority class has {average:.4g})"
     return ""
 

@@ -9,6 +9,7 @@ program, in the sentence by which it refuses one.
 
 import dataclasses
 import math
+import re
 
 from pemt_jax.common.errors import UsageError, nearest
 
@@ -72,7 +73,8 @@ def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
             f"{', '.join(CHIPS)}{nearest(kind, CHIPS)}."
         )
     chip = CHIPS[kind]
-    sizes = tuple(int(size) if size.isdecimal() else 0 for size in shape.split("x"))
+    number = re.compile(r"\d{1,9}", re.ASCII)
+    sizes = tuple(int(size) if number.fullmatch(size) else 0 for size in shape.split("x"))
     # Hosts of 2 x 2 chips make up a slice, and cubes of 4 x 4 x 4 a large one.
     whole = all(size in (1, 2) or (size and size % 4 == 0) for size in sizes)
     if len(sizes) != len(chip.slices[0].split("x")) or not whole:

@@ -6,14 +6,16 @@ alone is one too. Nothing here fails for one run's sake: what cannot be read is 
 
 import contextlib
 import dataclasses
-import json
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.safetensors_file import open_weights
+from pemt_jax.common.user_input.files import read_object
 from pemt_jax.library.artefact import CARD, Card, read_card
 from pemt_jax.runs.publish import ARTEFACT, BASE, RUN_FACTS
 from pemt_jax.training.metrics_log import read_metrics
@@ -84,13 +86,13 @@ class RunRecord:
     @property
     def seconds(self) -> float | None:
         """From the first line of the log to the last, pauses between resumptions included."""
-        times = [row["time"] for row in self.rows if isinstance(row.get("time"), int | float)]
+        times = [row["time"] for row in self.rows if is_number(row.get("time"))]
         return max(times) - min(times) if len(times) > 1 else None
 
     def curve(self, kind: str, metric: str) -> list[tuple[int, float]]:
         """(step, value) of the log's lines of a kind."""
         found = ((row["step"], row.get(metric)) for row in self.rows if row.get("kind") == kind)
-        return [(step, value) for step, value in found if isinstance(value, int | float)]
+        return [(step, value) for step, value in found if is_number(value)]
 
 
 def find_runs(places: Iterable[str]) -> list[RunRecord]:
@@ -104,7 +106,8 @@ def find_runs(places: Iterable[str]) -> list[RunRecord]:
         root = storage.path(place)
         folders = [root] if _is_run(root) or (root / CARD).is_file() else list(_search(root))
         if not folders:
-            state = "holds no run" if root.is_dir() else "does not exist"
+            state = "is a file" if root.exists() else "does not exist"
+            state = "holds no run" if root.is_dir() else state
             raise UsageError(
                 f"{place} {state}, expected the MODEL_DIR of a run or a folder of runs."
             )
@@ -125,10 +128,9 @@ def read_run(folder: Path, name: str) -> RunRecord:
         if (published / CARD).is_file():
             card, state = read_card(published), FINISHED
         elif (published / RUN_FACTS).is_file():
-            facts = json.loads((published / RUN_FACTS).read_text(encoding="utf-8"))
-            state = FINISHED if isinstance(facts, dict) else UNREADABLE
-            facts = facts if isinstance(facts, dict) else {}
-    except (PemtError, OSError, ValueError) as error:
+            facts = read_object(published / RUN_FACTS, "the facts of the run")
+            state = FINISHED
+    except PemtError as error:
         state, reason = UNREADABLE, str(error).replace(str(folder), name)
     if state == UNFINISHED:
         last = max((row["step"] for row in rows), default=0)
@@ -194,15 +196,19 @@ def _evaluations(folder: Path) -> list[Evaluation]:
 
 
 def _json(path: Path) -> dict:
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
+    with contextlib.suppress(PemtError):
+        return read_object(path, "an object")
     return {}
 
 
 def _numbers(metrics: object) -> dict[str, float]:
     found = metrics.items() if isinstance(metrics, Mapping) else ()
-    return {str(name): float(value) for name, value in found if isinstance(value, int | float)}
+    return {str(name): float(value) for name, value in found if is_number(value)}
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value of JSON is a number that a float can hold."""
+    return isinstance(value, int | float) and abs(value) < sys.float_info.max
 
 
 def _size(folder: Path) -> tuple[int | None, int | None]:

@@ -1,7 +1,6 @@
 """A finished run, opened again: its model with the trained parameters, and what it was."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.storage import current
+from pemt_jax.common.user_input.files import read_object
 from pemt_jax.config import PemtConfig, base_path
 from pemt_jax.finished_config import FinishedConfig
 from pemt_jax.library.artefact import Card, read_artefact
@@ -134,13 +134,13 @@ def open_base_run(folder: Path, vocabulary: Vocabulary, config: FinishedConfig) 
     facts: dict[str, Any] = {}
     if (folder / RUN_FACTS).is_file():
         try:
-            facts = json.loads((folder / RUN_FACTS).read_text(encoding="utf-8"))
+            facts = read_object(folder / RUN_FACTS, "the facts of the run")
             facts = {
                 "task": str(facts["task"]),
                 "lengths": {k: int(v) for k, v in facts["task_feature_lengths"].items()},
                 "longest": facts["max_decode_length"] and int(facts["max_decode_length"]),
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise PemtError(
                 f"{folder / RUN_FACTS} is not readable ({error}), expected the facts of the run."
             ) from error

@@ -21,6 +21,11 @@ from pemt_jax.parallel import processes
 REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
+def check_answers(folders: Mapping[str, Path]) -> None:
+    """Raise, in all processes, UsageError or PemtError where a folder's bucket does not answer."""
+    _everywhere(storage.check_answers, folders)
+
+
 def probe(folders: Mapping[str, Path]) -> None:
     """Write to, read from and clean up folders, by the names of their settings, in all processes.
 

@@ -177,9 +177,9 @@ def against_majority(
 ) -> dict[str, object]:
     """For the card: the `average` of the majority class, and whether the best one is above it.
 
-    A result that is not, which is at chance, is a warning. Empty where `majority` is None.
+    A result that is not, which is at chance, is a warning. Empty where `majority` is no number.
     """
-    if majority is None:
+    if majority is None or not math.isfinite(majority):
         return {}
     best = metrics.get("average", math.nan)
     if not (beaten := best > majority):

@@ -26,7 +26,7 @@ from pemt_jax.parallel.capacity import check_batch
 from pemt_jax.run_config import TrainConfig
 from pemt_jax.runs.build_model import build_model, open_base
 from pemt_jax.runs.model_dir import Config, check_model_dir, with_one_base
-from pemt_jax.runs.probe import probe
+from pemt_jax.runs.probe import check_answers, probe
 from pemt_jax.runs.publish import (
     against_majority,
     check_model,
@@ -111,8 +111,10 @@ class TaskRun:
         self.mesh, self._together = mesh or make_mesh(config), tuple(together)
         _ = config.steps  # one number
         check_supported(config.folder)
-        check_model_dir(config.folder)
         if base is None:  # else another task of this job has asked
+            check_answers(folders_written(config))
+        check_model_dir(config.folder)
+        if base is None:
             probe(folders_written(config))
         check_publishable(config)
         self.config = config = with_one_base(config)
@@ -133,7 +135,7 @@ class TaskRun:
             base=self.identity["base"],
             experts=self.identity["experts"],
             data=self.identity["data"],
-            configuration=dataclasses.asdict(config.replace(optimizer=None)),
+            configuration=dataclasses.asdict(dataclasses.replace(config, optimizer=None)),
             optimizer=self.identity["optimizer"],
             run=self.identity,
         )
@@ -175,7 +177,7 @@ class TaskRun:
             alone=not self._together,
         )
         start_step = kept.latest_step() or 0
-        position = kept.manifest(start_step)["data_step"] if start_step else 0
+        position = kept.manifest(start_step).get("data_step") if start_step else 0
         processes.agree(step=start_step, data_position=position)
         return kept
 

@@ -8,6 +8,7 @@ from pemt_jax.data.batching import train_iterator
 from pemt_jax.run_config import TrainConfig
 from pemt_jax.runs.config_file import write_config
 from pemt_jax.runs.model_dir import alone, check_model_dir
+from pemt_jax.runs.probe import check_answers
 from pemt_jax.runs.task_run import TaskRun, open_runs
 from pemt_jax.training import loop
 from pemt_jax.training.metrics_log import MetricsLog
@@ -33,6 +34,7 @@ def train(config: TrainConfig, config_text: Callable[[], str] | None = None) -> 
         write_config(config, config_text)
 
     if config.is_job:
+        check_answers({"MODEL_DIR": config.folder})
         check_model_dir(config.folder)
         runs = open_runs(config)
         with alone([config.folder, *(run.folder for run in runs)]):

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pemt_jax.checkpoints.identity import difference
-from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.common.errors import UsageError
 from pemt_jax.common.storage import replacing
+from pemt_jax.common.user_input.files import read_object
 from pemt_jax.common.writing.contents import check_outside
 from pemt_jax.library.artefact import CARD, read_card
 from pemt_jax.parallel import processes
@@ -47,13 +48,7 @@ def stored_identity(folder: Path) -> dict:
       PemtError: it cannot be read.
     """
     if (file := folder / T5X_RUN).exists():
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise PemtError(f"{file} is not readable ({error}), expected a run's facts.") from error
-        if not isinstance(found, dict):
-            raise PemtError(f"{file} is no JSON object, expected a run's facts.")
-        return found
+        return read_object(file, "a run's facts")
     if not (folder / ARTEFACT / CARD).is_file():
         return {}
     card = read_card(folder / ARTEFACT)

@@ -8,14 +8,15 @@ task too.
 """
 
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
 import seqio
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pemt_jax.common.errors import UsageError
+from pemt_jax.common.errors import PemtError, UsageError, shortened
+from pemt_jax.common.user_input.code import defined_at, user_code
 from pemt_jax.parallel import partitioning
 from pemt_jax.parallel.activation_constraints import constrained
 from pemt_jax.tasks.metrics import text_of
@@ -104,7 +105,7 @@ def score(task: seqio.Task, split, predictions: Mapping[int, str]) -> dict[str, 
     Raises:
         UsageError: the task has no metric function of (targets, predictions), or rows are missing.
     """
-    if not task.predict_metric_fns:
+    if not (functions := metric_functions(task)):
         raise UsageError(
             f"Task {task.name!r} has no metric function of (targets, predictions), expected one."
         )
@@ -115,18 +116,57 @@ def score(task: seqio.Task, split, predictions: Mapping[int, str]) -> dict[str, 
     targets, predicted = [], []
     for row in range(len(split)):
         example, target = split.example(row), target_text(task, split, row)
-        targets.append(task.postprocess_fn(target, example=example, is_target=True))
-        predicted.append(task.postprocess_fn(predictions[row], example=example, is_target=False))
-    metrics = {}
-    for metric_fn in task.predict_metric_fns:
-        for name, value in metric_fn(targets, predicted).items():
-            value = getattr(value, "value", value)
-            # Texts, histograms and the like of seqio.metrics are no scores.
-            if isinstance(value, numbers.Real | np.ndarray | jax.Array):
-                array = np.asarray(value)
-                if array.ndim == 0:
-                    metrics[name] = float(array)
+        with user_code(f"The postprocessor of task {task.name!r}", task._postprocess_fn):
+            targets.append(task.postprocess_fn(target, example=example, is_target=True))
+            text = predictions[row]
+            predicted.append(task.postprocess_fn(text, example=example, is_target=False))
+    metrics: dict[str, float] = {}
+    for function in functions:
+        what = f"The metric {metric_name(function)} of task {task.name!r}"
+        with user_code(what, function):
+            found = function(targets, predicted)
+            metrics |= numbers_of(found)
+        if not isinstance(found, Mapping):
+            where = defined_at(function)
+            raise PemtError(
+                f"{what}{where and f' ({where})'} returned {shortened(found)}, expected a "
+                "dictionary of names and numbers."
+            )
+    if not metrics:
+        raise PemtError(
+            f"The metrics of task {task.name!r}, {', '.join(map(metric_name, functions))}, "
+            "returned no number, expected at least one."
+        )
     return metrics
+
+
+def metric_functions(task: seqio.Task) -> Sequence[Callable]:
+    """The task's functions of (targets, predictions); PemtError where one is none of SeqIO's."""
+    given = next(iter(task._metric_fn_constructor_args), None)  # SeqIO looks at them at first use
+    with user_code(f"The signature of a metric of task {task.name!r}", given):
+        return task.predict_metric_fns
+
+
+def metric_name(function: Callable) -> str:
+    """What a metric function is called."""
+    return getattr(getattr(function, "func", function), "__name__", "") or repr(function)
+
+
+def numbers_of(found: object) -> dict[str, float]:
+    """The scores among what a metric function returned: {name: number}.
+
+    Texts, histograms and the like of seqio.metrics are none. TypeError for a name that is no text.
+    """
+    scores = {}
+    for name, value in found.items() if isinstance(found, Mapping) else ():
+        value = getattr(value, "value", value)
+        if not isinstance(name, str):
+            raise TypeError(f"it returned the name {name!r}, expected a text")
+        if isinstance(value, numbers.Real | np.ndarray | jax.Array):
+            array = np.asarray(value)
+            if array.ndim == 0:
+                scores[name] = float(array)
+    return scores
 
 
 def with_average(per_task: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -31,6 +31,7 @@ from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError
 from pemt_jax.common.mirror import Mirror
 from pemt_jax.common.storage import replacing
+from pemt_jax.common.user_input.files import parse_json
 
 if TYPE_CHECKING:
     from clu.metric_writers import MetricWriter
@@ -194,13 +195,16 @@ def _write_errors(path: Path) -> Iterator[None]:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:
-    """Return the rows of a `metrics.jsonl`, without incomplete lines left by a crash."""
+    """Return the rows of a `metrics.jsonl`, without incomplete lines left by a crash.
+
+    A row of another program's, whose step is no number, is left out too.
+    """
     rows = []
     path = storage.path(path)
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError):
-                row = json.loads(line)
-                if isinstance(row, dict) and "step" in row:
+                row = parse_json(line)
+                if isinstance(row, dict) and type(row.get("step")) is int:
                     rows.append(row)
     return rows

@@ -208,8 +208,17 @@ class Run:
         result, window = TrainResult(), None
         if self.checkpoints and (found := restore_newest(self.trainer, self.checkpoints)):
             step, manifest = found
-            result = TrainResult(step, metrics=manifest["metrics"], **manifest["progress"])
-            window = manifest["window"]
+            try:
+                progress, window = manifest["progress"], manifest["window"]
+                kinds = isinstance(progress, dict), isinstance(window, dict | None)
+                if not all(kinds) or type(manifest["data_step"]) is not int:
+                    raise TypeError("its progress, window or data_step is of another kind")
+                result = TrainResult(step, metrics=manifest["metrics"], **progress)
+            except (KeyError, TypeError) as error:
+                raise PemtError(
+                    f"{self.checkpoints.folder / str(step)} is of another version ({error}), "
+                    "expected the checkpoint of a run of this version."
+                ) from error
             if step > self.train_steps:
                 raise UsageError(
                     f"{self.checkpoints.folder} is at step {step}, expected TRAIN_STEPS of at "

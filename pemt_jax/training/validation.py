@@ -9,7 +9,13 @@ import seqio
 
 from pemt_jax.data.batching import DEFAULT_BUCKETS, eval_batches
 from pemt_jax.parallel import partitioning, processes
-from pemt_jax.training.evaluator import Evaluator, score, target_text, with_average
+from pemt_jax.training.evaluator import (
+    Evaluator,
+    metric_functions,
+    score,
+    target_text,
+    with_average,
+)
 
 MOST_CLASSES = 20
 MODEL_METRICS = ("loss", "cross_entropy", "task_sparsity_loss")
@@ -35,7 +41,7 @@ class Validation:
     def scored(self) -> list:
         """The splits whose tasks have metrics."""
         tasks = [seqio.TaskRegistry.get(split.task_name) for split in self.splits]
-        return [split for split, t in zip(self.splits, tasks, strict=True) if t.predict_metric_fns]
+        return [split for split, t in zip(self.splits, tasks, strict=True) if metric_functions(t)]
 
     @property
     def best_metric(self) -> tuple[str, bool]:

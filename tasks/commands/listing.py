@@ -8,8 +8,9 @@ import numpy as np
 import seqio
 
 from pemt_jax.common.errors import UsageError, nearest
+from pemt_jax.common.flat_config import at_least
 from pemt_jax.tasks.commands.preparing import tasks_named
-from pemt_jax.tasks.descriptions import description
+from pemt_jax.tasks.descriptions import description, of_task
 from pemt_jax.tasks.sources import cached
 from pemt_jax.tasks.sources.split_source import SplitSource
 from pemt_jax.tasks.splits import SPLITS
@@ -71,14 +72,17 @@ def _line(task: seqio.Task) -> tuple[str, ...]:
 
 def examples(task: seqio.Task, split: str, count: int) -> str:
     """The description of a task and the first examples of a split, as the model reads them."""
+    at_least(1, **{"--rows": count})
     if split not in task.splits:
         raise UsageError(
             f"Task {task.name!r} has no split {split!r}, expected one of "
             f"{', '.join(task.splits)}{nearest(split, task.splits)}."
         )
-    dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False)
     lines = [f"{task.name} {split}", f"prompt   {description(task.name)}"]
-    for example in dataset.take(count).as_numpy_iterator():
+    with of_task(task, split):
+        dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False)
+        found = list(dataset.take(count).as_numpy_iterator())
+    for example in found:
         lines.append("")
         for name in ("row", "inputs_pretokenized", "targets_pretokenized", "answers", "group"):
             if name in example:

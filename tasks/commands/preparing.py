@@ -1,6 +1,5 @@
 """The command `prepare`: downloads data sets and caches tasks, which then work without network."""
 
-import importlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -8,6 +7,7 @@ from collections.abc import Sequence
 import seqio
 
 from pemt_jax.common.errors import PemtError, UsageError, nearest
+from pemt_jax.common.user_input.code import import_module
 from pemt_jax.tasks.sources import cached
 from pemt_jax.tasks.sources.split_source import SplitSource
 from pemt_jax.tasks.sources.tfds_rows import TfdsRows
@@ -16,12 +16,7 @@ from pemt_jax.tasks.sources.tfds_rows import TfdsRows
 def import_tasks(module: str) -> None:
     """Import a module that registers tasks; it may be in the working directory."""
     sys.path.insert(0, "")
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        raise UsageError(
-            f"The module {module} cannot be imported ({error}), expected one that registers tasks."
-        ) from error
+    import_module(module)
 
 
 def tasks_named(names: Sequence[str], command: str) -> list[seqio.Task]:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from pemt_jax.common.errors import PemtError
 from pemt_jax.common.storage import cache_folder, replacing
+from pemt_jax.tasks.descriptions import of_task
 from pemt_jax.tasks.sources.split_source import SplitSource
 
 
@@ -75,7 +76,8 @@ def write(task: seqio.Task, root: str, shown: bool) -> None:
             continue
         (task_folder / "COMPLETED").unlink(missing_ok=True)
         made_from.unlink(missing_ok=True)
-        _write_split(task, split, task_folder, shown)
+        with of_task(task, split):
+            _write_split(task, split, task_folder, shown)
         _write_text(made_from, json.dumps(now))  # last: it says that the split is complete
     _write_text(task_folder / "COMPLETED", "")
 

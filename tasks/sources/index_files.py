@@ -12,7 +12,6 @@ the n-th in the original. Rows that are not listed are left out. The splits are 
 """
 
 import hashlib
-import json
 import os
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import numpy as np
 
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError
+from pemt_jax.common.user_input.files import read_json
 
 
 @gin.configurable("index_files")  # pyright: ignore[reportCallIssue]  gin has no types
@@ -52,7 +52,7 @@ def original_order(task: str, split: str, size: int) -> np.ndarray | None:
     if path is None:
         return None
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
+        listed = read_json(path, "lists of row numbers by split")
         numbers = np.array(listed[split], np.int64) if listed.get(split) is not None else None
     except (ValueError, TypeError, AttributeError) as error:
         raise PemtError(

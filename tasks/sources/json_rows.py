@@ -8,15 +8,17 @@ type in all rows of a split. Empty lines are skipped and not numbered.
 
 import functools
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from pemt_jax.common import storage
-from pemt_jax.common.errors import PemtError, UsageError, nearest
+from pemt_jax.common.errors import PemtError, UsageError, nearest, shortened
+from pemt_jax.common.user_input.files import parse_json, read_text
 from pemt_jax.tasks.sources.listed_rows import ListedRows
+
+LARGEST = 2**36  # bytes of a file
 
 
 class JsonRows(ListedRows):
@@ -50,15 +52,17 @@ class JsonRows(ListedRows):
         values = [self._value(split, number, field) for number in range(len(self._rows(split)))]
         for number, value in enumerate(values):
             if _kind(value) is None:
+                wanted = "a text, a number, true or false, or a list of texts"
+                wanted = "a number of at most 64 bits" if isinstance(value, int) else wanted
                 raise PemtError(
-                    f"Row {number} of split {split!r} of task {self.task!r} has {value!r} in the "
-                    f"field {field!r}, expected a text, a number, true or false, or a list of "
-                    "texts."
+                    f"Row {number} of split {split!r} of task {self.task!r} has "
+                    f"{shortened(value)} in the field {field!r}, expected {wanted}."
                 )
             if _kind(value) != _kind(values[0]):
                 raise PemtError(
-                    f"Row {number} of split {split!r} of task {self.task!r} has {value!r} in the "
-                    f"field {field!r}, expected {_kind(values[0])} as in row 0."
+                    f"Row {number} of split {split!r} of task {self.task!r} has "
+                    f"{shortened(value)} in the field {field!r}, expected {_kind(values[0])} as in "
+                    "row 0."
                 )
         if values and isinstance(values[0], str):
             return np.array([str(value).encode() for value in values], object)
@@ -101,6 +105,8 @@ def _kind(value: object) -> str | None:
     """What kind of value it is, None for what rows cannot have."""
     if isinstance(value, list):
         return "a list of texts" if all(isinstance(item, str) for item in value) else None
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return None
     for types, name in ((bool, "true or false"), (int | float, "a number"), (str, "a text")):
         if isinstance(value, types):
             return name
@@ -111,11 +117,12 @@ def _kind(value: object) -> str | None:
 def _parse(path: Path, changed: int, task: str) -> list[dict]:
     del changed  # part of the cache's key
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    text = read_text(path, f"JSON lines for task {task!r}", largest=LARGEST)
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise PemtError(
                 f"Line {number} of {path} of task {task!r} is not JSON ({error}), "

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pemt_jax.checkpoints import folder
 from pemt_jax.checkpoints import manifest as manifests
 from pemt_jax.checkpoints.manager import Checkpoints
 from pemt_jax.checkpoints.restore import nested
@@ -98,3 +99,36 @@ def test_a_checkpoint_of_an_earlier_version_is_read_and_written_alike(golden, tm
     assert new == old  # the sha256 of the manifest too
     assert list(new) == list(old)
     assert text == json.dumps(old)
+
+
+@pytest.mark.parametrize(
+    "change, found",
+    [
+        ({"step": None}, "its step is None"),
+        ({"identity": "x"}, "its identity is 'x'"),
+        ({"leaves": [1]}, r"its leaves is \[1\]"),
+        ({"metrics": ...}, "its metrics is None"),
+        ({"score": "x"}, "its score is 'x'"),
+        ({"score": {"value": "x"}}, "its score is"),
+        ({"leaves": {"a": {"shape": [], "dtype": "int8"}}}, "its record of a has no sha256"),
+        ({"leaves": {"a": "x"}}, "its record of a has no sha256"),
+        (
+            {"leaves": {"a": {"sha256": "", "shape": [], "dtype": "x"}}},
+            "its record of a has the dtype 'x'",
+        ),
+    ],
+)
+def test_a_whole_manifest_of_another_version_is_one_sentence(tmp_path, change, found):
+    facts = {"step": 3, "identity": {}, "leaves": {}, "metrics": {}, "score": {}} | change
+    facts = {name: value for name, value in facts.items() if value is not ...}
+    (tmp_path / "3" / "manifest").mkdir(parents=True)
+    (tmp_path / "3" / "manifest" / "metadata").write_text(json.dumps(manifests.sealed(facts)))
+    with pytest.raises(PemtError, match=f"metadata is of another version: {found}"):
+        Checkpoints(tmp_path, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["3"]
+
+
+def test_a_folder_with_a_superscript_for_a_name_is_no_checkpoint(tmp_path):
+    for name in ("10\u00b2", "\u0663", "1e1", "030"):
+        (tmp_path / name).mkdir()
+    assert folder.manifests(tmp_path) == {}

@@ -1,7 +1,9 @@
 """What every command has: one sentence for a wrong flag, the stack behind it, the log."""
 
+import errno
 import io
 import logging
+import subprocess
 import sys
 
 import pytest
@@ -199,3 +201,125 @@ def test_an_unknown_flag_is_one_sentence_with_the_nearest_of_the_command():
     with pytest.raises(UsageError, match="Argument --file: expected one argument."):
         parser.parse_args(["--file"])
     assert vars(parser.parse_args(["--file=a", "--traceback"])) == {"file": "a", "traceback": True}
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """The sentence with which `rehearse` fails on a gin file, and the exit code."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def run(content: bytes, *flags: str) -> tuple[int, str]:
+        (tmp_path / "x.gin").write_bytes(content)
+        code = command.run(rehearse, ["--gin_file=x.gin", "--gin.MODEL_DIR=x", *flags])
+        out, error = capsys.readouterr()
+        assert out == "" and error.startswith("error: ") and error.count("\n") == 1
+        return code, error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "content, found",
+    [
+        ("# caf\u00e9\n".encode("latin-1"), "x.gin is no UTF-8 text (byte 0xe9 in line 1)"),
+        ("# caf\u00e9\n".encode("utf-16"), "x.gin is no UTF-8 text (it looks like UTF-16)"),
+        (bytes(range(256)), "x.gin is no UTF-8 text"),
+    ],
+)
+def test_a_gin_file_in_another_encoding_is_one_sentence(refused, content, found):
+    code, sentence = refused(content)
+    assert code == 1 and found in sentence
+
+
+def test_a_gin_file_with_a_byte_order_mark_is_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.gin").write_bytes("\ufeffMODEL_DIR = 'x'\n".encode())
+    assert command.run(rehearse, ["--gin_file=x.gin"]) == 0
+
+
+def test_a_module_that_a_gin_file_imports_is_named_where_it_fails(refused, tmp_path):
+    (tmp_path / "users_tasks.py").write_text("\n\n1 / 0\n")
+    imports = b"from __gin__ import dynamic_registration\nimport users_tasks\n"
+    code, sentence = refused(imports)
+    assert code == 2 and "An import of the gin file x.gin failed at " in sentence
+    assert "users_tasks.py line 3: ZeroDivisionError: division by zero." in sentence
+
+
+@pytest.mark.parametrize(
+    "flag, found",
+    [
+        ("--gin.rehearse.fail=[1]", "rehearse.fail is [1], expected True or False"),
+        ("--gin.rehearse.fail=('a',)", "rehearse.fail is ('a',), expected True or False"),
+        ("--gin.rehearse.fail={'a': 1}", "expected True or False"),
+        (f"--gin.rehearse.fail={'x' * 10**5}", "is 'xxx"),
+        (f"--gin.{'x' * 10**5}=3", "xxx..."),
+        ("--gin.rehearse.fail='\\x1b[31m'", "\\x1b[31m"),
+    ],
+)
+def test_a_value_of_another_type_is_named_shortly_and_plainly(refused, flag, found):
+    code, sentence = refused(b"", flag)
+    assert code == 2 and found in sentence and len(sentence) < 600 and "\x1b" not in sentence
+
+
+def test_a_sentence_has_no_control_characters_and_an_end(capsys):
+    report(PemtError("a\x1b[31m\nb " + "c" * 10**5 + " " + "d " * 10**5))
+    line = capsys.readouterr().err
+    assert "a\\x1b[31m\\nb ccc" in line and line.count("\n") == 1 and len(line) < 5000
+
+
+def test_what_cannot_be_written_says_where(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("PEMT_JAX_CACHE", str(tmp_path / "cache"))
+    report(PermissionError(errno.EACCES, "Permission denied", f"{tmp_path}/cache/tokens"))
+    sentence = capsys.readouterr().err
+    assert "cache/tokens: Permission denied, expected $PEMT_JAX_CACHE to be" in sentence
+
+    class Full(io.StringIO):
+        def flush(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    for action in (lambda: print("x"), lambda: Parser(prog="x").parse_args(["--help"])):
+        assert exit_code_of(action) == 1
+        assert capsys.readouterr().err == "error: The output: No space left on device.\n"
+
+
+def test_a_platform_that_is_not_here_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+
+    def devices():
+        raise RuntimeError("Unable to initialize backend 'tpu': INTERNAL: no libtpu.so\nmore")
+
+    assert exit_code_of(devices) == 2
+    assert "JAX_PLATFORMS=tpu names ('tpu': INTERNAL: no libtpu.so), exp" in capsys.readouterr().err
+
+
+def test_a_path_that_leads_to_itself_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "loop").symlink_to("loop")
+    assert exit_code_of((tmp_path / "loop").resolve) == 2
+    assert f"{tmp_path}/loop' is a link that leads to itself" in capsys.readouterr().err
+
+
+INTERRUPTED = """
+import sys
+sys.argv[0], sys.orig_argv = {argv0!r}, ["python", "-m", {module!r}]
+import pemt_jax
+import interrupted
+"""
+
+
+@pytest.mark.parametrize(
+    "argv0, module, code",
+    [("-m", "pemt_jax.train", 130), ("/bin/pemt-jax", "", 130), ("-m", "mine", -2)],
+)
+def test_ctrl_c_during_an_import_is_a_sentence_in_programs_of_ours(tmp_path, argv0, module, code):
+    (tmp_path / "interrupted.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(5)\n"
+    )
+    program = INTERRUPTED.format(argv0=argv0, module=module)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == code
+    if code == 130:
+        assert done.stderr == "error: Stopped by Ctrl-C.\n"

@@ -38,10 +38,10 @@ def test_files_of_the_library_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("header", "reason"),
     [
-        (b"{", "Expecting"),
+        (b"{", "expecting"),
         (b"[]", "its header is no object"),
-        (b"\xff", "codec can't decode"),
-        (b"[" * 100_000, "recursion"),
+        (b"\xff", "byte 0xff in line 1"),
+        (b"[" * 100_000, "nested too deep"),
         ({"a": 3}, "subscriptable"),
         ({"a": {}}, "data_offsets"),
         (entry(data_offsets=[0, 12]), "bytes were expected"),

@@ -97,7 +97,7 @@ NAMES = {
     "method": (2, "'pemt_targt'", "nearest: 'pemt_target'", {"METHOD": "pemt_targt"}),
     "base": (1, "There is no model folder", {"INITIAL_CHECKPOINT_PATH": "nowhere"}),
     "no base": (2, "'pemt_source' has no base", {"INITIAL_CHECKPOINT_PATH": "None"}),
-    "text for a number": (2, "'many'", "expected int", {"TRAIN_STEPS": "many"}),
+    "text for a number": (2, "'many'", "expected a whole number", {"TRAIN_STEPS": "many"}),
     "mesh": (2, "3 model needs 3 devices", {"MODEL_PARALLEL": 3}),
     "no model axis": (2, "Found MODEL_PARALLEL 0", {"MODEL_PARALLEL": 0}),
     "expert axis": (2, "1 data x 2 expert x 1 model needs 2 devices", {"EXPERT_PARALLEL": 2}),
@@ -291,7 +291,7 @@ def test_a_damaged_base(world, tmp_path, refused):
     (base / "model.safetensors").unlink()
     refused("train", 1, "Expected model.safetensors", flags=flags)
     (base / "config.json").write_text("{")
-    refused("train", 1, "Expected a JSON file", flags=flags)
+    refused("train", 1, "config.json is no JSON", flags=flags)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "spiece.model"])

@@ -274,8 +274,8 @@ def extra_block(folder):
     [
         (lambda folder: shutil.move(folder, folder.parent / "bases"), "no model folder .*'bases'"),
         (lambda folder: (folder / "config.json").unlink(), "no file .*config.json"),
-        (lambda folder: (folder / "config.json").write_text("{"), "Expected a JSON file"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "Expected a JSON object"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is no JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "config.json holds a list"),
         (lambda folder: edit_config(folder, d_model="wide"), "d_model = 'wide'"),
         (lambda folder: edit_config(folder, d_model=32), r"\[48, 24\], expected \[48, 32\]"),
         (lambda folder: edit_config(folder, vocab_size=50), r"\[48, 24\], expected \[50, 24\]"),

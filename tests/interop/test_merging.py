@@ -197,7 +197,7 @@ def test_what_does_not_fit_is_one_sentence_and_writes_nothing(tmp_path):
     fails("trained on a base with fingerprint .* found", "mood", other, folder, kind=PemtError)
     fails("no model folder", "mood", tmp_path / "nowhere", folder, kind=PemtError)
     (base / "tokenizer_config.json").write_text("[1]")
-    fails("tokenizer_config.json is no readable JSON object", "mood", base, folder, kind=PemtError)
+    fails("tokenizer_config.json holds a list", "mood", base, folder, kind=PemtError)
     (base / "tokenizer_config.json").write_text('{"added_tokens_decoder": [1]}')
     fails("list added tokens in an unknown way", "mood", base, folder, kind=PemtError)
 

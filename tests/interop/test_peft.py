@@ -329,7 +329,7 @@ def test_files_that_are_missing_or_damaged_are_one_sentence(adapter_folder, tmp_
     weights.unlink()
     fails("no weight file")
     weights.write_bytes(whole)
-    for content, message in (("{", "no readable JSON"), ("[1]", "a list"), ("[" * 9999, "JSON")):
+    for content, message in (("{", "is no JSON"), ("[1]", "a list"), ("[" * 9999, "JSON")):
         config.write_text(content)
         fails(message)
     config.unlink()

@@ -3,12 +3,14 @@
 import pickle
 import sys
 import types
+import zipfile
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from pemt_jax.common.errors import PemtError
+from pemt_jax.interop.torch_files import _refusal as refusal
 from pemt_jax.interop.torch_files import load_torch_file
 
 
@@ -122,3 +124,19 @@ def test_what_is_no_state_dict_is_one_sentence(tmp_path, torch, sentence, damage
         "module": "torch.nn.modules.linear.Linear",
     }
     assert expected.get(damage, "truncated") in sentence(path)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_a_pickle_wants_to_run_is_named_whatever_torch_says(tmp_path, protocol, zipped):
+    path, victim = tmp_path / "w.pt", tmp_path / "victim"
+    content = pickle.dumps({"a": Hostile(victim)}, protocol=protocol)
+    if zipped:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("w/data.pkl", content)
+    else:  # the earlier form has other pickles before it
+        path.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2) + content)
+    assert "open when it is opened, expected nothing but tensors" in str(refusal(path, ""))
+    assert not victim.exists()
+    path.write_bytes(content[:-20])
+    assert str(path) in str(refusal(path, ""))

@@ -185,7 +185,7 @@ def test_a_damaged_artefact_is_refused(world, tmp_path):
     with pytest.raises(PemtError, match="is damaged or edited by hand"):
         open_run(run)
     card.write_text("{")
-    with pytest.raises(PemtError, match="is no readable JSON"):
+    with pytest.raises(PemtError, match="is no JSON"):
         open_run(run)
 
 

@@ -72,7 +72,7 @@ def test_checkpoints_that_say_of_no_run_are_refused(tmp_path):
 @pytest.mark.parametrize("content", ["{", "[]", "\udcff"])
 def test_an_unreadable_file_is_one_sentence(begun, content):
     (begun / T5X_RUN).write_text(content, errors="surrogateescape")
-    with pytest.raises(PemtError, match=f"{T5X_RUN} is no"):
+    with pytest.raises(PemtError, match=f"{T5X_RUN} (is no|holds a list)"):
         take_up([begun], RUN)
 
 

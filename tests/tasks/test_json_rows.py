@@ -58,6 +58,12 @@ def test_rows_are_read_with_their_numbers(rows):
             "'text', expected a text as in row 0",
         ),
         (({"text": "a"}, "{oops"), "Line 2 of .*train.jsonl of task 'mine' is not JSON"),
+        (({"text": "a"}, "[" * 100_000), "Line 2 .*is not JSON .it is nested too deep"),
+        (
+            ({"text": "a"}, '{"text": "\\ud800"}'),
+            "Line 2 .*is not JSON .it has half of a surrogate",
+        ),
+        (({"text": 1}, {"text": 10**400}), "Row 1 .*has 1000.*00... in the field 'text', expected"),
         (({"text": "a"}, "[1]"), "Line 2 of .*train.jsonl of task 'mine' is not an object"),
     ],
 )
@@ -74,3 +80,14 @@ def test_a_missing_file_is_one_sentence(tmp_path):
         rows.columns("train", ["text"])
     with pytest.raises(PemtError, match="no file of a split 'trian' .nearest: 'train'"):
         rows.shards("trian")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_rows_in_another_encoding_are_one_sentence(tmp_path, encoding):
+    file = tmp_path / "train.jsonl"
+    file.write_bytes('{"text": "caf\u00e9"}\n'.encode(encoding))
+    with pytest.raises(PemtError, match="train.jsonl is no UTF-8 text .*expected JSON lines for"):
+        JsonRows({"train": str(file)}, "mine").columns("train", ["text"])
+    file.write_bytes('\ufeff{"text": "caf\u00e9"}\n'.encode())
+    found = JsonRows({"train": str(file)}, "other").columns("train", ["text"])
+    assert found["text"].tolist() == ["caf\u00e9".encode()]

@@ -2,10 +2,12 @@
 
 import gin
 import numpy as np
+import pytest
 import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pemt_jax.common.errors import PemtError
 from pemt_jax.tasks import rendering
 from pemt_jax.tasks.targets import Answers, Label, Number, Option
 
@@ -161,3 +163,24 @@ def test_ratings_keep_one_decimal():
         rating: text(Number().render({"label": tf.constant(rating, tf.float32)}))
         for rating in ratings
     } == ratings
+
+
+def fails(row):
+    raise KeyError("nosuch")
+
+
+CLEAN = {
+    "raises": (fails, "`clean`, fails, failed at .*test_rendering.py line .*KeyError: 'nosuch'"),
+    "none": (lambda row: None, "`clean` .*test_rendering.py line .* returned None, expected a row"),
+    "text": (lambda row: "x", "returned 'x', expected a row"),
+    "arguments": (lambda: {}, "`clean`, <lambda>, failed at .*test_rendering.py line .*TypeError"),
+    "as Python": (lambda row: {"text": row["text"].upper()}, "AttributeError: .*'upper'"),
+    "less": (lambda row: {"label": row["label"]}, "The row has no field 'text' of the template"),
+}
+
+
+@pytest.mark.parametrize("clean, found", CLEAN.values(), ids=CLEAN)
+def test_a_clean_of_a_users_that_fails_is_one_sentence(clean, found):
+    rows = tf.data.Dataset.from_tensor_slices({"text": ["a"], "label": ["a"], "row": [0]})
+    with pytest.raises(PemtError, match=found):
+        rendering.render(rows, "x: {text}", Label(("a",)), clean)

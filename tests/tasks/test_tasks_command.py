@@ -170,9 +170,8 @@ def test_show_prints_the_prompt_and_examples(tiny_data, capsys):
         (
             ["--import", "no_such_module"],
             2,
-            "The module no_such_module cannot be imported (No module "
-            "named 'no_such_module'), expected one that registers "
-            "tasks.\n",
+            "There is no module 'no_such_module', expected one that is installed or in the "
+            "working directory.\n",
         ),
     ],
 )

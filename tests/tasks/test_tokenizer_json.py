@@ -120,3 +120,30 @@ def test_a_file_that_was_replaced_is_another_vocabulary(converted):
     found["model"]["vocab"][5][1] -= 1.0
     converted.write_text(json.dumps(found))
     assert tokenizer_json.sentencepiece_file(converted) != first
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vocab": [["a", 1, 2]]},
+        {"vocab": [1, 2, 3]},
+        {"vocab": [[1, 1.0]]},
+        {"vocab": [["a", "b"]]},
+        {"vocab": "abc"},
+        {"vocab": {"a": 1}},
+        {"vocab": None},
+        {"unk_id": 10**30},
+        {"unk_id": "x"},
+        {"unk_id": None},
+    ],
+    ids=str,
+)
+def test_pieces_that_are_none_are_one_sentence(tmp_path, monkeypatch, change):
+    monkeypatch.setenv("PEMT_JAX_CACHE", str(tmp_path / "cache"))
+    model = {"type": "Unigram", "vocab": [["<unk>", 0.0]], "unk_id": 0} | change
+    normalizer = {"type": "Precompiled", "precompiled_charsmap": ""}
+    content = {"model": model, "added_tokens": [], "normalizer": normalizer}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(PemtError, match="is not the tokenizer.json of a .*expected a T5's"):
+        Vocabulary(str(tmp_path / "tokenizer.json")).encode("a")
+    assert not (tmp_path / "cache").exists()

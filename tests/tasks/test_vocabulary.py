@@ -65,8 +65,8 @@ def test_tasks_register_without_reading_a_file(tmp_path):
         check=True,
     )
     assert result.stdout == (
-        f"PemtError the vocabulary {tmp_path}/none does not exist; a sentencepiece file "
-        "(spiece.model or sentencepiece.model) was expected there\n"
+        f"PemtError The vocabulary {tmp_path}/none does not exist, expected a "
+        "spiece.model, sentencepiece.model or tokenizer.json.\n"
     )
     assert not (tmp_path / "cache").exists()
 
@@ -126,20 +126,8 @@ def small_model(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vader, "split_rows", lambda domain, split, neutral: [])
-        patch.setattr(
-            sys,
-            "argv",
-            [
-                "make_vocabulary",
-                "--corpus",
-                str(folder),
-                "--pieces",
-                "30",
-                "--output",
-                str(folder / "spiece.model"),
-            ],
-        )
-        make_vocabulary.main()
+        flags = [f"--corpus={folder}", "--pieces=30", f"--output={folder}/spiece.model"]
+        assert make_vocabulary.main(flags) == 0
     return folder / "spiece.model"
 
 
@@ -149,3 +137,37 @@ def test_the_command_makes_a_vocabulary_with_the_ids_of_t5(small_model):
     assert model.IdToPiece([0, 1, 2]) == ["<pad>", "</s>", "<unk>"]
     assert model.bos_id() == -1
     assert model.Decode(model.Encode("a good story")) == "a good story"
+
+
+@pytest.mark.parametrize(
+    "flags, code, sentence",
+    [
+        ([], 2, "The following arguments are required: --corpus, --output."),
+        (["--corpus=x", "--output=y", "--nosuch"], 2, "There is no argument '--nosuch', expected"),
+        (["--corpus=x", "--output=y", "--pieces=abc"], 2, "Argument --pieces: invalid int value"),
+        (["--corpus=x", "--output=y", "--sample=-1"], 2, "Found --sample -1, expected 1 or more."),
+        (["--corpus=x", "--output=y", "--threads=0"], 2, "Found --threads 0, expected 1 or more."),
+        (["--corpus=x", "--output=."], 2, "--output . is a folder, expected a file to write."),
+        (["--corpus=x", "--output=y"], 1, "x has no text files, expected *.txt or *.txt.xz"),
+    ],
+)
+def test_wrong_use_of_the_command_is_one_sentence(
+    capsys, tmp_path, monkeypatch, flags, code, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    assert make_vocabulary.main(flags) == code
+    found = capsys.readouterr().err
+    assert found.startswith(f"error: {sentence}") and found.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "nothing"])
+def test_a_vocabulary_that_is_no_file_is_named_for_what_it_is(tmp_path, kind):
+    place = tmp_path / "x"
+    if kind == "folder":
+        place.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(place)
+    states = {"folder": "is a folder", "pipe": "is no plain file", "nothing": "does not exist"}
+    with pytest.raises(PemtError, match=f"The vocabulary .*x {states[kind]}, expected a spiece"):
+        Vocabulary(str(place)).encode("a")

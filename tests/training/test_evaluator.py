@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import seqio
 
-from pemt_jax.common.errors import UsageError
+from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.parallel import partitioning
 from pemt_jax.training.evaluator import Evaluator, decode, score, with_average
 
@@ -136,3 +136,56 @@ def test_nothing_to_evaluate_is_one_sentence():
     evaluator = Evaluator(echo, token_loss, VOCABULARY, partitioning.make_mesh())
     with pytest.raises(UsageError, match="no batch"):
         evaluator.mean_metrics({}, [])
+
+
+def returning(value):
+    def metric(targets, predictions):
+        return value() if callable(value) else value
+
+    return metric
+
+
+def fails():
+    raise ValueError("oh")
+
+
+METRICS = {
+    "none": (
+        returning(None),
+        "metric metric .*test_evaluator.py line .* returned None, expected a",
+    ),
+    "number": (returning(1.0), "returned 1.0, expected a dictionary of names and numbers"),
+    "text": (returning("x"), "returned 'x', expected a dictionary"),
+    "no number": (returning({"a": "b"}), "The metrics of .*, metric, returned no number"),
+    "nothing": (returning({}), "returned no number, expected at least one"),
+    "other name": (returning({3: 1.0}), "returned the name 3, expected a text"),
+    "huge": (returning({"a": 10**400}), "The metric metric of .*OverflowError: int too large"),
+    "raises": (returning(fails), r"failed at .*test_evaluator.py line \d+: ValueError: oh"),
+    "arguments": (
+        lambda t, p: {},
+        r"signature of a metric .*test_evaluator.py line .*\('t', 'p'\)",
+    ),
+    "no function": (3, "signature of a metric of task 'evaluator_test' failed: TypeError"),
+}
+
+
+@pytest.mark.parametrize("metric, found", METRICS.values(), ids=METRICS)
+def test_a_metric_function_that_is_none_is_one_sentence(metric, found):
+    task = make_task(metric_fns=[metric])
+    with pytest.raises(PemtError, match=found) as caught:
+        score(task, Split(["good"]), {0: "good"})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "postprocess, found",
+    [
+        (lambda text, **_: int(text), "ValueError: invalid literal for int"),
+        (lambda text: text, "TypeError: .* unexpected keyword argument 'example'"),
+    ],
+)
+def test_a_postprocessor_that_fails_is_one_sentence(postprocess, found):
+    task = make_task(postprocess_fn=postprocess)
+    place = r"The postprocessor of task 'evaluator_test' failed at .*test_evaluator.py line \d+: "
+    with pytest.raises(PemtError, match=place + found):
+        score(task, Split(["good"]), {0: "good"})

@@ -30,6 +30,7 @@ from pemt_jax.common.errors import UsageError, nearest
 # scheme -> (the package that fsspec needs, our extra that brings it)
 SCHEMES = {"gs": ("gcsfs", "gs"), "s3": ("s3fs", "s3"), "az": ("adlfs", None)}
 NO_CREDENTIALS = ("RefreshError", "DefaultCredentialsError", "NoCredentialsError", "TransportError")
+ANSWER_SECONDS = 12  # that a bucket has before a run; later requests are repeated for longer
 F = TypeVar("F", bound=Callable)
 
 
@@ -155,6 +156,12 @@ class BucketPath(gpath.PosixGPath):
             return self.fs.info(str(self))
         except FileNotFoundError:
             return {}
+
+    @_translated
+    def check_answers(self) -> None:
+        """Raise OSError where Google's storage does not answer within ANSWER_SECONDS."""
+        if str(self).startswith("gs://"):
+            self.fs.answer(str(self).split("/")[2], ANSWER_SECONDS)
 
     @_translated
     def stat(self) -> Any:  # what users of pathlib and of epath ask for

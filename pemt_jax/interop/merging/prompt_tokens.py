@@ -15,6 +15,7 @@ from typing import Any
 
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.common.user_input.files import read_object
 
 CONFIG, ADDED, FAST = "tokenizer_config.json", "added_tokens.json", "tokenizer.json"
 
@@ -90,15 +91,7 @@ def _added(config: dict, added: dict, fast: dict) -> dict[str, int]:
 
 def _read(path: Path) -> dict:
     """The object in a JSON file; empty where there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError(f"a {type(values).__name__}")
-    except (OSError, ValueError, RecursionError) as error:
-        raise PemtError(f"{path} is no readable JSON object ({error}).") from error
-    return values
+    return read_object(path, "a file of the base's tokenizer") if path.is_file() else {}
 
 
 def _write(path: Path, values: dict) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pemt_jax.common.errors import PemtError, UsageError, nearest
+from pemt_jax.common.user_input.files import read_object
 
 CONFIG = "adapter_config.json"
 # Settings of LoraConfig that do not change what a trained adapter computes. Whatever else is set,
@@ -80,13 +81,7 @@ def read_config(path: Path) -> dict:
             f"There is no {CONFIG} in {path.parent}, expected a folder that PEFT has "
             f"saved{nearest(path.name, siblings)}."
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise PemtError(f"{path} is no readable JSON ({error}), expected PEFT's.") from error
-    if not isinstance(config, dict):
-        raise PemtError(f"{path} holds a {type(config).__name__}, expected an object.")
-    return config
+    return read_object(path, f"PEFT's {CONFIG}")
 
 
 def check_plain(config: Mapping[str, object], source: str) -> None:
