@@ -104,7 +104,9 @@ def test_the_modules_of_config_gin_are_imported_and_nothing_else_is_done(run, mo
     finally:
         seqio.MixtureRegistry.remove("my_mixture")
         sys.modules.pop("my_mixtures", None)
-    assert "The module not_here, imported by " in capsys.readouterr().err
+    assert (
+        "There is no module 'not_here', expected one that is installed" in capsys.readouterr().err
+    )
 
 
 def test_another_task_or_a_mixture_may_be_asked_for(run):

@@ -293,3 +293,22 @@ def test_a_kill_while_replacing_leaves_the_old_or_the_new(tmp_path, moment, task
     artefact.write_artefact(folder, ARRAYS, dataclasses.replace(SMALL, task="again"))
     assert artefact.read_artefact(folder)[1].task == "again"
     assert os.listdir(tmp_path) == ["a"]  # what the killed writing has left is gone
+
+
+@pytest.mark.parametrize(
+    "change, found",
+    [
+        ({"metrics": {"a": 10**400}}, "metrics = .*, expected an object of finite numbers"),
+        ({"rank": -1}, "rank = -1, expected a whole number, 0 or more"),
+        ({"experts": "x"}, "experts = 'x', expected a list of names with their sha256"),
+        ({"kind": "x" * 10**5}, "kind = 'x{99}\\.\\.\\., expected 'expert' or 'target'"),
+        ({"task": 3}, "task = 3, expected a text"),
+    ],
+)
+def test_a_field_of_another_kind_is_named_in_words(tmp_path, change, found):
+    card = dataclasses.asdict(Card("expert", "m", "t", "f")) | change
+    card = json.loads(json.dumps(card))
+    text = json.dumps(card | {"card_sha256": artefact._digest(card)})
+    (tmp_path / CARD).write_text(text)
+    with pytest.raises(PemtError, match=found):
+        artefact.read_card(tmp_path)

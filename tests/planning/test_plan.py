@@ -250,6 +250,7 @@ def test_rematerialisation_takes_less_memory_and_more_flops():
         ("v4:4x4", "has the sizes '4x4'"),
         ("v5e:3x5", "has the sizes '3x5'"),
         ("v5e", "has the sizes ''"),
+        ("v5e:\u0662x\u0662", "has the sizes"),
         ("v5e:4000x4000", "has 16000000 chips, expected at most 8960"),
     ],
 )

@@ -130,3 +130,8 @@ def test_a_damaged_best_checkpoint_does_not_stop_publication(world, tmp_path, mo
     world.train(run, **options)
     assert read_card(run / "artefact").metrics == {"average": 1.0}
     assert "is damaged" in capsys.readouterr().err
+
+
+def test_a_majority_that_is_no_number_says_nothing(capsys):
+    assert against_majority("x", {"average": math.nan}, math.nan) == {}
+    assert capsys.readouterr().err == ""

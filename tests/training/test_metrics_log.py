@@ -131,3 +131,11 @@ def test_a_full_disk_is_one_sentence(tmp_path, written):
         assert_cannot_be_written(log, "File too large")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_rows_that_no_run_writes_are_left_out(tmp_path):
+    steps = ("null", '"x"', "[1]", "1e999", "true", "1" + "0" * 5000)
+    lines = [f'{{"step": {step}, "kind": "train"}}' for step in steps]
+    lines += ["[" * 100_000, '{"step": 3, "kind": "\\ud800"}', '{"step": 4, "kind": "train"}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 4, "kind": "train"}]
