@@ -97,8 +97,8 @@ class DataConfig(Part):
     """Which examples are read, and how they are batched.
 
     Attributes:
-      mixture_or_task_name: a SeqIO task or mixture, trained as one task with one prompt; several names
-        train each in one job, in MODEL_DIR/NAME.
+      mixture_or_task_name: a SeqIO task or mixture, trained as one task with one prompt; several
+        names train each in one job, in MODEL_DIR/NAME.
       task_feature_lengths: longest inputs and targets, in tokens.
       batch_size: examples per update.
       eval_batch_size: examples per batch of an evaluation.
