@@ -8,6 +8,7 @@ loads neither JAX nor TensorFlow.
 
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pemt_jax.common.errors import end_at_interrupt
@@ -21,6 +22,11 @@ if (sys.argv[:1] == ["-m"] and any(word.startswith(__name__) for word in sys.ori
     end_at_interrupt()
 
 __version__ = VERSION
+
+# In a checkout, which `python -m` finds before what is installed, pemt_jax.tasks and
+# pemt_jax.configs are beside this folder.
+if not (Path(__file__).parent / "tasks").is_dir():
+    __path__.append(str(Path(__file__).parents[1]))
 
 if TYPE_CHECKING:
     from pemt_jax.api import *

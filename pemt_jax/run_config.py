@@ -46,9 +46,8 @@ class ModelConfig(Part):
       t5: shape of a new backbone.
       options: choices of PEMT.
       prompt_text: the prompt's text; None for the task's own description; or one per task.
-      dropout_rate, broadcast_dropout, dtype, remat_policy, scan_layers: override the base's, see
-        config.T5Config; dtype "bfloat16" computes in it, remat_policy "minimal" or "full" takes
-        less memory and more time, scan_layers takes less time to compile.
+      dropout_rate, broadcast_dropout, dtype, remat_policy, scan_layers: override the base's
+        (config.T5Config); remat_policy takes less memory, scan_layers less time to compile.
       embedding_rows: keep only the first rows of the base's embedding.
       frozen_dtype: "bfloat16" halves the memory of the frozen parameters.
       base_dtype: in which method full stores its base, "float32" or "bfloat16".
@@ -71,8 +70,8 @@ class ModelConfig(Part):
     max_decode_length: int | None = None
 
     def __post_init__(self):
-        if (path := self.initial_checkpoint_path) is not None:
-            not_blank(INITIAL_CHECKPOINT_PATH=path)
+        not_blank(INITIAL_CHECKPOINT_PATH=self.initial_checkpoint_path)
+        if path := self.initial_checkpoint_path:
             object.__setattr__(self, "initial_checkpoint_path", base_path(path))
         for text in [prompt] if isinstance(prompt := self.prompt_text, str) else prompt or ():
             not_blank("a text", PROMPT_TEXT=text)
@@ -95,8 +94,8 @@ class DataConfig(Part):
     """Which examples are read, and how they are batched.
 
     Attributes:
-      mixture_or_task_name: a SeqIO task or mixture; a mixture trains as one task with one prompt.
-        Several names train each of them in one job, in MODEL_DIR/NAME.
+      mixture_or_task_name: a SeqIO task or mixture, trained as one task with one prompt; several
+        names train each in one job, in MODEL_DIR/NAME.
       task_feature_lengths: longest inputs and targets, in tokens.
       batch_size: examples per update.
       eval_batch_size: examples per batch of an evaluation.
@@ -182,6 +181,7 @@ class LoopConfig(Part):
         many: Any = self.train_steps
         for steps in many if isinstance(many, list | tuple) else [many]:
             at_least(0, TRAIN_STEPS=steps)
+        number("SEED", self.seed)  # not None, T5X's default
         at_least(0, largest=2**63 - 1, SEED=self.seed)
         choose("PRNG", self.prng, PRNGS)
         choose("TASK_LOOP", self.task_loop, TASK_LOOPS)

@@ -15,7 +15,14 @@ import seqio
 
 from pemt_jax.tasks import metrics
 from pemt_jax.tasks.registry import Dataset, register_packaged
-from pemt_jax.tasks.rendering import marked_spans, padded_question, record_passage, without_markup
+from pemt_jax.tasks.rendering import (
+    marked_spans,
+    mrqa_question,
+    mrqa_text,
+    padded_question,
+    record_passage,
+    without_markup,
+)
 from pemt_jax.tasks.sources.split_source import SplitSource
 from pemt_jax.tasks.splits import Halves, HeldOut, Own
 from pemt_jax.tasks.targets import Answers, Label, Number, Option
@@ -35,6 +42,7 @@ question = functools.partial(
     splits=HeldOut(),
     metric=metrics.squad,
 )
+mrqa = functools.partial(question, clean=mrqa_question, choices=(mrqa_text,))
 
 SOURCES = (
     inference(
@@ -164,22 +172,22 @@ SUPER_GLUE = (
 )
 
 MRQA = (
-    question(
+    mrqa(
         name="pemt_nq",
         data="mrqa/natural_questions:1.0.0",
         description="Answer a question that was put to a search engine from an article.",
     ),
-    question(
+    mrqa(
         name="pemt_hotpotqa",
         data="mrqa/hotpot_qa:1.0.0",
         description="Answer a question by joining facts from several paragraphs.",
     ),
-    question(
+    mrqa(
         name="pemt_searchqa",
         data="mrqa/search_qa:1.0.0",
         description="Find the answer to a quiz clue in snippets of web pages.",
     ),
-    question(
+    mrqa(
         name="pemt_newsqa",
         data="mrqa/news_qa:1.0.0",
         description="Answer a question about a news story with words of the story.",
@@ -214,9 +222,9 @@ OTHERS = (
         metric=metrics.accuracy,
         description="Say whether a premise from a science text entails a hypothesis.",
     ),
-    Dataset(  # targets are '0' and '1'; the authors' source has the tokenized text of these rows
+    Dataset(  # targets are '0' and '1'; the text is tokenized
         name="pemt_paws",
-        data="paws_wiki/labeled_final_raw:1.1.0",
+        data="paws_wiki/labeled_final_tokenized:1.1.0",
         inputs="sentence1: {sentence1} sentence2: {sentence2}",
         target=Label(("0", "1")),
         metric=metrics.accuracy,
@@ -255,7 +263,7 @@ EXTRAS = (
         metric=metrics.accuracy,
         description="Say how a hypothesis relates to a premise that describes a picture.",
     ),
-    question(  # the authors' `triviaqa` reads SQuAD
+    mrqa(  # the authors' `triviaqa` reads SQuAD
         name="pemt_triviaqa",
         data="mrqa/trivia_qa:1.0.0",
         description="Answer a trivia question with words of a web page.",

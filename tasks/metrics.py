@@ -16,7 +16,11 @@ from typing import Any
 import gin
 import numpy as np
 
+from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
+
 Scores = dict[str, float]
+UNKNOWN = "\u2047"  # how sentencepiece writes an unknown token
+LEFT_OUT = {*string.punctuation, UNKNOWN}
 
 
 @gin.configurable
@@ -99,12 +103,25 @@ def correlations(targets: Sequence[str], predictions: Sequence[str]) -> Scores:
 
 
 def squad(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -> Scores:
-    """Exact match and token F1 after SQuAD's normalisation, each the best over the answers."""
-    return _best_answers([golds if gold_answers() else golds[:1] for golds in targets], predictions)
+    """Exact match and token F1 after SQuAD's normalisation, each the best over the answers.
+
+    Both sides are compared as the vocabulary writes them, as in the authors' code: a model can only
+    answer with its tokens, and some answers have characters without one.
+    """
+    golds = [golds if gold_answers() else golds[:1] for golds in targets]
+    return _best_answers(
+        [[_as_decoded(gold) for gold in every] for every in golds],
+        [_as_decoded(text) for text in predictions],
+    )
+
+
+def _as_decoded(text: str) -> str:
+    """A text after tokenisation; what is unknown to the vocabulary is UNKNOWN."""
+    return DEFAULT_VOCABULARY.decode(DEFAULT_VOCABULARY.encode(text))
 
 
 def record(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -> Scores:
-    """As `squad`, always over all answers; each question counts once."""
+    """As `squad`, always over all answers, which are not tokenised; each question counts once."""
     return _best_answers(targets, predictions)
 
 
@@ -127,8 +144,11 @@ def multirc(targets: Sequence[tuple[str, str]], predictions: Sequence[str]) -> S
 
 
 def normalized(text: str) -> str:
-    """SQuAD's normalisation: lower case without punctuation, articles and extra spaces."""
-    text = "".join(character for character in text.lower() if character not in string.punctuation)
+    """SQuAD's normalisation: lower case without punctuation, articles and extra spaces.
+
+    Unknown tokens go too, which the authors' code does not decode.
+    """
+    text = "".join(character for character in text.lower() if character not in LEFT_OUT)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 

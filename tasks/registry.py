@@ -45,6 +45,7 @@ class Dataset:
       splits: what becomes training, validation and test examples, see pemt_jax.tasks.splits.
       clean: changes a row before the template is filled, see pemt_jax.tasks.rendering.
       clean_fields: fields that `clean` reads besides those of the template.
+      choices: gin's choices that `clean` makes; caches of other choices are not used.
       order: fields that number the rows in their original order.
       group: fields that number the question which a row belongs to.
       drop_unlabelled: leave out rows with a negative label.
@@ -59,6 +60,7 @@ class Dataset:
     splits: Policy = Own()
     clean: Callable[[Row], Row] | None = None
     clean_fields: tuple[str, ...] = ()
+    choices: tuple[Callable[[], object], ...] = ()
     order: tuple[str, ...] = ()
     group: tuple[str, ...] = ()
     drop_unlabelled: bool = False
@@ -161,6 +163,7 @@ def _add(row: Dataset, name: str, few_shot: Mapping[str, int] | None) -> seqio.T
         drop_unlabelled=row.drop_unlabelled,
         base=row.name,
         few_shot=few_shot,
+        choices=(*row.choices, *row.target.choices),
     )
     return seqio.TaskRegistry.add(
         name,

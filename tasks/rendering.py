@@ -9,11 +9,12 @@ authors' code. All are TensorFlow operations, whose regular expressions are RE2'
 import string
 from collections.abc import Callable, Mapping, Sequence
 
+import gin
 import tensorflow as tf
 
 from pemt_jax.common.errors import PemtError, UsageError, nearest, shortened
 from pemt_jax.common.user_input.code import defined_at, user_code
-from pemt_jax.tasks.targets import Answers, Row, Target, as_text
+from pemt_jax.tasks.targets import Answers, Row, Target, as_text, examples_per_answer
 
 SPACE = r"\s\p{Z}\x0b\x1c-\x1f\x{85}"  # RE2's \s is ASCII only; text has more kinds of space
 
@@ -92,10 +93,10 @@ def fill(template: str, row: Row) -> tf.Tensor:
 
 
 def _one_example_each(example: Row) -> tf.data.Dataset:
-    """In training one example per answer; elsewhere one per question."""
+    """In training one example per answer; elsewhere one per question, unless gin says otherwise."""
     example = dict(example)
-    training = tf.equal(example.pop("split"), "train")
-    targets = tf.cond(training, lambda: example["answers"], lambda: example["answers"][:1])
+    each = tf.equal(example.pop("split"), "train") | examples_per_answer()
+    targets = tf.cond(each, lambda: example["answers"], lambda: example["answers"][:1])
     return tf.data.Dataset.from_tensor_slices(targets).map(
         lambda answer: {**example, "targets": answer}
     )
@@ -113,6 +114,50 @@ def padded_question(row: Row) -> Row:
         name: pad_punctuation(value) if value.dtype == tf.string and name != "split" else value
         for name, value in row.items()
     }
+
+
+MARKS = (  # of MRQA's contexts, and what its loader for the authors' source makes of them
+    (r"\[PAR\] ", "\n\n"),
+    (r"\[TLE\]", "Title:"),
+    (r"\[SEP\]", "\nPassage:"),
+    (r"</?(?:Li|OI|Ol|Dd|UI|Ul|P)>|\[DOC\]", ""),
+)
+SPACINGS = (  # of tokenized text
+    *((rf" ({mark})", r"\1") for mark in (r"\.", r"\?", "!", ",")),
+    (" ' ", "'"),
+    *((rf" ({end})", r"\1") for end in ("n't", "'m", "'s", "'ve", "'re")),
+    (r"(\() ", r"\1"),
+    *((rf" ({mark})", r"\1") for mark in (r"\)", "%")),
+    ("`` ", '"'),
+    (" ''", '"'),
+    (" (:)", r"\1"),
+)
+
+
+@gin.configurable
+def mrqa_text(rewritten: bool = False) -> bool:
+    """Whether texts of MRQA are rewritten as by the loader of the authors' source (`tau/mrqa`):
+    marks of structure become words or go, spaces before punctuation go, questions end with "?".
+    By default they are those of MRQA's files."""
+    return rewritten
+
+
+def mrqa_question(row: Row) -> Row:
+    """MRQA: as `padded_question`, of the rewritten texts if `mrqa_text` says so."""
+    return padded_question(_rewritten(row) if mrqa_text() else row)
+
+
+def _rewritten(row: Row) -> Row:
+    context = _replaced(row["context"], MARKS)
+    question = tf.strings.regex_replace(tf.strings.strip(row["question"]), r"([^?])\z", r"\1?")
+    texts = {"context": context, "question": question, "answers": row["answers"]}
+    return {**row, **{name: _replaced(value, SPACINGS) for name, value in texts.items()}}
+
+
+def _replaced(text: tf.Tensor, pairs: Sequence[tuple[str, str]]) -> tf.Tensor:
+    for pattern, replacement in pairs:
+        text = tf.strings.regex_replace(text, pattern, replacement)
+    return text
 
 
 def without_markup(row: Row) -> Row:

@@ -10,8 +10,10 @@ the target of a row with TensorFlow operations. A nested field is written with a
 "answers/text".
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import gin
 import numpy as np
 import tensorflow as tf
 
@@ -42,6 +44,7 @@ class OfField:
 
     field: str
     counted = False  # whether a few-shot draw takes rows of each value
+    choices: tuple[Callable[[], object], ...] = ()  # of gin, on which the examples depend
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -123,6 +126,13 @@ class Option(OfField):
         )
 
 
+@gin.configurable
+def examples_per_answer(everywhere: bool = False) -> bool:
+    """Whether every answer is an example of its own in validation and test too, as in the authors'
+    code, where `Answers.one_example_each` makes it one in training."""
+    return everywhere
+
+
 @dataclass(frozen=True)
 class Answers(OfField):
     """The first of a list of answers; the metric sees all of them.
@@ -134,6 +144,10 @@ class Answers(OfField):
 
     field: str = "answers"
     one_example_each: bool = False
+
+    @property
+    def choices(self) -> tuple[Callable[[], object], ...]:
+        return (examples_per_answer,) if self.one_example_each else ()
 
     def render(self, row: Row) -> tf.Tensor:
         return self.all(row)[0]

@@ -11,7 +11,9 @@ TensorFlow to read.
 """
 
 import base64
+import functools
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,17 @@ def sentencepiece_file(path: str | Path) -> Path:
       PemtError: the file is not the tokenizer.json of a unigram model with a normaliser of
         sentencepiece.
     """
+    status = os.stat(path)
+    return _made(str(path), status.st_size, status.st_mtime_ns)
+
+
+@functools.cache
+def _made(path: str, size: int, changed: int) -> Path:
+    del size, changed  # part of the cache's key: every text that is decoded asks for the file
     content = Path(path).read_bytes()
     file = cache_folder() / "vocabularies" / f"{hashlib.sha256(content).hexdigest()}-{MADE}.model"
     if not file.is_file():
-        model = sentencepiece_model(content, str(path))
+        model = sentencepiece_model(content, path)
         with replacing(file) as partial:
             partial.write_bytes(model)
     return file

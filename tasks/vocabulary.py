@@ -125,7 +125,7 @@ class Vocabulary(seqio.SentencePieceVocabulary):
         if self.is_bytes:
             return BYTES
         path = str(_on_this_machine(self._path or spiece_model()))
-        if path.endswith(".json") and Path(path).is_file():
+        if path.endswith(".json") and os.path.isfile(path):
             return str(sentencepiece_file(path))
         return path
 

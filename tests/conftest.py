@@ -9,6 +9,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Only the tests that ask for them see real data sets; all others have hand-written examples.
+RAW_DATA = os.environ.pop("PEMT_JAX_RAW_DATA", None)
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -65,6 +67,17 @@ def save_expert(tmp_path, expert_arrays):
         return tmp_path / "library"
 
     return save
+
+
+@pytest.fixture
+def real_data(monkeypatch):
+    """The folder that PEMT_JAX_RAW_DATA named when the tests were started."""
+    if not RAW_DATA:
+        pytest.skip(
+            "PEMT_JAX_RAW_DATA names no folder of data sets as their authors distribute them"
+        )
+    monkeypatch.setenv("PEMT_JAX_RAW_DATA", RAW_DATA)
+    return RAW_DATA
 
 
 @pytest.fixture(scope="session")

@@ -89,6 +89,7 @@ def test_its_config_file_is_still_a_gin_file(world, golden, capsys):
     assert json.loads(capsys.readouterr().out)["accuracy"] == expected["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_resumed_to_the_numbers_of_the_one_that_never_stopped(world, golden):
     flags = [
         f"--gin_file={world.gin_file}",

@@ -71,6 +71,7 @@ def test_one_weight_off_by_a_thousandth_is_found(compare, changed):
     assert "FAIL stage 1" not in result.stdout
 
 
+@pytest.mark.slow
 def test_each_wrong_output_is_found(compare, changed):
     adapter = "decoder.block.0.layer.2.adapter_controller.adapters.superglue-cb.up_sampler.bias"
     result = compare(

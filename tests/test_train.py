@@ -318,6 +318,7 @@ def test_the_commands_train_evaluate_and_predict(world, tmp_path, capsys):
     assert "12" in {path.name for path in (run / "checkpoints").iterdir()}
 
 
+@pytest.mark.slow
 def test_experts_beside_other_layers_go_the_whole_way(world, tmp_path, monkeypatch, capsys):
     """One on q and v, by commands, mixed with one on wo; stopped, resumed, judged and asked."""
     shelf = tmp_path / "library"

@@ -304,7 +304,7 @@ DATA = {
         ),
         "test": rows_of(("sentence", "option1", "option2", "label"), ("_", "x", "y", -1)),
     },
-    "paws_wiki/labeled_final_raw:1.1.0": {
+    "paws_wiki/labeled_final_tokenized:1.1.0": {
         "train": rows_of(PAIR[:3], ("A to B", "B to A", 0), ("A and B", "B and A", 1)),
         "validation": rows_of(PAIR[:3], ("c", "c", 1), ("d", "e", 0)),
         "test": rows_of(PAIR[:3], ("f", "g", 0), ("h", "h", 1)),

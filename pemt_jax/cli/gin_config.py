@@ -14,7 +14,7 @@ import inspect
 import re
 import tokenize
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import gin
@@ -60,10 +60,10 @@ def load(
             _bind(name, value)
         given = {name for name, _ in bindings}
         _fill_arguments(main, read, given)
-    _check_no_cycles()
-    _check_macros_are_read(main, read, given)
+    check_no_cycles()
+    check_macros_are_read(read, given, {argument.upper() for argument in parameters_of(main)})
     _check_scopes_are_entered()
-    _check_nothing_is_missing(main)
+    check_nothing_is_missing(main)
     _check_types()
     return gin.get_configurable(main)
 
@@ -160,7 +160,8 @@ def _fill_arguments(main: Callable, read: set[str], given: set[str]) -> None:
             gin.bind_parameter(("", selector, argument), gin_internals.reference_to(macro))
 
 
-def _check_no_cycles() -> None:
+def check_no_cycles() -> None:
+    """Raise UsageError for a macro that is its own value, which gin would look up without end."""
     values = gin_internals.macro_values()
     reads = {name: gin_internals.macros_in(value) & values.keys() for name, value in values.items()}
     for name in values:
@@ -187,9 +188,18 @@ def _check_scopes_are_entered() -> None:
             )
 
 
-def _check_macros_are_read(main: Callable, read: set[str], given: set[str]) -> None:
+def check_macros_are_read(
+    read: Collection[str], given: Collection[str], known: Collection[str] = ()
+) -> None:
+    """Raise UsageError for a macro that no binding reads.
+
+    Args:
+        read: the macros that any file reads.
+        given: those set on the command line.
+        known: names that may be meant beside those in force.
+    """
     in_force = gin_internals.macros_in_force()
-    candidates = in_force | {argument.upper() for argument in parameters_of(main)}
+    candidates = in_force | set(known)
     for name in gin_internals.macro_values():
         # A file may set a macro whose reader another file has replaced; the same on the command
         # line is a wish that would not be fulfilled.
@@ -201,7 +211,8 @@ def _check_macros_are_read(main: Callable, read: set[str], given: set[str]) -> N
             )
 
 
-def _check_nothing_is_missing(main: Callable) -> None:
+def check_nothing_is_missing(main: Callable | None = None) -> None:
+    """Raise UsageError for macros and arguments without a value, those of `main` included."""
     values = gin_internals.macro_values()
     missing = sorted(
         name
@@ -215,7 +226,7 @@ def _check_nothing_is_missing(main: Callable) -> None:
             for argument, value in arguments.items()
             if gin_internals.is_required(value)
         ]
-    if not missing:
+    if not missing and main is not None:
         missing = [
             name.upper()
             for name, parameter in parameters_of(main).items()

@@ -99,13 +99,52 @@ def modules_in(text: str) -> list[str]:
     ]
 
 
+def macros_read_in(files: Sequence[str], bindings: Sequence[str]) -> set[str]:
+    """Every %NAME in gin files, as gin finds them and what they include, and in bindings.
+
+    Raises:
+        SyntaxError, TokenError: one is no gin.
+    """
+    reference, waiting, seen = _AnyReference(), list(files), set()
+    texts = ["\n".join(bindings)]
+    while texts or waiting:
+        text = texts.pop() if texts else _text_of(waiting.pop())
+        for statement in config_parser.ConfigParser(text, reference):
+            if isinstance(statement, config_parser.IncludeStatement):
+                waiting += {statement.filename} - seen
+                seen.add(statement.filename)
+    return reference.macros
+
+
+def _text_of(name: str) -> str:
+    for prefix in _gin("_LOCATION_PREFIXES"):
+        path = os.path.join(prefix, name)
+        for reader, is_there in _gin("_FILE_READERS"):
+            if is_there(path):
+                with reader(path) as file:
+                    return file.read()
+    return ""
+
+
+def check_before_others(check: Callable[[Mapping], None]) -> None:
+    """Call `check` with gin's bindings when a program has parsed them all, as T5X's mains do.
+
+    It comes before what gin itself checks then; gin.config.register_finalize_hook comes after it.
+    """
+    _gin("_FINALIZE_HOOKS").insert(0, check)
+
+
 class _AnyReference(config_parser.ParserDelegate):
-    """Accepts references to what does not exist: only the syntax is asked for."""
+    """Accepts references to what does not exist: only the syntax, and `macros`, are asked for."""
+
+    def __init__(self):
+        self.macros: set[str] = set()
 
     def configurable_reference(self, scoped_configurable_name, evaluate):
         return scoped_configurable_name
 
     def macro(self, macro_name):
+        self.macros.add(macro_name)
         return macro_name
 
 

@@ -5,8 +5,10 @@ What a resumed run keeps of its base is found there too.
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from pemt_jax.checkpoints.identity import BASE_REVISION
 from pemt_jax.checkpoints.newest import stored_identity
@@ -18,7 +20,10 @@ from pemt_jax.parallel import processes
 from pemt_jax.run_config import TrainConfig
 from pemt_jax.runs.config_file import CONFIG, FIRST_LINE
 
+Config = TypeVar("Config", bound=TrainConfig)
+
 LOCK, METRICS = "run.lock", "metrics.jsonl"
+T5X_RUN = "t5x_run.json"  # what a run under T5X is, see t5x/run_folder.py
 
 
 def check_model_dir(folder: Path) -> None:
@@ -27,7 +32,12 @@ def check_model_dir(folder: Path) -> None:
     Files that only look like a run's are its own where it has checkpoints.
     """
     check_outside("MODEL_DIR", folder)
-    for name, is_own in ((CONFIG, _is_config), (METRICS, _is_log)):
+    if is_of_t5x(folder):
+        raise UsageError(
+            f"{folder} holds a run of python -m t5x.train, which that command resumes, expected "
+            "another MODEL_DIR."
+        )
+    for name, is_own in ((CONFIG, is_config_of_run), (METRICS, _is_log)):
         file = folder / name
         if not (file.exists() or file.is_symlink()):
             continue
@@ -40,7 +50,19 @@ def check_model_dir(folder: Path) -> None:
             )
 
 
-def _is_config(file: Path) -> bool:
+def is_of_t5x(folder: Path) -> bool:
+    """Whether a run under T5X has begun in the folder, or left its artefacts there."""
+    return (folder / T5X_RUN).exists() or has_t5x_checkpoints(folder)
+
+
+def has_t5x_checkpoints(folder: Path) -> bool:
+    """Whether T5X would restore something from the folder."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return any(re.fullmatch(r"checkpoint_\d+", path.name) for path in found)
+
+
+def is_config_of_run(file: Path) -> bool:
+    """Whether a config.gin was written by this package, not by T5X or a user."""
     return file.read_bytes()[:200].startswith(FIRST_LINE.encode())
 
 
@@ -56,11 +78,11 @@ def _is_log(file: Path) -> bool:
     return True
 
 
-def with_one_base(config: TrainConfig) -> TrainConfig:
+def with_one_base(config: Config, identity: Mapping | None = None) -> Config:
     """The configuration, its base at one commit where that is a name on the hub.
 
-    A run that is resumed keeps the commit that it began with; in a job of several tasks that is
-    the one of the first.
+    A run that is resumed keeps the commit that it began with, which its `identity` has; None for
+    that of the checkpoints, in a job of several tasks of those of the first.
 
     Raises:
       PemtError: see library.hub_names.
@@ -68,8 +90,10 @@ def with_one_base(config: TrainConfig) -> TrainConfig:
     path = config.model.initial_checkpoint_path
     if path is None or not NAME.fullmatch(path):
         return config
-    first = config.of_tasks()[0] if config.is_job else config
-    recorded = stored_identity(first.folder / "checkpoints").get(BASE_REVISION)
+    if identity is None:
+        first = config.of_tasks()[0] if config.is_job else config
+        identity = stored_identity(first.folder / "checkpoints")
+    recorded = identity.get(BASE_REVISION)
     return config.replace(initial_checkpoint_path=same_everywhere(path, recorded))
 
 

@@ -25,7 +25,7 @@ from pemt_jax.parallel import partitioning, processes
 from pemt_jax.parallel.capacity import check_batch
 from pemt_jax.run_config import TrainConfig
 from pemt_jax.runs.build_model import build_model, open_base
-from pemt_jax.runs.model_dir import check_model_dir, with_one_base
+from pemt_jax.runs.model_dir import Config, check_model_dir, with_one_base
 from pemt_jax.runs.probe import check_answers, probe
 from pemt_jax.runs.publish import (
     against_majority,
@@ -43,7 +43,7 @@ from pemt_jax.training.validation import Validation
 log = logging.getLogger(__name__)
 
 
-def complete(config: TrainConfig) -> TrainConfig:
+def complete(config: Config) -> Config:
     """The configuration of one task with its library, expert name and prompt filled in."""
     method, task = get_method(config.model.method), config.tasks[0]
     name = config.experts.expert_name or (task if config.model.method == "pemt_source" else None)

@@ -1,11 +1,13 @@
 """PemtModel as a model of T5X, for `python -m t5x.train`, `t5x.eval` and `t5x.infer`.
 
-T5X is not on PyPI: this module and its two companions are the only ones that import it, and no
-other module of the package imports them. The gin files in configs/t5x bind what they hold.
+T5X is not on PyPI: only the first three modules need it, and no other folder imports any of these.
+The gin files in configs/t5x bind what they hold.
 
-    bridge    the model and its partial training
-    model     new_model, built as pemt_jax.train does it, and trained_model
-    state     initial values, artefacts beside T5X's checkpoints, small checkpoints
+    bridge        the model and its partial training
+    model         new_model, built as pemt_jax.train does it, and trained_model
+    state         initial values, artefacts beside T5X's checkpoints, small checkpoints, data
+    run_folder    whose run is in MODEL_DIR
+    gin_checks    a wrong configuration, or a failure, in one sentence
 
 T5X differentiates all parameters. Frozen ones are cut off by stop_gradient, so that XLA computes no
 gradient of them, and optax's multi_transform gives them neither state nor update; T5X's own
@@ -29,6 +31,7 @@ from pemt_jax.model.methods import merge, split
 from pemt_jax.parallel.partitioning import LOGICAL_AXIS_RULES
 from pemt_jax.run_config import TrainConfig
 from pemt_jax.runs.build_model import BuiltModel
+from pemt_jax.t5x import gin_checks
 
 try:
     from t5x import models, optimizers, partitioning
@@ -37,6 +40,8 @@ except ImportError as error:
         f"The T5X driver needs T5X, which cannot be imported here ({error}); expected T5X and what "
         "it needs, installed by the three lines in pemt_jax/t5x/README.md."
     ) from error
+
+gin_checks.install()
 
 Optimizer = optax.GradientTransformation | optimizers.OptimizerDef
 
@@ -62,6 +67,7 @@ class PemtT5X(models.BaseTransformerModel):
         params = {path: np.asarray(value) for path, value in built.params.items()}
         self.built, self.config = dataclasses.replace(built, params=params), config
         self.num_decodes, self.alpha = num_decodes, alpha
+        self._batch_size: int | None = None  # of an update, once T5X has said it
         self._model = built.model
         self.FEATURE_CONVERTER_CLS = self._model.FEATURE_CONVERTER_CLS
         super().__init__(
@@ -72,7 +78,7 @@ class PemtT5X(models.BaseTransformerModel):
         )
 
     def get_initial_variables(self, rng, input_shapes, input_types=None) -> dict:
-        """Return the assembly's values, {"params", "params_axes"}; the arguments change nothing.
+        """Return the assembly's values, {"params", "params_axes"}; no argument changes them.
 
         Compiled, they are constants of the program: state.StateInitializer places a large
         model's values on the devices instead.
@@ -82,13 +88,21 @@ class PemtT5X(models.BaseTransformerModel):
                 "Found a packed data set, expected pack=False: the rows of a packed "
                 "batch would share one prompt and one gate."
             )
+        self._batch_size = input_shapes["encoder_input_tokens"][0]
         return {"params": self.built.nested(), "params_axes": self.built.params_axes}
 
     def loss_fn(self, params, batch, dropout_rng):
-        """PemtModel.loss_fn, constant in the frozen parameters."""
+        """PemtModel.loss_fn, constant in the frozen parameters.
+
+        T5X adds up the gradients of microbatches, and ours are those of a mean: the loss of a part
+        of the batch counts as much as the part, which makes the sum the mean over all parts. Each
+        of them is normalised by its own target tokens.
+        """
         trainable, frozen = split(params, self.built.method)
         params = merge(trainable, jax.lax.stop_gradient(frozen))
-        return self._model.loss_fn(params, batch, dropout_rng)
+        loss, metrics = self._model.loss_fn(params, batch, dropout_rng)
+        rows = batch["encoder_input_tokens"].shape[0]
+        return loss * (rows / (self._batch_size or rows)), metrics
 
     def predict_batch_with_aux(
         self,

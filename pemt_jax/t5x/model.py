@@ -6,19 +6,22 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from pemt_jax.common import storage
 from pemt_jax.common.configured import configured
-from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.common.errors import UsageError
 from pemt_jax.common.flat_config import Flat
 from pemt_jax.config import T5Config
 from pemt_jax.finished_config import FinishedConfig
-from pemt_jax.library.artefact import CARD, read_card
+from pemt_jax.optimizers import Optimizer
 from pemt_jax.run_config import TrainConfig
-from pemt_jax.runs.build_model import BuiltModel, build_model
+from pemt_jax.runs.build_model import build_model
 from pemt_jax.runs.finished import open_run
 from pemt_jax.runs.model_dir import with_one_base
-from pemt_jax.runs.publish import ARTEFACT, check_model, check_publishable
+from pemt_jax.runs.probe import probe
+from pemt_jax.runs.publish import check_model, check_publishable, folders_written
 from pemt_jax.runs.task_run import complete
 from pemt_jax.t5x.bridge import PemtT5X
+from pemt_jax.t5x.run_folder import check_folder, hold, stored_identity, take_up
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY, beside, prefer
 
 # Of T5Config what is not the shape.
@@ -38,26 +41,46 @@ class TrainedConfig(Flat):
     alpha: float = 0.6
 
 
-@configured(TrainConfig)
-def new_model(config: TrainConfig) -> PemtT5X:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NewConfig(TrainConfig):
+    """A run under T5X, of which T5X itself decides the batch, the mesh, the data and the loop.
+
+    Attributes:
+      checkpoint_dir: T5X's MODEL_DIR, where `model_dir` is another folder, for artefacts.
+    """
+
+    checkpoint_dir: str | None = None
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        return storage.path(self.checkpoint_dir or self.model_dir)
+
+
+@configured(NewConfig)
+def new_model(config: NewConfig) -> PemtT5X:
     """Return a model for t5x.train.
 
-    Of the configuration T5X itself decides the batch, the mesh, the seed of the data and the loop.
     `model_dir` is a local folder for artefacts; T5X may have its checkpoints elsewhere. For method
     full `optimizer` may be one of T5X. `t5`, a T5Config of ours or of T5X, is the shape of a new
     backbone or, where there is a base, the shape that it must have.
 
     Raises:
-      UsageError, PemtError: something named does not exist or does not fit; `model_dir` holds
-        another run.
+      UsageError, PemtError: something named does not exist or does not fit; a folder holds another
+        run, or another command trains in it.
     """
     if "://" in config.model_dir:
         raise UsageError(
             f"Artefacts cannot be written to {config.model_dir}, expected a local folder: set "
             "ARTEFACT_DIR."
         )
-    config.folder.mkdir(parents=True, exist_ok=True)
-    config = with_one_base(config)
+    config = complete(config)
+    folders = {config.folder: "ARTEFACT_DIR", config.checkpoint_folder: "MODEL_DIR"}
+    for folder, setting in folders.items():
+        check_folder(setting, folder)
+    probe(folders_written(config) | {setting: folder for folder, setting in folders.items()})
+    check_publishable(config)
+    hold(tuple(folders))
+    config = with_one_base(config, stored_identity(config.checkpoint_folder))
     base, shape = config.model.initial_checkpoint_path, config.model.t5
     shape = None if shape is None else shape_of(shape)
     if shape is not None:
@@ -67,14 +90,22 @@ def new_model(config: TrainConfig) -> PemtT5X:
             dtype=dtype or shape.dtype,
             dropout_rate=shape.dropout_rate if rate is None else rate,
         )
-    config = complete(config)
-    check_publishable(config)
     prefer(base and beside(base))
     built = build_model(config.model, DEFAULT_VOCABULARY, config.experts, config.loop.seed)
     check_model(config, built)
     if shape is not None:
         check_shape(built.model.t5, shape, base)
-    check_same_run(config.folder, built)
+    optimizer = config.optimizer
+    take_up(
+        folders,
+        built.identity
+        | {
+            "task": config.tasks[0],
+            "task_feature_lengths": dict(config.data.task_feature_lengths),
+            "batch_size": config.data.batch_size,
+            "optimizer": optimizer.identity() if isinstance(optimizer, Optimizer) else {},
+        },
+    )
     return PemtT5X(built, config.optimizer, config)
 
 
@@ -100,23 +131,4 @@ def check_shape(found: T5Config, expected: T5Config, base: str | None) -> None:
             raise UsageError(
                 f"The base {base} has {name} = {getattr(found, name)!r}, expected "
                 f"{value!r} as the T5Config says."
-            )
-
-
-def check_same_run(folder: Path, built: BuiltModel) -> None:
-    """Raise PemtError when `folder` was published by a run of another method, base or experts."""
-    if not (folder / ARTEFACT / CARD).is_file():
-        return
-    card = read_card(folder / ARTEFACT)
-    found = {
-        "method": card.method,
-        "base": card.base_fingerprint,
-        "prompt_text": card.description,
-        "experts": [{"name": name, "sha256": sha256} for name, sha256 in card.experts],
-    }
-    for name, value in found.items():
-        if value != built.identity[name]:
-            raise PemtError(
-                f"{folder} holds a run with {name} {value!r}, expected "
-                f"{built.identity[name]!r} or another MODEL_DIR."
             )

@@ -1,6 +1,6 @@
 """What T5X's checkpoints start from, and what is written beside them.
 
-T5X calls three things of ours, all of them through its public configuration:
+T5X calls four things of ours, all of them through its public configuration:
 - `StateInitializer` (train's train_state_initializer_cls) makes the first state. The values of the
   base and the experts go from the host to their place on the mesh; as results of a compiled
   function they would be constants of its program.
@@ -9,15 +9,20 @@ T5X calls three things of ours, all of them through its public configuration:
   after the last step an expert enters the library, and method full leaves a base. It can leave the
   frozen parameters out of T5X's checkpoint.
 - `FillFrozen` (RestoreCheckpointConfig.state_transformation_fns) puts them back in.
+- `train_data` (train's get_dataset_fn) makes the batches, whose position is in the checkpoint.
 """
 
 # T5X is not on PyPI, so its types are not known where types are checked.
 # pyright: reportAttributeAccessIssue=false
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 import numpy as np
+import tensorflow as tf
+from clu.data.dataset_iterator import TfDatasetIterator
+from etils import epath
 from flax import core as flax_core
 from flax import traverse_util
 from jax.experimental import multihost_utils
@@ -121,3 +126,21 @@ class FillFrozen:
         saved = traverse_util.flatten_dict(state_dict["target"], sep="/")
         whole = traverse_util.unflatten_dict({**frozen, **saved}, sep="/")
         return {**state_dict, "target": whole}
+
+
+class FromTheStart(TfDatasetIterator):
+    """Batches that begin anew where a run goes on from step 0.
+
+    T5X fetches the first batch before it saves checkpoint_0, which then says that it was used.
+    """
+
+    def restore(self, filename: epath.Path) -> None:
+        """Go to the position in a file of a checkpoint, which T5X names by a string."""
+        if "checkpoint_0" not in Path(filename).parts:
+            super().restore(filename)
+
+
+def train_data(*args, **kwargs):
+    """T5X's utils.get_dataset; the batches of tf.data as `FromTheStart`."""
+    data = utils.get_dataset(*args, **kwargs)
+    return FromTheStart(data, checkpoint=True) if isinstance(data, tf.data.Dataset) else data

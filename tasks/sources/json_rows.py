@@ -10,19 +10,18 @@ import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
-import tensorflow as tf
 
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError, nearest, shortened
 from pemt_jax.common.user_input.files import parse_json, read_text
+from pemt_jax.tasks.sources.listed_rows import ListedRows
 
 LARGEST = 2**36  # bytes of a file
 
 
-class JsonRows:
+class JsonRows(ListedRows):
     """Reads `files`, a mapping from split to path, for one task."""
 
     def __init__(self, files: Mapping[str, str], task: str):
@@ -38,19 +37,15 @@ class JsonRows:
         return {split: len(self._rows(split)) for split in self.files}
 
     def size(self, split: str) -> int:
-        """Rows of a split."""
         return len(self._rows(split))
 
     def shards(self, split: str) -> list[str]:
-        """The one file of a split."""
         return [str(self._file(split))]
 
     def identity(self, split: str) -> list:
-        """A value that changes when the rows of a split do."""
         return [split, hashlib.sha256(self._file(split).read_bytes()).hexdigest()]
 
     def columns(self, split: str, fields: Sequence[str]) -> dict[str, np.ndarray | list]:
-        """Some fields of all rows of a split; lists of texts stay lists."""
         return {field: self._column(split, field) for field in fields}
 
     def _column(self, split: str, field: str) -> np.ndarray | list:
@@ -72,35 +67,6 @@ class JsonRows:
         if values and isinstance(values[0], str):
             return np.array([str(value).encode() for value in values], object)
         return np.array(values) if not values or not isinstance(values[0], list) else values
-
-    def check_fields(self, split: str, fields: Sequence[str]) -> None:
-        """Raise PemtError when a row of a split lacks a field."""
-        self.columns(split, fields)
-
-    def read(
-        self,
-        split: str,
-        fields: Sequence[str],
-        named: str,
-        keep: np.ndarray | None = None,
-        shards: Sequence[str] | None = None,
-        shuffle: bool = False,
-        seed: int | None = None,
-    ) -> tf.data.Dataset:
-        """As TfdsRows.read, with one file per split."""
-        del shards
-        numbers = np.arange(len(self._rows(split)))
-        numbers = numbers if keep is None else numbers[keep]
-        if shuffle:
-            numbers = np.random.default_rng(seed).permutation(numbers)
-        columns: dict[str, Any] = {"row": numbers, "split": [named] * len(numbers)}
-        for field, values in self.columns(split, fields).items():
-            columns[field] = (
-                tf.ragged.constant([values[i] for i in numbers], dtype=tf.string)
-                if isinstance(values, list)
-                else values[numbers]
-            )
-        return tf.data.Dataset.from_tensor_slices(cast(Any, columns))
 
     def _value(self, split: str, number: int, field: str) -> object:
         value = row = self._rows(split)[number]

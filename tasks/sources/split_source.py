@@ -1,4 +1,4 @@
-"""A SeqIO data source with the paper's splits: rows chosen by number from TFDS or JSON lines.
+"""A SeqIO data source with the paper's splits: rows chosen by number from TFDS or from files.
 
 Nothing is read at construction: tasks register at import, when neither the data's folder nor the
 gin configuration is known. The rows of a split are chosen at its first use, from the number of
@@ -8,7 +8,7 @@ task, the split and the row instead of an error inside a TensorFlow graph.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +18,7 @@ import tensorflow as tf
 from pemt_jax.common.errors import PemtError, UsageError, nearest
 from pemt_jax.tasks.sources import index_files
 from pemt_jax.tasks.sources.json_rows import JsonRows
+from pemt_jax.tasks.sources.raw.raw_rows import RawRows
 from pemt_jax.tasks.sources.tfds_rows import TfdsRows
 from pemt_jax.tasks.splits import FewShot, Halves, Policy, question_groups
 from pemt_jax.tasks.targets import Answers, Target, as_numbers
@@ -28,7 +29,8 @@ class SplitSource(seqio.DataSource):
 
     Args:
       task: the name of the task, for messages.
-      data: a TFDS name with version, or paths of JSON-lines files by split.
+      data: a TFDS name with version, whose authors' files are read instead where they are in the
+        folder of raw data (raw/folder.py), or paths of JSON-lines files by split.
       fields: the fields of a row that are read.
       target: which field is the label and which values it may have.
       policy: what becomes training, validation and test rows.
@@ -37,6 +39,7 @@ class SplitSource(seqio.DataSource):
       drop_unlabelled: leave out rows with a negative label (SNLI's disputed ones).
       base: the name of the data set, and of its index file, for a few-shot variant.
       few_shot: keyword arguments of FewShot that gin does not set; None for all training rows.
+      choices: gin's choices on which the examples depend besides those of the splits.
 
     Rows have two more fields: `row`, the number in the data set's split, and `split`, ours.
     """
@@ -53,12 +56,20 @@ class SplitSource(seqio.DataSource):
         drop_unlabelled: bool = False,
         base: str | None = None,
         few_shot: Mapping[str, Any] | None = None,
+        choices: Sequence[Callable[[], object]] = (),
     ):
-        self.data = TfdsRows(data, task) if isinstance(data, str) else JsonRows(data, task)
+        self._given = TfdsRows(data, task) if isinstance(data, str) else JsonRows(data, task)
+        self._raw = RawRows(data, task) if isinstance(data, str) else None
         self.task, self.base, self.policy, self.target = task, base or task, policy, target
         self._fields, self._order, self._group = tuple(fields), tuple(order), tuple(group)
         self._drop_unlabelled, self._few_shot = drop_unlabelled, few_shot
+        self._choices = tuple(choices)
         super().__init__(splits=tuple(policy.parts))
+
+    @property
+    def data(self) -> TfdsRows | JsonRows | RawRows:
+        """The rows of the data set, from where they are now."""
+        return self._raw if self._raw and self._raw.here() else self._given
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
@@ -96,8 +107,9 @@ class SplitSource(seqio.DataSource):
         return [self.data.identity(self._part(split)), self.settings(split)]
 
     def settings(self, split: str) -> list:
-        """Everything that the rows of a split depend on except the data."""
+        """Everything that the examples of a split depend on except the data."""
         few_shot = self.few_shot if split == "train" else None
+        in_order = isinstance(self.data, RawRows)
         return [
             split,
             self.policy,
@@ -105,8 +117,9 @@ class SplitSource(seqio.DataSource):
             self._group,
             self._group and question_groups(),
             self._drop_unlabelled,
-            index_files.identity(self.base),
+            None if in_order else index_files.identity(self.base),
             few_shot,
+            *(choice() for choice in self._choices),
         ]
 
     def rows(self, split: str) -> np.ndarray:
@@ -176,6 +189,8 @@ class SplitSource(seqio.DataSource):
 
     def _original_order(self, part: str) -> np.ndarray:
         size = self.data.size(part)
+        if isinstance(self.data, RawRows):
+            return np.arange(size)
         order = index_files.original_order(self.base, part, size)
         if order is not None:
             return order

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError, nearest
+from pemt_jax.tasks.sources.raw.folder import expected
 
 BATCH = 1024  # records parsed in one call, which is many times faster than one by one
 
@@ -173,7 +174,7 @@ class TfdsRows:
             raise PemtError(
                 f"The data of task {self.task!r} ({self.name}) are not in "
                 f"{self.folder}, expected what `python -m pemt_jax.tasks prepare "
-                f"{self.task}` puts there."
+                f"{self.task}` puts there{expected(self.name)}."
             )
         return _open(str(self.folder), int(info.stat().st_mtime))
 

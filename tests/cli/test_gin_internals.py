@@ -62,6 +62,7 @@ READERS = {
     "ConfigurableReference": lambda: gin_internals.macro_of(3),
     "macro": lambda: gin_internals.macro_of(gin_internals.reference_to("LEAVES")),
     "parse_value": lambda: gin_internals.reference_to("LEAVES"),
+    "_FINALIZE_HOOKS": lambda: gin_internals.check_before_others(print),
 }
 
 
@@ -131,6 +132,27 @@ def test_macros_are_recorded_where_a_later_binding_replaces_them():
     assert gin_internals.macros_in_force() == {"LONG", "kitchen/SHORT"}, changed(
         gin_internals.macros_in_force
     )
+
+
+def test_macros_are_found_in_files_that_are_parsed_already(tmp_path):
+    (tmp_path / "tea.gin").write_text("include 'more.gin'\nbrew.leaves = %LEAVES\n")
+    (tmp_path / "more.gin").write_text("include 'tea.gin'\nx.y = [@not.known(), %kitchen/SHORT]\n")
+    gin_internals.look_for_files_in([str(tmp_path)])
+    found = gin_internals.macros_read_in(["tea.gin"], ["brew.minutes = %LONG", "LONG = 3"])
+    assert found == {"LEAVES", "kitchen/SHORT", "LONG"}
+    assert gin_internals.macro_values() == {}  # nothing was bound
+
+
+def test_a_check_comes_before_those_of_gin(monkeypatch):
+    monkeypatch.setattr(gin_config, "_FINALIZE_HOOKS", list(gin_config._FINALIZE_HOOKS))
+
+    def check(bindings):
+        raise UsageError(f"Found {len(bindings)} bindings.")
+
+    gin_internals.check_before_others(check)
+    gin.parse_config("brew.leaves = %gin.REQUIRED")
+    with pytest.raises(UsageError, match="Found 1 bindings"):
+        gin.finalize()
 
 
 @pytest.mark.parametrize(

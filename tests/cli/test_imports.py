@@ -147,6 +147,20 @@ def test_a_light_module_imports_neither_jax_nor_tensorflow(tmp_path, module):
     assert run(program, tmp_path, "") == "[]\n"
 
 
+def test_a_checkout_is_complete_without_an_editable_install(tmp_path):
+    """`python -m` in a checkout finds the package there, whatever is installed."""
+    program = (
+        "import sys\n"
+        "sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in repr(finder)]\n"
+        f"sys.path.insert(0, {str(CHECKOUT)!r})\n"
+        "import pemt_jax.configs\n"
+        "from importlib.util import find_spec\n"
+        "print(pemt_jax.configs.__file__, *find_spec('pemt_jax.tasks').submodule_search_locations)"
+    )
+    found = [Path(name) for name in run(program, tmp_path, "").split()]
+    assert found == [CHECKOUT / "configs" / "__init__.py", CHECKOUT / "tasks"]
+
+
 STARTUP = """
 import os, sys, warnings
 from absl import logging

@@ -49,7 +49,7 @@ def padded(t5, pemt, filling=0.0):
 @pytest.mark.parametrize(
     "case",
     [
-        "source",
+        pytest.param("source", marks=pytest.mark.slow),
         pytest.param("target", marks=pytest.mark.slow),
         pytest.param("target on T5 1.1", marks=pytest.mark.slow),
         "reference",

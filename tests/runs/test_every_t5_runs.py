@@ -74,6 +74,7 @@ def test_train_evaluate_predict_and_convert(world, tmp_path, family, scan_layers
     assert again == metrics
 
 
+@pytest.mark.slow
 def test_a_byt5_is_trained_on_bytes(world, tmp_path):  # noqa: F811
     base = random_base(tmp_path / "base", SHAPES["byt5"])
     options = {"method": "pemt_source", "initial_checkpoint_path": str(base), "steps": 2}

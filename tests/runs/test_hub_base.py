@@ -57,6 +57,7 @@ def card_of(model_dir):
     return read_card(model_dir / "artefact")
 
 
+@pytest.mark.slow
 def test_train_in_a_process_of_its_own(world, hub, base, tmp_path):
     commit = hub.commit("tiny/t5", base)
     flags = world.train_flags(

@@ -1,6 +1,7 @@
 """PEMT under real T5X. T5X is not on PyPI; without it this file is one line of skipped tests."""
 
 import importlib.util
+import itertools
 import json
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import time
 
 import jax
 import numpy as np
+import optax
 import pytest
 import seqio
 from flax import traverse_util
@@ -33,7 +35,7 @@ from t5x_system import (
 from tiny_system import EXPERTS, LENGTHS, world_fixture  # noqa: F401
 
 from pemt_jax import optimizers
-from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.common.errors import UsageError
 from pemt_jax.common.weights import load_weights
 from pemt_jax.config import T5Config
 from pemt_jax.interop.hf import load_hf
@@ -99,6 +101,20 @@ def test_both_drivers_train_alike(world, folder, method, dropout_rate, linears):
             np.testing.assert_array_equal(params[path], made.params[path], err_msg=path)
         else:
             np.testing.assert_allclose(params[path], value, atol=1e-5, err_msg=path)
+
+
+def test_the_gradient_of_microbatches_is_that_of_the_batch(folder):
+    """Of parts with equally many target tokens: it is what the optimizer is given to clip."""
+    made = make(folder, "full")
+    whole, parts = (make_t5x_trainer(made, optax.sgd(0.1), microbatches=n) for n in (None, 4))
+    part = {name: value[:2] for name, value in batch_at(0).items()}
+    batch = {name: np.concatenate([value] * 4) for name, value in part.items()}
+    losses = [trainer.train(iter([batch]), 1).result()["loss"].value for trainer in (whole, parts)]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
+    expected, found = flat(whole.train_state.params), flat(parts.train_state.params)
+    for path, value in expected.items():
+        assert np.abs(value - made.params[path]).max() > 1e-4, path
+        np.testing.assert_allclose(found[path], value, atol=1e-6, err_msg=path)
 
 
 def compiled_step(made, **options):
@@ -211,40 +227,94 @@ def test_a_folder_takes_up_no_run_but_its_own(folder):
     publish({**state, "state": {"step": np.int32(10)}}, {})
     assert (folder / "run" / "artefact_10" / "card.json").is_file()
     new_model(folder)
-    with pytest.raises(PemtError, match="holds a run with prompt_text 'Say the mood of a text.'"):
+    with pytest.raises(UsageError, match="run holds another run, whose pemt.prompt_length is 9"):
         new_model(folder, prompt_text="Other.")
+    (folder / "run" / "t5x_run.json").unlink()  # a run of an earlier version
+    with pytest.raises(UsageError, match="whose prompt_text is 'Say the mood of a text.'"):
+        new_model(folder, prompt_text="Other.")
+    new_model(folder)
     with pytest.raises(UsageError, match="cannot be written to gs://b/x, .* set ARTEFACT_DIR"):
         new_model(folder, model_dir="gs://b/x")
+
+
+def test_an_identity_is_checked_before_anything_is_restored(world, folder):
+    """From T5X's first checkpoint on, where nothing is published yet."""
+    make(folder, "pemt_source")
+    run = dict(model_dir=str(folder / "killed"))
+    new_model(folder, **run)
+    (folder / "killed" / "checkpoint_0").mkdir()
+    new_model(folder, **run)
+    for changed, words in (
+        ({"initial_checkpoint_path": str(world.base)}, "base is"),
+        ({"prompt_text": "Say the mode of a text."}, "prompt_text is"),
+        ({"seed": 7}, "seed is"),
+        ({"dropout_rate": 0.5}, "t5.dropout_rate is"),
+    ):
+        with pytest.raises(UsageError, match=f"killed holds another run, whose {words}"):
+            new_model(folder, **run | changed)
+    with pytest.raises(UsageError, match="Found SEED None, expected a number"):
+        new_model(folder, seed=None)
+
+
+def test_a_run_that_goes_on_from_step_0_misses_no_batch(world, tmp_path):
+    """T5X fetches a batch before it saves checkpoint_0."""
+    config = utils.DatasetConfig("tiny_mood", LENGTHS, "train", 2, True, 42)
+    converter = seqio.EncDecFeatureConverter
+
+    def rows(data, count=5):
+        return [batch["encoder_input_tokens"].tolist() for batch in itertools.islice(data, count)]
+
+    expected = rows(t5x_state.train_data(config, 0, 1, converter))
+    data = t5x_state.train_data(config, 0, 1, converter)
+    for step in (0, 2):  # saved after one batch, and after two
+        next(data)
+        data.save(tmp_path / f"checkpoint_{step}" / "dataset")
+    for step, position in ((0, 0), (2, 2)):
+        resumed = t5x_state.train_data(config, 0, 1, converter)
+        resumed.restore(tmp_path / f"checkpoint_{step}" / "dataset")
+        assert rows(resumed, 5 - position) == expected[position:]
 
 
 # Real commands of T5X, each a process of 10 to 40 seconds.
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_bits(world, tmp_path):
+@pytest.mark.parametrize("step", [0, 10])
+def test_a_killed_run_resumes_to_the_same_bits(world, tmp_path, step):
     experts_of_t5x(world)
-    task = EXPERTS[0]
+    task, name = EXPERTS[0], f"t5x_killed_{step}"
     arguments, macros = under_t5x(
-        world, "t5x_killed", "stage1", MIXTURE_OR_TASK_NAME=task, LIBRARY=str(tmp_path)
+        world, name, "stage1", MIXTURE_OR_TASK_NAME=task, LIBRARY=str(tmp_path)
     )
-    killed = world.folder / "t5x_killed"
+    killed = world.folder / name
     process = subprocess.Popen(
         command(world, *arguments, **macros),
         cwd=world.folder,
         env=world.environment(1),
         stderr=subprocess.DEVNULL,
     )
-    while not (killed / "checkpoint_10").exists() and process.poll() is None:
+    while not (killed / f"checkpoint_{step}").exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert not (killed / "checkpoint_20").exists()
+    assert not (killed / f"checkpoint_{step + 10}").exists()
     run(world, *arguments, **macros)
     whole = load_weights(world.folder / f"t5x_{task}" / "artefact" / "weights.safetensors")
     resumed = load_weights(killed / "artefact_20" / "weights.safetensors")
     assert whole.keys() == resumed.keys()
     for path, value in whole.items():
         np.testing.assert_array_equal(resumed[path], value, err_msg=path)
+
+
+@pytest.mark.slow
+def test_a_wrong_command_ends_with_a_sentence_and_writes_nothing(world):
+    arguments, macros = under_t5x(world, "t5x_wrong", "stage1", TRIAN_STEPS=5)
+    done = run(world, *arguments, **macros, expected_code=2)
+    assert "Traceback" not in done and done.endswith(
+        "error: The macro TRIAN_STEPS is set by --gin.TRIAN_STEPS=... but nothing reads it "
+        "(nearest: 'TRAIN_STEPS').\n"
+    )
+    assert not (world.folder / "t5x_wrong").exists()
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import functools
 import subprocess
 import sys
 
+import gin
 import numpy as np
 import pytest
 import seqio
@@ -176,6 +177,24 @@ def test_question_answering_keeps_all_answers(rendered):
     (row,) = rendered["pemt_record", "test"]
     assert [text.decode() for text in row["answers"]] == ["B", "b", "A"]
     assert [text.decode() for text in rendered["pemt_nq", "test"][1]["answers"]] == ["<unk>"]
+
+
+def test_record_can_have_an_example_per_answer_in_every_split(tiny_data):
+    task = seqio.TaskRegistry.get("pemt_record")
+    before = {split: task.source.fingerprint(split) for split in task.splits}
+    gin.parse_config(
+        "from __gin__ import dynamic_registration\n"
+        "from pemt_jax.tasks import targets\n"
+        "targets.examples_per_answer.everywhere = True\n"
+    )
+    try:
+        dataset = task.preprocess_precache(task.source.get_dataset("test", shuffle=False))
+        found = [(row["targets"], list(row["answers"])) for row in dataset.as_numpy_iterator()]
+        assert found == [(answer, [b"B", b"b", b"A"]) for answer in (b"B", b"b", b"A")]
+        assert all(task.source.fingerprint(split) != before[split] for split in before)
+        assert len(task.source.rows("test")) == 1
+    finally:
+        gin.clear_config()
 
 
 def test_no_row_is_in_two_splits(rendered):

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pemt_jax.tasks import metrics
+from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +84,17 @@ def test_squad_can_look_at_the_first_answer_only():
     )
     assert metrics.squad([["the U.S.", "America"]], ["america"])["em"] == 0.0
     assert metrics.record([["the U.S.", "America"]], ["america"])["em"] == 100.0
+
+
+def test_answers_with_characters_that_the_vocabulary_lacks_can_be_right():
+    golds = ["\u4e2d {x} na\u00efve", "\u00bd cup"]
+    predictions = [DEFAULT_VOCABULARY.decode(DEFAULT_VOCABULARY.encode(gold)) for gold in golds]
+    assert all(text != gold for text, gold in zip(predictions, golds, strict=True))
+    perfect = {"em": 100.0, "f1": 100.0, "average": 100.0}
+    assert metrics.squad([[gold] for gold in golds], predictions) == perfect
+    # The unknown token itself is nothing that could be right or wrong.
+    assert metrics.squad([["\u4e2d x"]], ["x"]) == perfect
+    assert metrics.squad([["\u4e2d x"]], ["y"])["em"] == 0.0
 
 
 def test_normalisation_is_squads():

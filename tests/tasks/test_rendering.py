@@ -1,5 +1,6 @@
 """Text work on single rows, with the characters that break it."""
 
+import gin
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -38,6 +39,39 @@ def test_padding_keeps_every_character_but_spaces(value):
     # RE2's spaces and Python's are the same ones.
     assert found.replace(" ", "") == "".join(value.split())
     assert text(rendering.pad_punctuation(tf.constant(found))) == found
+
+
+def asked(question, context, *answers):
+    row = {"question": question, "context": context, "answers": list(answers), "split": "train"}
+    found = rendering.mrqa_question({name: tf.constant(value) for name, value in row.items()})
+    return text(found["question"]), text(found["context"]), list(found["answers"].numpy())
+
+
+def test_texts_of_mrqa_have_their_marks_or_words():
+    row = (
+        " who was n't it ",
+        "[TLE] Bob [SEP] <P> He left ( now ) . </P> [DOC] [PAR] `` It 's 5 %",
+        "5 %",
+    )
+    assert asked(*row) == (
+        "who was n ' t it",
+        "[ TLE ] Bob [ SEP ] < P > He left ( now ) . < / P > [ DOC ] [ PAR ] ` ` It ' s 5 %",
+        [b"5 %"],
+    )
+    gin.parse_config(
+        "from __gin__ import dynamic_registration\n"
+        "from pemt_jax.tasks import rendering\n"
+        "rendering.mrqa_text.rewritten = True\n"
+    )
+    try:
+        assert asked(*row) == (
+            "who wasn ' t it ?",
+            "Title : Bob Passage : He left ( now ) . \" It ' s 5 %",
+            [b"5 %"],
+        )
+        assert asked("Who?", "a", "b")[0] == "Who ?" and asked("", "a", "b")[0] == ""
+    finally:
+        gin.clear_config()
 
 
 def test_markup_of_multirc_goes():

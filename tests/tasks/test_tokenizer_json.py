@@ -107,6 +107,21 @@ def test_other_files_are_one_sentence_and_leave_nothing(tmp_path, monkeypatch, c
     assert not (tmp_path / "cache").exists()
 
 
+def test_texts_are_decoded_without_reading_the_file_again(converted, monkeypatch):
+    vocabulary = Vocabulary(str(converted))
+    tokens = vocabulary.encode("a b")
+    monkeypatch.setattr(tokenizer_json.Path, "read_bytes", lambda path: pytest.fail(str(path)))
+    assert vocabulary.decode(tokens) == "a b"
+
+
+def test_a_file_that_was_replaced_is_another_vocabulary(converted):
+    first = tokenizer_json.sentencepiece_file(converted)
+    found = json.loads(converted.read_text())
+    found["model"]["vocab"][5][1] -= 1.0
+    converted.write_text(json.dumps(found))
+    assert tokenizer_json.sentencepiece_file(converted) != first
+
+
 @pytest.mark.parametrize(
     "change",
     [

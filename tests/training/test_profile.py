@@ -1,6 +1,7 @@
 """PROFILE_STEPS writes a JAX profile, and the log has the learning rate."""
 
 import numpy as np
+import pytest
 from tiny_system import world_fixture  # noqa: F401
 
 from pemt_jax.optimizers import Optimizer, Schedule
@@ -13,6 +14,7 @@ def test_a_profile_of_some_steps_is_written_beside_the_run(world, tmp_path):
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_while_it_is_profiled_writes_the_profile_too(world, tmp_path):
     flags = world.train_flags(tmp_path / "run", TRAIN_STEPS=3, PROFILE_STEPS=50)
     assert world.command("train", *flags) == 0
