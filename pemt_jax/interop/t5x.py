@@ -34,14 +34,13 @@ from pemt_jax.common.errors import PemtError, UsageError, nearest
 from pemt_jax.common.lazy_array import Index, LazyArray, aligned
 from pemt_jax.common.weights import nbytes
 from pemt_jax.config import T5Config
-from pemt_jax.interop.hf_names import parameter_table
+from pemt_jax.interop.hf_names import FLOATS, parameter_table
 from pemt_jax.interop.t5x_shapes import infer_config
 from pemt_jax.parallel.memory import check_memory
 
 STEP = re.compile(r"checkpoint_(\d+)")
 INDEX, OCDBT, METADATA, STATE = "checkpoint", "manifest.ocdbt", "_METADATA", "state"
 ARRAY = re.compile(r"target\.([\w.]+)/(\.zarray|zarr\.json)")
-FLOATS = {np.dtype(kind) for kind in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)}
 CHUNK_BYTES = 64 * 2**20  # as T5X; what is freed of this size returns to the system at once
 VERSION = 3  # of T5X's legacy form
 DRIVERS = {"gs": "gcs", "s3": "s3"}  # of tensorstore

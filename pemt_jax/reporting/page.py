@@ -62,7 +62,9 @@ def write_report(
       UsageError: a place holds no run, or `to` is no .html file. PemtError: it cannot be written.
     """
     if not os.fspath(to).endswith((".html", ".htm")):
-        raise UsageError(f"{os.fspath(to)} is no name of a page, expected one that ends in .html.")
+        raise UsageError(
+            f"{os.fspath(to)!r} is no name of a page, expected one that ends in .html."
+        )
     found = find_runs([os.fspath(run) for run in runs])
     opened = []
     if gates or (gates is None and len(found) == 1):

@@ -1,6 +1,6 @@
 """card.json of an expert: damaged, edited, of other versions; libraries that cannot be read."""
 
-from case import Case, case, copy, cut, fifo, fields, flip, link, mode, sealed
+from case import Case, case, copy, cut, fields, fifo, flip, link, mode, sealed
 
 DEEP = "[" * 100_000 + "]" * 100_000
 SEAL = "card_sha256"
@@ -94,7 +94,7 @@ CASES = [
                         "library export tiny_mood --to out --format folder",
                         "library export tiny_mood --to out --format peft",
                         "library merge tiny_mood --base $BASE --to out",
-                        "library combine new --experts tiny_mood,tiny_topic --method mean",
+                        "library combine new --experts tiny_mood,tiny_topic --method linear",
                         "library random new --like tiny_mood",
                         "library push tiny_mood shared",
                         "library add library/tiny_mood --name again")

@@ -52,8 +52,8 @@ REFUSED = {
     "train.task_feature_lengths": ("3", "{}", "{'inputs':16}", "[16,4]", "{'inputs':-1,'targets':4}", "{'inputs':'16','targets':4}", "{'inputs':16.5,'targets':4}", "{'inputs':0,'targets':4}", "{'inputs':[16],'targets':4}", "{'inputs':16,'targets':4,'extra':3}", "None"),
     "config.PemtConfig.expert_rank": ("-1", "abc", "1.5", "None", "1000000000", "'q:0'", "'nowhere:4'", "'q:-1'", "'q:x'", "'q'", "True", "['q:4']"),
     "config.PemtConfig.adapter_dim": ("-1", "abc", "1.5", "None", "1000000000", "True"),
-    "train.options": ("3", "abc", "{'expert_rank':4}", "@nothing()", "@config.PemtConfig"),
-    "train.optimizer": ("adamw", "3", "None", "@config.PemtConfig()", "@nothing"),
+    "train.options": ("3", "abc", "{'expert_rank':4}", "@config.PemtConfig"),
+    "train.optimizer": ("adamw", "3", "None", "@config.PemtConfig()"),
     "train.t5": ("3", "abc", "@config.PemtConfig()"),
 }  # fmt: skip
 # Arguments of commands on a finished run.

@@ -11,7 +11,7 @@ NAME = "decoder.final_layer_norm.weight"
 
 def base(name: str, change: object, *says: str, code=1) -> Case:
     """The tiny base with other weights."""
-    return case(name, CONVERT, WEIGHTS, *says, code=code, files={
+    return case(name, CONVERT, f"{WEIGHTS}|in base", *says, code=code, files={
         "base": copy("$BASE", {WEIGHTS: change})})  # fmt: skip
 
 

@@ -28,7 +28,7 @@ BROKEN = {
     "an unknown scheme": ({}, "hdfs://bucket/x"),
     "https": ({}, "https://example.invalid/x"),
     "a bucket without a name": ({}, "gs://"),
-    "a user's home": ({}, "~nobody_at_all/x"),
+    "a user's home": ({}, "~/x"),
 }  # fmt: skip
 PREDICT = ("predict", "--gin.MODEL_DIR=run")
 RUN = {"run": copy("$TARGET", without=("checkpoints",))}

@@ -10,6 +10,7 @@ TASK = (
 )
 OWN = "include '$GIN'\nimport my_tasks\n"
 SHOW = "tasks --import my_tasks show mine"
+FAILS = "raise ValueError('of mine')\n"
 # A module that fails when it is imported: (text, words of the sentence).
 MODULES = {
     "a syntax error": ("def f(:\n", "my_tasks.py line 1", "SyntaxError"),
@@ -17,7 +18,7 @@ MODULES = {
     "no UTF-8": (b"x = '\xe7'\n", "my_tasks"),
     "a NUL": (b"x = 1\0\n", "my_tasks"),
     "empty": ("", "mine"),
-    "an exception": ("raise ValueError('of mine')\n", "my_tasks.py line 1", "of mine"),
+    "an exception": (FAILS, "my_tasks.py line 1", "of mine"),
     "an exception of two lines": ("raise ValueError('of\\nmine')\n", "my_tasks.py line 1"),
     "an exception without a text": ("raise KeyError\n", "my_tasks.py line 1", "KeyError"),
     "an own BaseException": ("class E(BaseException): pass\nraise E('x')\n", "my_tasks.py"),
@@ -35,42 +36,70 @@ MODULES = {
     "an interrupt of its own": ("raise KeyboardInterrupt\n", ""),
     "a file that is missing": ("open('nowhere.txt')\n", "nowhere.txt"),
 }  # fmt: skip
+GOOD = {
+    "name": "'mine'",
+    "data": "{'train': ROWS, 'validation': ROWS}",
+    "inputs": "'{text}'",
+    "labels": "('bad', 'good')",
+    "description": "'x'",
+}
+DATASET = {
+    "name": "'mine'",
+    "data": "'glue/cola:2.0.0'",
+    "inputs": "'{text}'",
+    "target": "targets.Number()",
+    "metric": "metrics.accuracy",
+    "description": "'x'",
+}
+
+
+def declared(**changes: str) -> str:
+    """A call of pemt.task with other arguments than good ones."""
+    return f"pemt.task({', '.join(f'{name}={value}' for name, value in (GOOD | changes).items())})"
+
+
+def dataset(**changes: str) -> str:
+    """The same of register(Dataset(...))."""
+    arguments = ", ".join(f"{name}={value}" for name, value in (DATASET | changes).items())
+    return f"register(Dataset({arguments}))"
+
+
 DECLARED = {  # what is no task
-    "no name": "pemt.task('', {'train': ROWS, 'validation': ROWS}, inputs='{text}', labels=('a',), description='x')",
-    "a name with spaces": "pemt.task('a b', {'train': ROWS, 'validation': ROWS}, inputs='{text}', labels=('a',), description='x')",
-    "a name that is a number": "pemt.task(3, {'train': ROWS, 'validation': ROWS}, inputs='{text}', labels=('a',), description='x')",
-    "a name that is taken": "pemt.task('pemt_cb', {'train': ROWS, 'validation': ROWS}, inputs='{text}', labels=('a',), description='x')",
-    "data that is None": "pemt.task('mine', None, inputs='{text}', labels=('a',), description='x')",
-    "data that is a list": "pemt.task('mine', ROWS, inputs='{text}', labels=('a',), description='x')",
-    "data that is empty": "pemt.task('mine', {}, inputs='{text}', labels=('a',), description='x')",
-    "no validation": "pemt.task('mine', {'train': ROWS}, inputs='{text}', labels=('a',), description='x')",
-    "a split of nobody": "pemt.task('mine', {'train': ROWS, 'validation': ROWS, 'tset': ROWS}, inputs='{text}', labels=('a',), description='x')",
-    "no rows": "pemt.task('mine', {'train': [], 'validation': ROWS}, inputs='{text}', labels=('a',), description='x')",
-    "rows that are numbers": "pemt.task('mine', {'train': [1], 'validation': ROWS}, inputs='{text}', labels=('a',), description='x')",
-    "rows that are None": "pemt.task('mine', {'train': None, 'validation': ROWS}, inputs='{text}', labels=('a',), description='x')",
-    "rows of sets": "pemt.task('mine', {'train': [{'text': {1}}], 'validation': ROWS}, inputs='{text}', labels=('a',), description='x')",
-    "rows of NaN": "pemt.task('mine', {'train': [{'text': float('nan')}], 'validation': ROWS}, inputs='{text}', labels=('a',), description='x')",
-    "no labels": "pemt.task('mine', {'train': ROWS, 'validation': ROWS}, inputs='{text}', labels=(), description='x')",
-    "labels in one text": "pemt.task('mine', {'train': ROWS, 'validation': ROWS}, inputs='{text}', labels='good', description='x')",
-    "labels of numbers": "pemt.task('mine', {'train': ROWS, 'validation': ROWS}, inputs='{text}', labels=(1, 2), description='x')",
-    "labels that are None": "pemt.task('mine', {'train': ROWS, 'validation': ROWS}, inputs='{text}', labels=None, description='x')",
-    "a template of nothing": "pemt.task('mine', {'train': ROWS, 'validation': ROWS}, inputs='', labels=('a',), description='x')",
-    "an open brace": "pemt.task('mine', {'train': ROWS, 'validation': ROWS}, inputs='{text', labels=('a',), description='x')",
-    "empty braces": "pemt.task('mine', {'train': ROWS, 'validation': ROWS}, inputs='{}', labels=('a',), description='x')",
-    "code in braces": "pemt.task('mine', {'train': ROWS, 'validation': ROWS}, inputs='{text.__class__}', labels=('a',), description='x')",
-    "a template that is None": "pemt.task('mine', {'train': ROWS, 'validation': ROWS}, inputs=None, labels=('a',), description='x')",
-    "no description": "pemt.task('mine', {'train': ROWS, 'validation': ROWS}, inputs='{text}', labels=('a',), description='')",
-    "a description of None": "pemt.task('mine', {'train': ROWS, 'validation': ROWS}, inputs='{text}', labels=('a',), description=None)",
-    "a metric that is a text": "pemt.task('mine', {'train': ROWS, 'validation': ROWS}, inputs='{text}', labels=('a',), description='x', metric='accuracy')",
-    "splits that are a text": "pemt.task('mine', {'train': ROWS, 'validation': ROWS}, inputs='{text}', labels=('a',), description='x', splits='halves')",
-    "an argument of nobody": "pemt.task('mine', {'train': ROWS}, inputs='{text}', labels=('a',), descripton='x')",
+    "no name": declared(name="''"),
+    "a name with spaces": declared(name="'a b'"),
+    "a name that is a number": declared(name="3"),
+    "a name that is taken": declared(name="'pemt_cb'"),
+    "data that is None": declared(data="None"),
+    "data that is a list": declared(data="ROWS"),
+    "data that is empty": declared(data="{}"),
+    "no validation": declared(data="{'train': ROWS}"),
+    "a split of nobody": declared(data="{'train': ROWS, 'validation': ROWS, 'tset': ROWS}"),
+    "no rows": declared(data="{'train': [], 'validation': ROWS}"),
+    "rows that are numbers": declared(data="{'train': [1], 'validation': ROWS}"),
+    "rows that are None": declared(data="{'train': None, 'validation': ROWS}"),
+    "rows of sets": declared(data="{'train': [{'text': {1}}], 'validation': ROWS}"),
+    "rows of NaN": declared(data="{'train': [{'text': float('nan')}], 'validation': ROWS}"),
+    "no labels": declared(labels="()"),
+    "labels in one text": declared(labels="'good'"),
+    "labels of numbers": declared(labels="(1, 2)"),
+    "labels that are None": declared(labels="None"),
+    "a template of nothing": declared(inputs="''"),
+    "an open brace": declared(inputs="'{text'"),
+    "empty braces": declared(inputs="'{}'"),
+    "code in braces": declared(inputs="'{text.__class__}'"),
+    "a template that is None": declared(inputs="None"),
+    "no description": declared(description="''"),
+    "a description of None": declared(description="None"),
+    "a metric that is a text": declared(metric="'accuracy'"),
+    "splits that are a text": declared(splits="'halves'"),
+    "an argument of nobody": declared(descripton="'x'"),
     "a Dataset without arguments": "register(Dataset())",
     "a Dataset of None": "register(None)",
-    "a Dataset with a string target": "register(Dataset(name='mine', data='glue/cola:2.0.0', inputs='{text}', target='label', description='x', metric=metrics.accuracy))",
-    "a Dataset with data=None": "register(Dataset(name='mine', data=None, inputs='{text}', target=targets.Number(), description='x', metric=metrics.accuracy))",
-    "a Dataset of an unknown TFDS name": "register(Dataset(name='mine', data='no/such:1.0.0', inputs='{text}', target=targets.Number(), description='x', metric=metrics.accuracy))",
-    "a Dataset without a version": "register(Dataset(name='mine', data='glue/cola', inputs='{text}', target=targets.Number(), description='x', metric=metrics.accuracy))",
-}  # fmt: skip
+    "a Dataset with a string target": dataset(target="'label'"),
+    "a Dataset with data=None": dataset(data="None"),
+    "a Dataset of an unknown TFDS name": dataset(data="'no/such:1.0.0'"),
+    "a Dataset without a version": dataset(data="'glue/cola'"),
+}
 METRICS = {  # bodies of a metric
     "raises": "raise ValueError('of mine')",
     "returns None": "return None",
@@ -101,6 +130,11 @@ def trained(name: str, text: str, *says: str, code=(1, 2), may=("run*", "library
     return Case(**vars(made) | {"argv": ("train", "--gin_file=own.gin", *made.argv[2:])})
 
 
+def measured(metric: str) -> str:
+    """A module with a task that has this metric."""
+    return f"{HEAD}{ROWS}{metric}{TASK % ', metric=metric'}"
+
+
 CASES = [
     *(module(f"a module with {name}", text, *says) for name, (text, *says) in MODULES.items()),
     *(
@@ -109,23 +143,23 @@ CASES = [
     ),
     *(
         trained(f"a metric that {name}",
-                f"{HEAD}{ROWS}def metric(targets, predictions):\n    {body}\n" + TASK % ", metric=metric",
+                measured(f"def metric(targets, predictions):\n    {body}\n"),
                 "metric|my_tasks.py")
         for name, body in METRICS.items()
     ),
     trained("a metric of other arguments",
-            f"{HEAD}{ROWS}def metric(t, p):\n    return {{'average': 1.0}}\n" + TASK % ", metric=metric",
+            measured("def metric(t, p):\n    return {'average': 1.0}\n"),
             "my_tasks.py"),
     trained("a metric of no arguments",
-            f"{HEAD}{ROWS}def metric():\n    return {{'average': 1.0}}\n" + TASK % ", metric=metric",
+            measured("def metric():\n    return {'average': 1.0}\n"),
             "my_tasks.py"),
-    trained("a gin file that imports what fails", "raise ValueError('of mine')\n", "my_tasks.py line 1",
+    trained("a gin file that imports what fails", FAILS, "my_tasks.py line 1",
             may=()),
     trained("a gin file that imports what exits", "import sys\nsys.exit(0)\n", "my_tasks.py line 2",
             may=()),
     trained("a good task is accepted", HEAD + ROWS + TASK % "", code=0),
     *(
-        module(f"{command}: a module that fails", "raise ValueError('of mine')\n", "my_tasks.py line 1",
+        module(f"{command}: a module that fails", FAILS, "my_tasks.py line 1",
                command=command)
         for command in ("tasks --import my_tasks list", "tasks --import my_tasks prepare mine",
                         "report $TARGET --to page.html --import my_tasks")
