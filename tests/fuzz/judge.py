@@ -11,10 +11,8 @@ from pathlib import Path
 
 from case import Case
 from forking import REPORTS
+from sentences import sentence_faults
 
-LONGEST = 400  # characters of a sentence, paths of the case's folder not counted
-# What Python and libraries say and a user should not have to read.
-INTERNAL = ("<class ", "NoneType", "Errno", " object at 0x", "<function ", "Traceback")
 OWN_REPORTS = (*REPORTS, "warning: ")
 
 
@@ -58,28 +56,6 @@ def faults(case: Case, outcome: Outcome) -> list[str]:
     if len(lines) != 1:
         return [*found, f"{len(lines)} lines on stderr, expected one"]
     return found + sentence_faults(lines[0], case.says)
-
-
-def sentence_faults(line: str, says: tuple[str, ...] = ()) -> list[str]:
-    """What is wrong with a sentence, `error: ` included."""
-    found = []
-    if not line.startswith("error: ") or len(line) < 20:
-        found.append("no sentence")
-    if not line.endswith("."):
-        found.append("no full stop")
-    if line.endswith(".."):
-        found.append("ends with two full stops")
-    if len(line) > LONGEST:
-        found.append(f"{len(line)} characters")
-    if not line.isprintable():
-        found.append("control characters")
-    found += [f"internal: {word}" for word in INTERNAL if word in line]
-    found += [
-        f"does not say {words!r}"
-        for words in says
-        if not any(word.lower() in line.lower() for word in words.split("|"))
-    ]
-    return found
 
 
 def snapshot(folder: Path) -> dict[str, str]:

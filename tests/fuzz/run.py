@@ -29,9 +29,10 @@ from cases import CATEGORIES, PLANTED, all_cases  # noqa: E402
 
 def main() -> int:
     arguments = _parser().parse_args()
+    categories = arguments.only or list(CATEGORIES)
     chosen = [
         case
-        for case in all_cases(arguments.only or list(CATEGORIES))
+        for case in all_cases([*categories, *[PLANTED] * arguments.planted])
         if arguments.case in case.name and (case.quick or not arguments.sample)
     ]
     from driver import Driver  # imports the whole system
@@ -72,9 +73,10 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", action="append", choices=[*CATEGORIES, PLANTED])
+    parser.add_argument("--only", action="append", choices=CATEGORIES)
     parser.add_argument("--case", default="", help="only cases whose name has this text")
     parser.add_argument("--sample", action="store_true")
+    parser.add_argument("--planted", action="store_true", help="broken promises too, to be found")
     parser.add_argument("--json", metavar="FILE", help="write what was found to this file")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--verbose", action="store_true", help="print every sentence")

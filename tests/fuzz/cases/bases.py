@@ -109,7 +109,7 @@ SUMS = "SHA256SUMS"
 CASES = [
     *(
         config(f"{name} = {str(value)[:30]}{type(value).__name__}", fields(**{name: value}),
-               f"{name}|shape|unsupported|memory|missing|activation|own")
+               f"{name}|shape|unsupported|memory|missing|activation|own|relpos|logits", code=(1, 2))
         for name, values in VALUES.items()
         for value in values
         if (name, value) != ("layer_norm_epsilon", 1e-6)

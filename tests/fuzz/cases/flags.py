@@ -159,13 +159,14 @@ ENVIRONMENT = [  # (variable, value, command, exit code, words)
 FRESH = [
     ("JAX_PLATFORMS", "tpu", "train", 2, "tpu"),
     ("JAX_PLATFORMS", "nonsense", "train", 2, "nonsense"),
-    ("PEMT_JAX_START_SECONDS", "soon", "train", 2, "soon"),
+    ("PEMT_JAX_START_SECONDS", "soon", "train as one of two", 2, "soon"),
     ("SLURM_NTASKS", "many", "train", 0, ""),
-    ("XLA_FLAGS", "--xla_no_such_flag=1", "train", (1, 2), "xla_no_such_flag"),
     ("PEMT_JAX_VOCABULARY", "nowhere", "train", (1, 2), "nowhere"),
     ("PYTHONIOENCODING", "ascii", "library show caf\u00e9 --library $LIBRARY", 2, "caf"),
 ]
 TRAIN_ONE = train("", macros={"TRAIN_STEPS": 1}).argv
+OF_TWO = ("--coordinator_address=localhost:1", "--process_count=2", "--process_index=1")
+COMMANDS = {"train": TRAIN_ONE, "train as one of two": (*TRAIN_ONE, *OF_TWO)}
 RUN = {"run": copy("$TARGET", without=("checkpoints",))}
 PREDICT = ("predict", "--gin.MODEL_DIR=run", "--gin.OUTPUT_FILE=out.jsonl")
 
@@ -174,7 +175,7 @@ def _environment(rows, **more) -> list[Case]:
     return [
         Case(
             f"{name}={value}" + (f" in {command.split()[0]}" if name == "PEMT_JAX_CACHE" else ""),
-            TRAIN_ONE if command == "train" else tuple(command.split()),
+            COMMANDS.get(command, tuple(command.split())),
             code,
             (says,) if says else (),
             environment={name: value},
@@ -201,8 +202,8 @@ CASES = [
                         "convert --from $BASE --to out --format hf", "evaluate --help")
     ),
     *(
-        case(f"a full disk, {name}", command, "large|written|write", code=1, stdin=b"x\n",
-             largest_file=100, files=RUN)
+        case(f"a full disk, {name}", command, "large|written|write", code=1, stdin=b"mood: a good film\n" * 40,
+             largest_file=2000, files=RUN)
         for name, command in enumerate((PREDICT,
                         ("convert", "--from", "$BASE", "--to", "out", "--format", "hf"),
                         ("convert", "--from", "$BASE", "--to", "out", "--format", "t5x"),

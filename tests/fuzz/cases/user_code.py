@@ -33,7 +33,6 @@ MODULES = {
     "a missing name": ("from pemt_jax import no_such_name\n", "no_such_name"),
     "a name that is not defined": ("register(x)\n", "my_tasks.py line 1", "NameError"),
     "an assertion": ("assert False, 'never'\n", "my_tasks.py line 1", "never"),
-    "an interrupt of its own": ("raise KeyboardInterrupt\n", ""),
     "a file that is missing": ("open('nowhere.txt')\n", "nowhere.txt"),
 }  # fmt: skip
 GOOD = {
@@ -86,7 +85,6 @@ DECLARED = {  # what is no task
     "a template of nothing": declared(inputs="''"),
     "an open brace": declared(inputs="'{text'"),
     "empty braces": declared(inputs="'{}'"),
-    "code in braces": declared(inputs="'{text.__class__}'"),
     "a template that is None": declared(inputs="None"),
     "no description": declared(description="''"),
     "a description of None": declared(description="None"),
@@ -97,7 +95,6 @@ DECLARED = {  # what is no task
     "a Dataset of None": "register(None)",
     "a Dataset with a string target": dataset(target="'label'"),
     "a Dataset with data=None": dataset(data="None"),
-    "a Dataset of an unknown TFDS name": dataset(data="'no/such:1.0.0'"),
     "a Dataset without a version": dataset(data="'glue/cola'"),
 }
 METRICS = {  # bodies of a metric
@@ -110,7 +107,6 @@ METRICS = {  # bodies of a metric
     "returns a text in it": "return {'average': 'x'}",
     "returns None in it": "return {'average': None}",
     "returns a key that is no text": "return {3: 1.0}",
-    "returns no average": "return {'accuracy': 1.0}",
     "returns an array": "import numpy; return {'average': numpy.ones(3)}",
     "exits": "import sys; sys.exit(0)",
     "divides by zero": "return {'average': 1 / 0}",
@@ -157,6 +153,11 @@ CASES = [
             may=()),
     trained("a gin file that imports what exits", "import sys\nsys.exit(0)\n", "my_tasks.py line 2",
             may=()),
+    module("a Dataset of an unknown TFDS name", HEAD + dataset(data="'no/such:1.0.0'"), "no/such"),
+    module("a template with code in its braces",
+           HEAD + ROWS + declared(inputs="'{text.__class__}'"), "text.__class__"),
+    trained("a metric without an average is accepted",
+            measured("def metric(targets, predictions):\n    return {'accuracy': 1.0}\n"), code=0),
     trained("a good task is accepted", HEAD + ROWS + TASK % "", code=0),
     *(
         module(f"{command}: a module that fails", FAILS, "my_tasks.py line 1",
