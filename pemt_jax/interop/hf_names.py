@@ -138,8 +138,8 @@ def rename(
         array = tensors.pop(entry.hf_name)
         if array.dtype not in FLOATS:
             raise PemtError(
-                f"Tensor {entry.hf_name!r} in {source} is of {array.dtype}, expected floating-point "
-                "numbers."
+                f"Tensor {entry.hf_name!r} in {source} is of {array.dtype}, expected "
+                "floating-point numbers."
             )
         array = array.T if entry.transposed else array
         if array.shape != entry.shape:

@@ -30,6 +30,7 @@ class Case:
     argv: tuple[str, ...]  # as of pemt-jax; ("-c", CODE) is Python
     code: int | tuple[int, ...] = 2  # or either of several
     says: tuple[str, ...] = ()  # what was found, by words of the sentence; "a|b" is either
+    never: tuple[str, ...] = ()  # words that would be untrue
     files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     may: tuple[str, ...] = ()  # patterns of the paths that it may create or change
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -55,7 +55,7 @@ def faults(case: Case, outcome: Outcome) -> list[str]:
         return found
     if len(lines) != 1:
         return [*found, f"{len(lines)} lines on stderr, expected one"]
-    return found + sentence_faults(lines[0], case.says)
+    return found + sentence_faults(lines[0], case.says, case.never)
 
 
 def snapshot(folder: Path) -> dict[str, str]:

@@ -202,7 +202,8 @@ CASES = [
                         "convert --from $BASE --to out --format hf", "evaluate --help")
     ),
     *(
-        case(f"a full disk, {name}", command, "large|written|write", code=1, stdin=b"mood: a good film\n" * 40,
+        case(f"a full disk, {name}", command, "large|written|write", code=1,
+            stdin=b"mood: a good film\n" * 40,
              largest_file=2000, files=RUN)
         for name, command in enumerate((PREDICT,
                         ("convert", "--from", "$BASE", "--to", "out", "--format", "hf"),
@@ -219,11 +220,13 @@ CASES = [
         case(f"OUTPUT_FILE is {name}",
              (*PREDICT[:2], f"--gin.OUTPUT_FILE={place}", "--gin.INPUT_FILE=in.txt"),
              "is the input|inside|OUTPUT_FILE", files={**RUN, "in.txt": "mood: good\n",
-             "hard/x": "", "link": link("in.txt"), "base": copy("$BASE"), "library": copy("$LIBRARY")})
+             "hard/x": "", "link": link("in.txt"), "base": copy("$BASE"),
+                 "library": copy("$LIBRARY")})
         for name, place in {
             "INPUT_FILE": "in.txt", "INPUT_FILE by another way": "./hard/../in.txt",
             "a link to INPUT_FILE": "link", "the run's weights": "run/artefact/weights.safetensors",
-            "the run's card": "run/artefact/card.json", "a new file in the artefact": "run/artefact/x",
+            "the run's card": "run/artefact/card.json",
+                "a new file in the artefact": "run/artefact/x",
             "the run's config.gin": "run/config.gin", "the run's metrics": "run/metrics.jsonl",
             "a base's weights": "base/model.safetensors", "a new file of a base": "base/x",
             "an expert's card": "library/tiny_mood/card.json"}.items()

@@ -85,13 +85,25 @@ ACCEPTED = {
         "a file that may not be read",
         "a line break",
     ),
-    "report --to": ("nothing", "nothing in nothing", "a text file", "an empty file"),
+    "report --to": (
+        "nothing",
+        "nothing in nothing",
+        "a text file",
+        "an empty file",
+        "a link to nothing",
+        "a file that may not be read",
+    ),
     "convert --to": ("nothing", "nothing in nothing", "an empty folder", "a line break"),
     "library export --to": ("nothing", "nothing in nothing", "an empty folder", "a line break"),
     "library --library": ("an empty folder", "a folder of others"),
 }
+ABSENT = ("There is no file", "does not exist")
+NOTHING = (  # is there
+    "nothing", "nothing in nothing", "below a file", "a link to nothing", "a link to itself",
+    "300 characters", "5,000 characters", "a line break", "a user's home",
+)  # fmt: skip
 # Waiting is right there: for the other end of the pipe.
-WAITING = ("INPUT_FILE", "OUTPUT_FILE")
+WAITING = ("INPUT_FILE", "OUTPUT_FILE", "report --to")
 
 
 def _cases(table: dict) -> list[Case]:
@@ -106,6 +118,7 @@ def _cases(table: dict) -> list[Case]:
                     f"{argument} is {kind}",
                     tuple(part.replace("@", path) for part in argv),
                     code,
+                    never=() if kind in NOTHING else ABSENT,
                     files={**beside, **files},
                     stdin=b"mood: a good film\n",
                     may=("*",) if code == 0 else (),

@@ -31,6 +31,8 @@ CASES = [
     planted("550 characters", sentence=says("error: " + "x" * 542 + ".\n")),
     planted("control", sentence=says("error: Found \x07 and more, expected 4.\n")),
     planted("internal: <class", sentence=says("error: Found <class 'int'>, expected 4.\n")),
+    planted("names as nearest", sentence=says("error: No 'a', expected b (nearest: 'a').\n")),
+    planted("untrue: 'Found'", never=("Found",)),
     planted("does not say '5'", says=("5",)),
     planted("stdout", "print('half of a table')"),
     planted("files: created out.txt", "open('out.txt', 'w').close()"),

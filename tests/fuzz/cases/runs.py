@@ -33,7 +33,8 @@ FIELDS = {
 }
 CONTENT = {
     "empty": "", "half": "{", "null": "null", "a list": "[]", "deep": DEEP,
-    "latin-1": b'{"a": "\xe7"}', "zeros": bytes(100), "a long number": '{"step": ' + "9" * 5000 + "}",
+    "latin-1": b'{"a": "\xe7"}', "zeros": bytes(100),
+        "a long number": '{"step": ' + "9" * 5000 + "}",
 }  # fmt: skip
 METRICS = {  # rows at the end of metrics.jsonl
     "a null step": '{"step": null, "kind": "train"}\n',
@@ -97,7 +98,8 @@ CASES = [
         for value in values
     ),
     *(
-        manifest(f"without {name}", sealed("sha256", removed=(name,)), f"{name.split('/')[0]}|version|has no")
+        manifest(f"without {name}", sealed("sha256", removed=(name,)),
+            f"{name.split('/')[0]}|version|has no")
         for name in ("step", "identity", "leaves", "metrics", "score", "leaves/step")
     ),
     # Without a manifest it is no checkpoint: set aside with a warning, and the run begins anew.
@@ -113,7 +115,8 @@ CASES = [
     resumed("a step named with a superscript digit is left alone",
             {"checkpoints/2\u00b2/x": ""}, code=0, may=("run*", "library*")),
     *(
-        resumed(f"metrics.jsonl: {name}", {"metrics.jsonl": edit(lambda old, row=row: old + row.encode())},
+        resumed(f"metrics.jsonl: {name}", {"metrics.jsonl": edit(lambda old,
+            row=row: old + row.encode())},
                 code=0, may=MADE)  # rows that nobody can read are left out
         for name, row in METRICS.items()
     ),
@@ -143,7 +146,8 @@ CASES = [
                             ("LEARNING_RATE", 0.5), ("PROMPT_TEXT", "Another."), ("PRNG", "rbg"))
     ),
     resumed("fewer steps than were made", {}, "20", code=2, macros={"TRAIN_STEPS": 10}),
-    resumed("another base", {}, "whose base", code=2, macros={"INITIAL_CHECKPOINT_PATH": "mini_t5"}),
+    resumed("another base", {}, "whose base", code=2,
+        macros={"INITIAL_CHECKPOINT_PATH": "mini_t5"}),
     resumed("arrays cut short", {"checkpoints/20/state/_METADATA": cut(0.5)}, "checkpoints/20",
             only=True),
     resumed("a checkpoint that is a link to nothing", {"checkpoints/20": link("nothing")},

@@ -23,7 +23,8 @@ MODULES = {
     "an exception without a text": ("raise KeyError\n", "my_tasks.py line 1", "KeyError"),
     "an own BaseException": ("class E(BaseException): pass\nraise E('x')\n", "my_tasks.py"),
     "an exception whose text fails": (
-        "class E(Exception):\n    def __str__(self): raise ValueError('x')\nraise E()\n", "my_tasks.py"),
+        "class E(Exception):\n    def __str__(self): raise ValueError('x')\nraise E()\n",
+            "my_tasks.py"),
     "sys.exit(0)": ("import sys\nsys.exit(0)\n", "my_tasks.py line 2", "sys.exit(0)"),
     "sys.exit(3)": ("import sys\nsys.exit(3)\n", "my_tasks.py line 2"),
     "sys.exit of a text": ("import sys\nsys.exit('bye')\n", "my_tasks.py line 2"),
