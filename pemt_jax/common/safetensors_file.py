@@ -73,10 +73,7 @@ def _read_header(file: IO[bytes]) -> tuple[dict[str, dict[str, Any]], int]:
         raise ValueError("its header is no object")
     header.pop("__metadata__", None)
     for name, entry in header.items():
-        facts = [entry.get(fact) for fact in FACTS] if isinstance(entry, dict) else []
-        if not all(isinstance(fact, list) and set(map(type, fact)) <= {int} for fact in facts):
-            facts = []
-        if len(facts) != len(FACTS) or len(facts[0]) != 2:
+        if not _is_entry(entry):
             raise ValueError(f"the entry of {shortened(name)} has no shape and data_offsets")
     end = 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
@@ -87,6 +84,17 @@ def _read_header(file: IO[bytes]) -> tuple[dict[str, dict[str, Any]], int]:
     if start + end != size:
         raise ValueError(f"{start + end} bytes were expected")
     return header, start
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether what a header says of a tensor has lists of integers where they are read."""
+    lists = [entry.get(fact) for fact in FACTS] if isinstance(entry, dict) else [None]
+    are_lists = all(isinstance(found, list) for found in lists)
+    return (
+        are_lists
+        and all(set(map(type, found)) <= {int} for found in lists)
+        and (len(entry["data_offsets"]) == 2)
+    )
 
 
 def _array(path: Path, name: str, start: int, entry: dict[str, Any]) -> LazyArray:

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import string
+import subprocess
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ class Case:
     """One command and what is promised of it."""
 
     name: str
-    argv: tuple[str, ...]  # as of pemt-jax; ("-c", CODE) is Python
+    argv: tuple[str, ...]  # as of pemt-jax; or make_vocabulary's; ("-c", CODE) is Python
     code: int | tuple[int, ...] = 2  # or either of several
     says: tuple[str, ...] = ()  # what was found, by words of the sentence; "a|b" is either
     never: tuple[str, ...] = ()  # words that would be untrue
@@ -86,6 +87,18 @@ def write(folder: Path, files: Mapping[str, Any], places: Mapping[str, str]) -> 
 
 def fifo(path: Path, places: Mapping[str, str]) -> None:
     os.mkfifo(path)
+
+
+def piped(script: str) -> Writer:
+    """A pipe with a program at its other end, which a shell starts: "cat $PIPE"."""
+
+    def put(path: Path, places: Mapping[str, str]) -> None:
+        os.mkfifo(path)
+        # In the folder above, for what the program writes is no file of the case.
+        command = ["timeout", "60", "sh", "-c", script]
+        subprocess.Popen(command, cwd=path.parent.parent, env={**os.environ, "PIPE": str(path)})
+
+    return put
 
 
 def link(to: str) -> Writer:

@@ -258,4 +258,6 @@ def _child(case: Case, argv: list[str], folder: Path, environment: Mapping[str, 
         os.environ["PYTHONPATH"] = str(TESTS)
         os.execv(sys.executable, [sys.executable, "-m", "pemt_jax", *argv])
     sys.path.insert(0, os.getcwd())
+    if argv[0] == "make_vocabulary":
+        return shell.execute("python", ["-m", "pemt_jax.tasks.make_vocabulary", *argv[1:]])
     return shell.execute("pemt-jax", argv)

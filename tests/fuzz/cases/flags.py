@@ -1,6 +1,6 @@
 """Command lines of all commands, plan's arguments, environment variables, pipes and full disks."""
 
-from case import Case, case, copy, link, mode, train
+from case import Case, case, copy, link, mode, piped, train
 
 PLAN = "plan --topology=v5e:1x1 --shape=small"
 LIST = "library list --library $LIBRARY"
@@ -104,6 +104,14 @@ WRONG = [
     ("tasks --import ./my_tasks.py list", "my_tasks"),
     ("tasks --import my-tasks list", "my-tasks"),
     ("tasks --import no_such_module list", "no_such_module"),
+    ("make_vocabulary", "--corpus"),
+    ("make_vocabulary --corpus nowhere --output out", "nowhere"),
+    ("make_vocabulary --corpus . --output .", "--output"),
+    ("make_vocabulary --corpus . --output out --pieces 0", "--pieces"),
+    ("make_vocabulary --corpus . --output out --pieces many", "many"),
+    ("make_vocabulary --corpus . --output out --seed x", "x"),
+    ("make_vocabulary --corpus . --output out --nothing", "--nothing"),
+    ("make_vocabulary --corpus . --output $BASE/spiece.model", "--output"),
     ("plan", "--topology"),
     ("plan --shape=small", "--topology"),
     ("plan --topology=v5e:1x1", "--shape"),
@@ -231,6 +239,14 @@ CASES = [
             "a base's weights": "base/model.safetensors", "a new file of a base": "base/x",
             "an expert's card": "library/tiny_mood/card.json"}.items()
     ),
+    case("OUTPUT_FILE is a pipe, which is written and stays one", (*PREDICT[:2],
+         "--gin.OUTPUT_FILE=out"), code=0, stdin=b"mood: good\n",
+         files={**RUN, "out": piped("cat $PIPE >read")}),
+    case("INPUT_FILE is a pipe", (*PREDICT[:2], "--gin.INPUT_FILE=in"), code=0,
+         files={**RUN, "in": piped("echo mood: good >$PIPE")}),
+    case("a report to a pipe, which is written and stays one",
+         "report run --to page.html --no-gates", code=0,
+         files={**RUN, "page.html": piped("cat $PIPE >read")}),
     *(
         case(f"convert over {name}", "convert --from $BASE --to out --format hf", "--to out",
              files=files)

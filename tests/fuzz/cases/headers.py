@@ -9,10 +9,10 @@ CONVERT = "convert --from base --to out --format t5x"
 NAME = "decoder.final_layer_norm.weight"
 
 
-def base(name: str, change: object, *says: str, code=1) -> Case:
+def base(name: str, change: object, *says: str, code=1, **more) -> Case:
     """The tiny base with other weights."""
-    return case(name, CONVERT, f"{WEIGHTS}|in base", *says, code=code, files={
-        "base": copy("$BASE", {WEIGHTS: change})})  # fmt: skip
+    files = {"base": copy("$BASE", {WEIGHTS: change})}
+    return case(name, CONVERT, f"{WEIGHTS}|in base", *says, code=code, files=files, **more)
 
 
 def header(change) -> object:
@@ -66,7 +66,7 @@ def renamed(name: str) -> object:
 
 CASES = [
     *(
-        base(f"{name} = {str(value)[:30]}", entry(**{name: value}))
+        base(f"{name} = {str(value)[:30]}", entry(**{name: value}), quick=name == "dtype")
         for name, values in FACTS.items()
         for value in values
     ),

@@ -159,6 +159,9 @@ CASES = [
            HEAD + ROWS + declared(inputs="'{text.__class__}'"), "text.__class__"),
     trained("a metric without an average is accepted",
             measured("def metric(targets, predictions):\n    return {'accuracy': 1.0}\n"), code=0),
+    trained("a metric that is NaN is left out of the card",
+            measured("def metric(targets, predictions):\n    return {'average': float('nan')}\n"),
+            code=0),
     trained("a good task is accepted", HEAD + ROWS + TASK % "", code=0),
     *(
         module(f"{command}: a module that fails", FAILS, "my_tasks.py line 1",
