@@ -22,7 +22,7 @@ def sentence_faults(
         found.append(f"{len(line)} characters")
     if not line.isprintable():
         found.append("control characters")
-    if re.search(r"'([^']+)'.*\(nearest: '\1'\)", line):
+    if re.match(r"[^']*'([^']+)'.*\(nearest: '\1'\)", line):
         found.append("names as nearest what was found")
     found += [f"internal: {word}" for word in INTERNAL if word in line]
     found += [
