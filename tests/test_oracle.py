@@ -105,6 +105,7 @@ def test_each_wrong_output_is_found(compare, changed):
     assert "stage 2 logits" not in failed
 
 
+@pytest.mark.slow
 def test_a_file_that_is_none_is_one_sentence(compare, tmp_path):
     (tmp_path / "other.npz").write_bytes(b"not an archive")
     for path in (tmp_path / "missing.npz", tmp_path / "other.npz"):

@@ -261,6 +261,7 @@ def test_damaged_newest_checkpoint(world, forker, tmp_path, damage, says):
     assert (run / "checkpoints" / "20.damaged").is_dir()
 
 
+@pytest.mark.slow
 def test_no_checkpoint_is_whole(world, forker, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(world.source, run)

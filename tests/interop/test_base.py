@@ -46,6 +46,7 @@ def test_opened_parameters_keep_their_dtype(pair, tmp_path):
         assert opened.keys() == params.keys()
 
 
+@pytest.mark.slow
 def test_a_run_stands_on_a_t5x_checkpoint(pair, tmp_path, world):  # noqa: F811
     folder = tmp_path / "run"
     world.train(

@@ -90,6 +90,7 @@ def test_what_stands_in_the_padding_does_not_matter(case):
     np.testing.assert_array_equal(gradients["prompt"]["embedding"][:PADDING], 0)
 
 
+@pytest.mark.slow
 def test_predictions_and_gates_of_a_padded_prompt_are_those_of_the_unpadded():
     longer, params, batch = padded(T5, TARGET)
     batch, unpadded = rows(batch, [0, 1]), rows(BATCH, [0, 1])

@@ -83,6 +83,7 @@ def test_train_in_a_process_of_its_own(world, hub, base, tmp_path):
     assert read_card(tmp_path / "library" / "tiny_mood").config["base"] == f"tiny/t5@{commit}"
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_commit_it_began_with(train, hub, base, tmp_path):
     run = tmp_path / "run"
     old = hub.commit("tiny/t5", base)

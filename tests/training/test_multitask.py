@@ -90,6 +90,7 @@ class StoppedAt:
         monkeypatch.setattr(many_job, "MultitaskTrainer", Watched)
 
 
+@pytest.mark.slow
 def test_a_stopped_job_resumes_to_the_same_bits_also_when_one_task_has_ended(
     world, tmp_path, monkeypatch
 ):
