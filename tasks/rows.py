@@ -61,8 +61,9 @@ def from_rows(
       PemtError: the examples cannot be written.
     """
     if not isinstance(data, Mapping):
+        found = "None" if data is None else f"a {type(data).__name__}"
         raise UsageError(
-            f"The data of task {name!r} are {shortened(data)}, expected a dictionary such as "
+            f"The data of task {name!r} are {found}, expected a dictionary such as "
             '{"train": rows, "validation": rows}.'
         )
     if splits is None:

@@ -65,7 +65,7 @@ REFUSED = {
 # Arguments of commands on a finished run.
 FINISHED = {
     "BATCH_SIZE": ("0", "-1", "abc", "1.5", "None", "1000000000"),
-    "VOCABULARY": ("/nowhere", "3", "''"),
+    "VOCABULARY": ("no/where", "3", "''"),
     "BUCKETS": ("(-3,)", "('a',)", "abc"),
     "MODEL_PARALLEL": ("0", "abc", "7"),
     "LIBRARY": ("''", "3", "nowhere"),
