@@ -52,8 +52,8 @@ READ = {  # an argument that is read: (command, files beside)
         ("library", "import", "@", "--format", "peft", "--name", "x", "--library", "library",
          "--base", "$BASE", "--prompt", "x"), {}),
     "library import --base": (
-        ("library", "import", "adapter", "--format", "reference", "--name", "x", "--library", "l",
-         "--base", "@", "--prompt", "x"), {"adapter/x": ""}),
+        ("library", "import", "adapter", "--format", "peft", "--name", "x", "--library", "l",
+         "--base", "@", "--prompt", "x"), {"adapter": copy("$PEFT")}),
     "library pull": (("library", "pull", "@", "--library", "library"), {}),
     "library merge --base": (
         ("library", "merge", "tiny_mood", "--base", "@", "--to", "merged", "--library", "$LIBRARY"),
@@ -97,6 +97,15 @@ ACCEPTED = {
     "library export --to": ("nothing", "nothing in nothing", "an empty folder", "a line break"),
     "library --library": ("an empty folder", "a folder of others"),
 }
+NAMED = {  # how a sentence writes the path, where not as it is
+    "an empty text": "''|no value|path|required",
+    "spaces": "'   '|no value|path|local folder    ",
+    "an empty file": "thing.html|no value",  # as of gin: it sets nothing
+    "a link to nothing": "thing.html|nothing does not exist",
+    "below what may not be read": "thing.html",
+    "a line break": "a\\nb",
+    "half a surrogate": "x\\udc80y",
+}
 ABSENT = ("There is no file", "does not exist")
 NOTHING = (  # is there
     "nothing", "nothing in nothing", "below a file", "a link to nothing", "a link to itself",
@@ -118,6 +127,7 @@ def _cases(table: dict) -> list[Case]:
                     f"{argument} is {kind}",
                     tuple(part.replace("@", path) for part in argv),
                     code,
+                    () if code == 0 else (NAMED.get(kind, path[:20]),),
                     never=() if kind in NOTHING else ABSENT,
                     files={**beside, **files},
                     stdin=b"mood: a good film\n",

@@ -18,6 +18,7 @@ def says(text: str) -> str:
 
 
 CASES = [
+    planted("hangs", "import time; time.sleep(120)", seconds=1),
     planted("", says=("3", "expected")),
     planted("exit code 1", end=END.replace("(2)", "(1)")),
     planted("exit code 0", end=END.replace("(2)", "(0)")),
@@ -45,7 +46,6 @@ CASES = [
     ),
     planted("files: left half", "import tempfile; tempfile.mkstemp(prefix='half')"),
     planted("executed", "import os, pathlib; pathlib.Path('$CANARY').touch()"),
-    planted("hangs", "import time; time.sleep(120)", seconds=1),
     planted("memory", "x = b'x' * 2**29; import time; time.sleep(0.5)", gib=0.3),
     planted(
         "noise",
@@ -54,4 +54,6 @@ CASES = [
         code=0,
     ),
     planted(" ", "open('run', 'w').close()", may=("run",)),
+    # Last and late, when no other case is beside it.
+    planted("files: it or a case", "import os, time; time.sleep(0.5); os.utime('$GIN', (0, 0))"),
 ]
