@@ -49,6 +49,7 @@ class EvaluateConfig(Flat):
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
+        not_blank("a name", MIXTURE_OR_TASK_NAME=self.mixture_or_task_name, SPLIT=self.split)
         at_least(1, BATCH_SIZE=self.batch_size)
         bucket_lengths("BUCKETS", self.buckets)
         if self.task_feature_lengths is not None:
@@ -78,5 +79,6 @@ class PredictConfig(Flat):
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
+        not_blank(INPUT_FILE=self.input_file, OUTPUT_FILE=self.output_file)
         names = ("batch_size", "max_input_length", "max_decode_length", "num_beams")
         at_least(1, **{name.upper(): getattr(self, name) for name in names})

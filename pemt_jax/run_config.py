@@ -73,6 +73,8 @@ class ModelConfig(Part):
         not_blank(INITIAL_CHECKPOINT_PATH=self.initial_checkpoint_path)
         if path := self.initial_checkpoint_path:
             object.__setattr__(self, "initial_checkpoint_path", base_path(path))
+        for text in [prompt] if isinstance(prompt := self.prompt_text, str) else prompt or ():
+            not_blank("a text", PROMPT_TEXT=text)
         for name in ("frozen_dtype", "base_dtype"):
             choose(name.upper(), getattr(self, name), sorted(DTYPES))
         at_least(1, MAX_DECODE_LENGTH=self.max_decode_length, EMBEDDING_ROWS=self.embedding_rows)
@@ -81,14 +83,9 @@ class ModelConfig(Part):
 
     def shape(self, base: T5Config) -> T5Config:
         """The shape of the base with this configuration's overrides."""
-        overrides = {
-            "dropout_rate": self.dropout_rate,
-            "broadcast_dropout": self.broadcast_dropout,
-            "dtype": self.dtype,
-            "remat_policy": self.remat_policy,
-            "scan_layers": self.scan_layers,
-            "vocab_size": self.embedding_rows,
-        }
+        names = ("dropout_rate", "broadcast_dropout", "dtype", "remat_policy", "scan_layers")
+        overrides = {name: getattr(self, name) for name in names}
+        overrides["vocab_size"] = self.embedding_rows
         return dataclasses.replace(base, **{k: v for k, v in overrides.items() if v is not None})
 
 
@@ -212,6 +209,8 @@ class TrainConfig(Flat):
 
     def __post_init__(self):
         not_blank(MODEL_DIR=self.model_dir, LIBRARY=self.experts.library)
+        experts = self.experts
+        not_blank("a name", INITIAL_EXPERT=experts.initial_expert, EXPERT_NAME=experts.expert_name)
 
     @property
     def folder(self) -> Path:

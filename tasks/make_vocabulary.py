@@ -62,8 +62,9 @@ def _make(given: argparse.Namespace) -> None:
     counts = {"--pieces": given.pieces, "--sample": given.sample, "--threads": given.threads}
     at_least(1, **counts)
     check_output("--output", given.output)
-    if path(given.output).is_dir():
-        raise UsageError(f"--output {given.output} is a folder, expected a file to write.")
+    if (place := path(given.output)).exists() and not place.is_file():
+        kind = "a folder" if place.is_dir() else "a pipe or device"
+        raise UsageError(f"--output {given.output} is {kind}, expected a file to write.")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

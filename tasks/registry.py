@@ -94,6 +94,8 @@ def register(dataset: Dataset) -> None:
     Raises:
       UsageError: the name is that of another task, or the template has no fields.
     """
+    if not isinstance(dataset, Dataset):
+        raise UsageError(f"Found {shortened(dataset)} to register, expected a Dataset.")
     _registered.update(register_packaged(dataset))
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pemt_jax.common.errors import UsageError
+from pemt_jax.common.errors import UsageError, shortened
 from pemt_jax.common.storage import cache_folder, replacing
 from pemt_jax.tasks import metrics
 from pemt_jax.tasks.registry import Dataset, check_no_others, register
@@ -61,8 +61,9 @@ def from_rows(
       PemtError: the examples cannot be written.
     """
     if not isinstance(data, Mapping):
+        found = "None" if data is None else f"a {type(data).__name__}"
         raise UsageError(
-            f"The data of task {name!r} are a {type(data).__name__}, expected a dictionary such as "
+            f"The data of task {name!r} are {found}, expected a dictionary such as "
             '{"train": rows, "validation": rows}.'
         )
     if splits is None:
@@ -92,7 +93,8 @@ def from_rows(
 
 
 def _words(name: str, labels: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(labels, str) or not all(isinstance(word, str) for word in labels) or not labels:
+    words = labels if isinstance(labels, Sequence) and not isinstance(labels, str) else ()
+    if not words or not all(isinstance(word, str) for word in words):
         raise UsageError(
             f"The labels of task {name!r} are {labels!r}, expected the words of its classes, such "
             "as ('bad', 'good'), or a target of pemt_jax.tasks.targets."
@@ -115,6 +117,11 @@ def _file(name: str, split: str, rows: Rows) -> str:
     """The JSON-lines file of a split's examples, written where it is missing."""
     if isinstance(rows, str | os.PathLike):
         return os.fspath(rows)
+    if not isinstance(rows, Iterable):
+        raise UsageError(
+            f"Split {split!r} of task {name!r} is {shortened(rows)}, expected rows or the path of "
+            "a JSON-lines file."
+        )
     content = b"".join(_line(name, split, number, row) for number, row in enumerate(rows))
     if not content:
         raise UsageError(f"Split {split!r} of task {name!r} is empty, expected at least one row.")

@@ -67,9 +67,11 @@ def sentencepiece_model(content: bytes, path: str) -> bytes:
             )
         return _serialised(protobuf, pieces, unknown, special, charsmap)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        is_ours = isinstance(error, ValueError | KeyError)
+        reason = named(error) if is_ours else "a part of it is of another type"
         raise PemtError(
-            f"{path} is not the tokenizer.json of a sentencepiece unigram model "
-            f"({named(error)}), expected a T5's."
+            f"{path} is not the tokenizer.json of a sentencepiece unigram model ({reason}), "
+            "expected a T5's."
         ) from error
 
 

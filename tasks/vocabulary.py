@@ -60,8 +60,10 @@ def beside(base: str | os.PathLike) -> str | None:
     """The vocabulary of a base: a file in its folder, "bytes" for a ByT5, None if there is none."""
     folder = storage.path(local_folder(base))
     for name in ("spiece.model", "tokenizer.json"):
-        if (folder / name).is_file():
-            return str(folder / name)
+        file = folder / name
+        # A link to nothing or a pipe is an error when it is opened, and no reason for the default.
+        if file.is_file() or (not storage.is_remote(file) and os.path.lexists(file)):
+            return str(file)
     names = (TOKENIZER_CONFIG, "config.json")
     kinds = [_json(folder / name).get("tokenizer_class") for name in names]
     return BYTES if BYTE_TOKENIZER in kinds else None

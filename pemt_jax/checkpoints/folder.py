@@ -26,12 +26,17 @@ def manifests(folder: Path) -> dict[int, dict | None]:
     """Return {step: manifest} in ascending order; None where it is missing or damaged.
 
     Raises:
+        UsageError: a file has the name of a checkpoint.
         PemtError: the folder or a manifest cannot be read, or a checkpoint was renamed.
     """
     try:
-        found = [path for path in folder.iterdir() if STEP.fullmatch(path.name) and path.is_dir()]
+        found = [path for path in folder.iterdir() if STEP.fullmatch(path.name)]
         if storage.is_remote(folder):
             found = [path for path in found if (path / COMMITTED).is_file()]
+        elif others := [path for path in found if not path.is_dir()]:
+            raise UsageError(
+                f"{others[0]} is no folder, expected only this run's checkpoints beside it."
+            )
     except FileNotFoundError:  # nothing has been saved yet
         found = []
     except OSError as error:

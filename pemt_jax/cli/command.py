@@ -138,8 +138,8 @@ def _parse(argv: Sequence[str], parser: Parser) -> tuple[argparse.Namespace, lis
     parser.check_no_others(unknown)
     bindings = []
     for argument in for_gin:
-        name, _, value = argument.removeprefix("--gin.").partition("=")
+        name, _, value = map(str.strip, argument.removeprefix("--gin.").partition("="))
         if not (name and value):
             raise UsageError(f"{argument!r} has no value, expected --gin.NAME=VALUE.")
-        bindings.append((name.strip(), value.strip()))
+        bindings.append((name, value))
     return flags, bindings

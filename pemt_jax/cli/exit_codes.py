@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pemt_jax.cli import gin_internals
 from pemt_jax.cli.startup import show_log, startup
-from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.common.errors import PemtError, UsageError, printable
 from pemt_jax.common.storage import cache_folder
 
 WORD, LONGEST = 300, 4000  # characters of a word and of a sentence that are still shown
@@ -110,6 +110,6 @@ def _of_system(error: OSError) -> str:
 
 def _one_line(sentence: str) -> str:
     """A sentence without control characters, and without what is too long in it to be read."""
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence)
+    line = printable(sentence)
     line = re.sub(rf"\S{{{WORD},}}", lambda match: f"{match[0][:100]}...{match[0][-50:]}", line)
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."

@@ -7,6 +7,7 @@ configured code raises is left alone.
 
 import contextlib
 import inspect
+import os
 import re
 import sys
 import tokenize
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from pemt_jax.cli import gin_internals
 from pemt_jax.common import storage
-from pemt_jax.common.errors import PemtError, UsageError, nearest
+from pemt_jax.common.errors import PemtError, UsageError, nearest, shortened
 
 PLACE = re.compile(r'In file "([^"]+)", line (\d+)')
 
@@ -37,15 +38,23 @@ def as_usage_errors() -> Iterator[None]:
 def explain(error: Exception) -> str:
     """One sentence for an exception raised by gin: place, fault, nearest valid name."""
     if isinstance(gin_internals.original(error), RecursionError):
-        return "The gin files include one another, or a value in them is nested without end"
+        return (
+            "A value in the gin files is nested too deep, expected fewer brackets and no function "
+            "among its own arguments"
+        )
     text = str(error)
     place = PLACE.search(text)
     where = f"{place[1]} line {place[2]}: " if place else ""
     if isinstance(error, SyntaxError):
         where = f"{error.filename} line {error.lineno}: " if error.filename else ""
+        if match := re.search(r"Failed to parse token '(.*)'", str(error.msg), re.DOTALL):
+            return (
+                f"{where}The value {shortened(match[1])} cannot be read, expected a string in "
+                "quotes, a number, a list, a dictionary, @function or %MACRO"
+            )
         return where + " ".join(str(error.msg).split())
-    if match := re.match(r"Unable to open file: (.+?)\. Searched config paths: ", text):
-        return f"{where}There is no gin file {match[1]!r}{nearest(match[1], _gin_files())}"
+    if match := re.match(r"Unable to open file: (.*?)\. Searched config paths: ", text, re.DOTALL):
+        return where + _no_file(match[1])
     if match := re.match(r"No configurable matching (?:reference )?'@?(.+?)(?:\(\))?'", text):
         names = gin_internals.registered_names()
         return f"{where}Nothing is called {match[1]!r}{nearest(match[1], names)}"
@@ -87,6 +96,15 @@ def _is_of_gin(error: Exception) -> bool:
     if isinstance(gin_internals.original(error), RecursionError):
         return sum(map(gin_internals.is_file_of_gin, files)) > 50
     return bool(files) and gin_internals.is_file_of_gin(files[-1])
+
+
+def _no_file(name: str) -> str:
+    if os.path.islink(name) and not os.path.exists(name):
+        return f"{name} is a link to nothing, expected a gin file"
+    if os.path.lexists(name):
+        kind = "a folder" if os.path.isdir(name) else "a pipe or device"
+        return f"{name} is {kind}, expected a gin file"
+    return f"There is no gin file {name!r}{nearest(name, _gin_files())}"
 
 
 def _no_value(function: str, names: str) -> str:

@@ -10,6 +10,7 @@ import contextlib
 import importlib.metadata
 import io
 import os
+import tokenize
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from gin import config, config_parser
 
 from pemt_jax.common import storage
-from pemt_jax.common.errors import PemtError
+from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.user_input.files import read_text
 
 VERIFIED = "0.5.0"
@@ -37,7 +38,7 @@ def look_for_files_in(folders: Sequence[str]) -> None:
     """Make gin look for its files in the working directory, then in `folders`, and only there."""
     _gin("_LOCATION_PREFIXES")[:] = ["", *folders]
     # gin's other reader logs every miss.
-    _gin("_FILE_READERS")[:] = [(_open, os.path.isfile), (_open, _is_remote_file)]
+    _gin("_FILE_READERS")[:] = [(_GinFile, os.path.isfile), (_GinFile, _is_remote_file)]
 
 
 def _is_remote_file(name: str) -> bool:
@@ -46,10 +47,28 @@ def _is_remote_file(name: str) -> bool:
     return is_url and storage.path(name).is_file()
 
 
-def _open(name: str) -> io.StringIO:
-    file = io.StringIO(read_text(storage.path(name), "a gin file"))
-    file.name = name  # pyright: ignore[reportAttributeAccessIssue]  (gin's errors name it)
-    return file
+class _GinFile(io.StringIO):
+    """A gin file that is being parsed: gin opens those that it includes before it leaves it."""
+
+    parsed: list[str] = []
+
+    def __init__(self, name: str):
+        if name in self.parsed:
+            cycle = " -> ".join([*self.parsed[self.parsed.index(name) :], name])
+            raise UsageError(f"The gin file {name} includes itself ({cycle}).")
+        super().__init__(read_text(storage.path(name), "a gin file"))
+        self.name = name  # gin's errors have it
+
+    def __enter__(self) -> "_GinFile":
+        self.parsed.append(self.name)
+        return self
+
+    def __exit__(self, kind, error, stack) -> None:
+        self.parsed.remove(self.name)
+        if isinstance(error, tokenize.TokenError):  # has no name of a file
+            raise UsageError(
+                f"{self.name} ends inside a value, expected a closing bracket or quote."
+            ) from error
 
 
 def searched_folders() -> list[Path]:

@@ -53,20 +53,26 @@ def _interrupted(number, frame) -> None:
 
 def warn(sentence: str) -> None:
     """Say on stderr what the user should know but need not act upon."""
-    sys.stderr.write(f"warning: {sentence}\n")  # in one piece: several processes may share it
+    # In one piece: several processes may share it.
+    sys.stderr.write(f"warning: {printable(sentence)}\n")
     sys.stderr.flush()
 
 
 def say(line: str) -> None:
     """Say on stderr what is being done that takes long."""
-    sys.stderr.write(f"{line}\n")
+    sys.stderr.write(f"{printable(line)}\n")
     sys.stderr.flush()
+
+
+def printable(text: str) -> str:
+    """A text in one line, its control characters and halves of characters written out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def shortened(value: object) -> str:
     """A value for a sentence."""
     try:
-        text = repr(value)
+        text = f"the class {value.__name__}" if isinstance(value, type) else repr(value)
     except ValueError:  # Python writes no integer of more than 4300 digits
         text = "a number of thousands of digits"
     return text if len(text) <= 100 else f"{text[:100]}..."

@@ -45,12 +45,12 @@ def choose(name: str, value: object, allowed: Sequence[str]) -> None:
         )
 
 
-def not_blank(**paths: Any) -> None:
-    """Raise UsageError for a path, by its name, that is neither None nor has a character in it."""
-    for name, value in paths.items():
+def not_blank(what: str = "a path", **texts: Any) -> None:
+    """Raise UsageError for a text, by its name, that is neither None nor has a character in it."""
+    for name, value in texts.items():
         check(name, value, str | None)
         if value is not None and not value.strip():
-            raise UsageError(f"Found {name} {value!r}, expected a path.")
+            raise UsageError(f"Found {name} {value!r}, expected {what}.")
 
 
 def at_least(least: int, *, largest: int = LARGEST, **values: int | None) -> None:
@@ -85,6 +85,10 @@ def lengths(name: str, value: object) -> None:
     for feature in ("inputs", "targets"):
         if feature not in value:
             raise UsageError(f"{name} has no length for {feature!r}, expected one.")
+    for feature in value.keys() - {"inputs", "targets"}:
+        raise UsageError(
+            f"{name} has a length for {shortened(feature)}, expected only 'inputs' and 'targets'."
+        )
     at_least(1, **{f"{name}[{feature!r}]": length for feature, length in value.items()})
 
 
@@ -96,7 +100,13 @@ def bucket_lengths(name: str, value: Any) -> None:
     if isinstance(value, str) or not isinstance(value, Sequence) or not value:
         raise UsageError(f"Found {name} {shortened(value)}, expected lengths or how many of them.")
     for found in value:
-        pair = found if isinstance(found, Sequence) and not isinstance(found, str) else (found,)
+        is_pair = isinstance(found, Sequence) and not isinstance(found, str)
+        if is_pair and len(found) != 2:
+            raise UsageError(
+                f"Found {name} with {shortened(found)}, expected pairs of the lengths of inputs "
+                "and targets."
+            )
+        pair = found if is_pair else (found,)
         for length in pair:
             at_least(1, **{f"a length of {name}": typing.cast(Any, length)})
 

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from pemt_jax.common import storage
-from pemt_jax.common.errors import PemtError, nearest
+from pemt_jax.common.errors import PemtError, nearest, shortened
 from pemt_jax.common.lazy_array import Index, LazyArray, aligned
 from pemt_jax.common.user_input.files import decoded, parse_json
 
@@ -39,6 +39,7 @@ DTYPES = {
         "BOOL": np.bool_,
     }.items()
 }
+FACTS = ("data_offsets", "shape")  # lists of integers of every tensor
 LONGEST_HEADER = 10**8  # bytes, as the library
 PART_BYTES = 2**20  # read at once
 # Shorter runs of adjacent bytes are read together with the bytes between them: a disk reads pages
@@ -71,28 +72,42 @@ def _read_header(file: IO[bytes]) -> tuple[dict[str, dict[str, Any]], int]:
     if not isinstance(header, dict):
         raise ValueError("its header is no object")
     header.pop("__metadata__", None)
+    for name, entry in header.items():
+        if not _is_entry(entry):
+            raise ValueError(f"the entry of {shortened(name)} has no shape and data_offsets")
     end = 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         begin, after = entry["data_offsets"]
-        if begin != end or after < begin or not all(type(n) is int for n in entry["shape"]):
-            raise ValueError(f"the place of {name!r} is wrong")
+        if begin != end or after < begin:
+            raise ValueError(f"the place of {shortened(name)} is wrong")
         end = after
     if start + end != size:
         raise ValueError(f"{start + end} bytes were expected")
     return header, start
 
 
+def _is_entry(entry: Any) -> bool:
+    """Whether what a header says of a tensor has lists of integers where they are read."""
+    lists = [entry.get(fact) for fact in FACTS] if isinstance(entry, dict) else [None]
+    are_lists = all(isinstance(found, list) for found in lists)
+    return (
+        are_lists
+        and all(set(map(type, found)) <= {int} for found in lists)
+        and (len(entry["data_offsets"]) == 2)
+    )
+
+
 def _array(path: Path, name: str, start: int, entry: dict[str, Any]) -> LazyArray:
     """One tensor of the file `path`, whose bytes begin at `start`."""
-    if entry["dtype"] not in DTYPES:
+    if not isinstance(code := entry.get("dtype"), str) or code not in DTYPES:
         raise PemtError(
-            f"Tensor {name!r} in {path} is of {entry['dtype']}, expected one of "
+            f"Tensor {shortened(name)} in {path} is of dtype {shortened(code)}, expected one of "
             f"{', '.join(DTYPES)}."
         )
-    shape, dtype = tuple(entry["shape"]), DTYPES[entry["dtype"]]
+    shape, dtype = tuple(entry["shape"]), DTYPES[code]
     begin, end = entry["data_offsets"]
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != end - begin:
-        raise ValueError(f"the size of {name!r} is wrong")
+        raise ValueError(f"the size of {shortened(name)} is wrong")
     shortest = REMOTE_RUN_BYTES if storage.is_remote(path) else RUN_BYTES
 
     def read(index: Index) -> np.ndarray:

@@ -83,12 +83,12 @@ def open_split(
     task = seqio.TaskRegistry.get(task_name)
     if split not in task.splits:
         raise UsageError(
-            f"task {task_name!r} has no split {split!r}; it has "
-            f"{', '.join(sorted(task.splits))}{nearest(split, task.splits)}"
+            f"Task {task_name!r} has no split {split!r}, expected one of "
+            f"{', '.join(sorted(task.splits))}{nearest(split, task.splits)}."
         )
     for feature in ("inputs", "targets"):
         if not lengths.get(feature):
-            raise UsageError(f"TASK_FEATURE_LENGTHS has no length for {feature!r}")
+            raise UsageError(f"TASK_FEATURE_LENGTHS has no length for {feature!r}, expected one.")
     root = Path(cache_folder) if cache_folder else storage.cache_folder() / "tokens"
     lengths = {name: int(lengths[name]) for name in ("inputs", "targets")}
     with of_task(task, split):

@@ -14,6 +14,7 @@ from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.flat_config import choose
 from pemt_jax.common.hashing import SUMS, unlisted, write_checksums
 from pemt_jax.common.storage import replacing_folder
+from pemt_jax.common.writing.contents import check_outside
 from pemt_jax.config import base_path
 from pemt_jax.interop import hf, t5x
 from pemt_jax.interop.base import open_base, verify_base
@@ -67,6 +68,7 @@ def convert(source: str, target: str, target_format: str, dtype: str | None = No
 
 def _check_target(target: Path, source: Path) -> None:
     """Raise UsageError where something would be lost."""
+    check_outside("--to", target, replaces=True)
     if not target.exists() and not target.is_symlink():
         return
     if target.resolve() in (here := source.resolve(), *here.parents):

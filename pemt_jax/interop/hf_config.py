@@ -85,6 +85,11 @@ def read_config(
     dropout_rate = values.get("dropout_rate", 0.1)
     if type(dropout_rate) not in (int, float) or not 0 <= dropout_rate < 1:
         raise PemtError(f"{path} has dropout_rate = {shortened(dropout_rate)}, expected [0, 1).")
+    for name in ("tie_word_embeddings", "scale_decoder_outputs", "is_gated_act"):
+        if not isinstance(values.get(name), bool | None):
+            raise PemtError(
+                f"{path} has {name} = {shortened(values[name])}, expected true or false."
+            )
     tied, scaled = _logits(path, values, model_type, has_own_head)
     return T5Config(
         vocab_size=size("vocab_size"),

@@ -14,12 +14,14 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from pemt_jax.common.errors import PemtError, nearest
 from pemt_jax.common.lazy_array import LazyArray
 from pemt_jax.config import T5Config
 
+FLOATS = {np.dtype(kind) for kind in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)}
 EMBEDDING_COPIES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 HEAD = "lm_head.weight"
 ROWS = 4096  # compared at a time
@@ -134,6 +136,11 @@ def rename(
                 f"Tensor {entry.hf_name!r} is missing in {source}{nearest(entry.hf_name, tensors)}."
             )
         array = tensors.pop(entry.hf_name)
+        if array.dtype not in FLOATS:
+            raise PemtError(
+                f"Tensor {entry.hf_name!r} in {source} is of {array.dtype}, expected "
+                "floating-point numbers."
+            )
         array = array.T if entry.transposed else array
         if array.shape != entry.shape:
             found, expected = (

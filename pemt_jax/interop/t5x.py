@@ -25,23 +25,22 @@ from typing import Any
 
 import flax.serialization
 import flax.traverse_util
-import ml_dtypes
 import numpy as np
 import tensorstore
 
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError, nearest
 from pemt_jax.common.lazy_array import Index, LazyArray, aligned
+from pemt_jax.common.user_input.files import decoded, parse_json
 from pemt_jax.common.weights import nbytes
 from pemt_jax.config import T5Config
-from pemt_jax.interop.hf_names import parameter_table
+from pemt_jax.interop.hf_names import FLOATS, parameter_table
 from pemt_jax.interop.t5x_shapes import infer_config
 from pemt_jax.parallel.memory import check_memory
 
 STEP = re.compile(r"checkpoint_(\d+)")
 INDEX, OCDBT, METADATA, STATE = "checkpoint", "manifest.ocdbt", "_METADATA", "state"
 ARRAY = re.compile(r"target\.([\w.]+)/(\.zarray|zarr\.json)")
-FLOATS = {np.dtype(kind) for kind in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)}
 CHUNK_BYTES = 64 * 2**20  # as T5X; what is freed of this size returns to the system at once
 VERSION = 3  # of T5X's legacy form
 DRIVERS = {"gs": "gcs", "s3": "s3"}  # of tensorstore
@@ -86,15 +85,15 @@ def open_target(path: str | os.PathLike) -> dict[str, LazyArray | np.ndarray]:
     arrays: dict[str, LazyArray | np.ndarray] = dict(_inline(folder))
     try:
         kvstore = _store(folder, ocdbt=(folder / OCDBT).exists())
-        for key in tensorstore.KvStore.open(kvstore).result().list().result():
+        for file in () if storage.is_remote(folder) else folder.rglob("*"):
+            storage.check_plain(file)  # tensorstore would wait for a pipe
+        stored = tensorstore.KvStore.open(kvstore).result()
+        for key in stored.list().result():
             if match := ARRAY.fullmatch(key.decode()):
+                parse_json(decoded(stored.read(key).result().value))  # it crashes on a deep one
                 name = match[1].replace(".", "/")
-                arrays[name] = _array(
-                    folder,
-                    kvstore,
-                    f"target.{match[1]}",
-                    "zarr" if match[2] == ".zarray" else "zarr3",
-                )
+                driver = "zarr" if match[2] == ".zarray" else "zarr3"
+                arrays[name] = _array(folder, kvstore, f"target.{match[1]}", driver)
     except ValueError as error:
         raise _damaged(folder, error) from error
     if not arrays:

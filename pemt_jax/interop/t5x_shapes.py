@@ -41,6 +41,11 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], source: str = "the check
             f"{source} has the layers of a stack in one array each (scanned, as umT5's checkpoints "
             "are), expected encoder/layers_0, ...; convert the Hugging Face folder of the model."
         )
+    for name, sizes in shapes.items():
+        if 0 in sizes:
+            raise PemtError(
+                f"Parameter {name!r} in {source} has shape {list(sizes)}, expected no axis of 0."
+            )
     vocab_size, emb_dim = shape("token_embedder/embedding")
     per_layer = "encoder/layers_0/relpos_bias/rel_embedding" in shapes
     num_heads, buckets = shape(

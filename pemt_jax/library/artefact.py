@@ -129,7 +129,8 @@ def read_card(folder: str | os.PathLike) -> Card:
         names = artefact_names(folder.parent)
         if _has_card(folder):
             raise PemtError(f"{path} is no plain file that can be read, expected a card.")
-        state = f"has no {CARD}" if folder.is_dir() else "does not exist"
+        state = "is no folder" if folder.exists() else "does not exist"
+        state = f"has no {CARD}" if folder.is_dir() else state
         raise PemtError(f"{folder} {state}, expected an artefact{nearest(folder.name, names)}.")
     return read_card_file(path)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from pemt_jax.common.errors import PemtError, UsageError
 
 GIB = 2**30
+POSITION_BYTES = 4  # of each pair of positions, on the host while a step is compiled
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -19,6 +20,12 @@ def machine_bytes() -> int:
         with contextlib.suppress(OSError, ValueError):  # "max" is no number
             found = min(found, int(Path(file).read_text(encoding="ascii")))
     return found
+
+
+def check_lengths(**tokens: int | None) -> None:
+    """Raise an error for a length, by its name, whose position biases no memory can hold."""
+    for name, length in tokens.items():
+        check_memory(f"{name} {length}", POSITION_BYTES * (length or 0) ** 2)
 
 
 def check_memory(

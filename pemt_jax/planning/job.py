@@ -13,6 +13,7 @@ from pemt_jax.config import DTYPES, PemtConfig, T5Config
 from pemt_jax.model.methods import get_method, split
 from pemt_jax.model.pemt_model import PemtModel
 from pemt_jax.optimizers import Transformation
+from pemt_jax.parallel.memory import check_lengths
 from pemt_jax.run_config import PRNGS
 from pemt_jax.runs.build_model import ADAPTER_REDUCTION
 from pemt_jax.training.step import TrainState
@@ -57,6 +58,7 @@ class Job:
         names = ("batch_size", "inputs", "targets", "eval_batch_size", "decode_length")
         at_least(1, **{name: getattr(self, name) for name in names})
         at_least(0, train_steps=self.train_steps)
+        check_lengths(inputs=self.inputs, targets=self.targets, decode_length=self.decode_length)
         choose("frozen_dtype", self.frozen_dtype, sorted(DTYPES))
         choose("prng", self.prng, PRNGS)
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from pemt_jax.common.errors import PemtError, UsageError
-from pemt_jax.common.storage import replacing
 from pemt_jax.common.versions import VERSION
+from pemt_jax.common.writing.output import check_output, output
 from pemt_jax.finished_config import FinishedConfig
 from pemt_jax.reporting.figures import STYLES, learning_curves, thinned
 from pemt_jax.reporting.records import FINISHED, RunRecord, find_runs
@@ -62,13 +62,16 @@ def write_report(
       UsageError: a place holds no run, or `to` is no .html file. PemtError: it cannot be written.
     """
     if not os.fspath(to).endswith((".html", ".htm")):
-        raise UsageError(f"{os.fspath(to)} is no name of a page, expected one that ends in .html.")
+        raise UsageError(
+            f"{os.fspath(to)!r} is no name of a page, expected one that ends in .html."
+        )
+    check_output("--to", os.fspath(to))
     found = find_runs([os.fspath(run) for run in runs])
     opened = []
     if gates or (gates is None and len(found) == 1):
         opened = [gate_section(run, split) for run in found if run.experts]
-    with replacing(to) as partial:
-        partial.write_text(render(found, opened), encoding="utf-8")
+    with output("--to", os.fspath(to)) as file:
+        file.write(render(found, opened))
     return found
 
 

@@ -26,6 +26,7 @@ from pemt_jax.model.methods import Method, get_method, kept_dtype, split
 from pemt_jax.model.pemt_model import PemtModel
 from pemt_jax.model.prompts import prompt_tokens
 from pemt_jax.parallel import partitioning
+from pemt_jax.parallel.memory import check_lengths
 from pemt_jax.parallel.stacked_layers import stack_on_devices
 from pemt_jax.run_config import ExpertsConfig, ModelConfig
 from pemt_jax.runs.initialization import initial_parameters
@@ -153,6 +154,7 @@ def build_model(
         start = load_expert(experts, experts.initial_expert, base_print, t5)
         given |= starting_values(start, options, len(tokens))
         loaded.append(start)
+    check_lengths(MAX_DECODE_LENGTH=config.max_decode_length)
     model = PemtModel(t5, options, vocabulary, config.max_decode_length)
     params, axes = initial_parameters(model, seed, given)
     identity = {

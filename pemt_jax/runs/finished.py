@@ -52,11 +52,12 @@ def open_run(config: FinishedConfig, vocabulary: Vocabulary) -> FinishedRun:
       UsageError, PemtError: no finished run, a damaged file, an exchanged expert, another base.
     """
     folder = storage.path(config.model_dir)
-    if config.vocabulary not in (None, BYTES) and not storage.path(config.vocabulary).is_file():
-        raise UsageError(
-            f"There is no file {config.vocabulary}, expected VOCABULARY to be a spiece.model or "
-            "tokenizer.json."
-        )
+    if (
+        config.vocabulary not in (None, BYTES)
+        and not (file := storage.path(config.vocabulary)).is_file()
+    ):
+        state = f"{file} is no plain file" if file.exists() else f"There is no file {file}"
+        raise UsageError(f"{state}, expected VOCABULARY to be a spiece.model or tokenizer.json.")
     if (folder / "config.json").is_file() or current(folder / BASE).is_dir():
         folder = folder if (folder / "config.json").is_file() else current(folder / BASE)
         return open_base_run(folder, vocabulary, config)

@@ -23,6 +23,12 @@ def print_table(patterns: Sequence[str]) -> None:
     names = sorted(seqio.TaskRegistry.names())
     if patterns:
         matching = [fnmatch.filter(names, pattern) for pattern in patterns]
+        for pattern, found in zip(patterns, matching, strict=True):
+            if not found:
+                raise UsageError(
+                    f"No task matches {pattern!r}, expected the name of one or a pattern such as "
+                    f"'pemt_*'{nearest(pattern, names)}."
+                )
         names = [name for name in names if any(name in found for found in matching)]
     print(table(names))
 

@@ -90,9 +90,10 @@ class JsonRows(ListedRows):
                 f"Task {self.task!r} has no file of a split {split!r}{nearest(split, self.files)}."
             )
         if not self.files[split].is_file():
+            there = self.files[split].exists()
             raise UsageError(
-                f"The file {self.files[split]} of split {split!r} of task "
-                f"{self.task!r} does not exist, expected JSON lines there."
+                f"The file {self.files[split]} of split {split!r} of task {self.task!r} "
+                f"{'is no plain file' if there else 'does not exist'}, expected JSON lines there."
             )
         return self.files[split]
 

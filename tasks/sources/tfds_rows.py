@@ -46,7 +46,7 @@ class TfdsRows:
             or os.environ.get("TFDS_DATA_DIR")
             or "~/tensorflow_datasets"
         )
-        return storage.path(root).expanduser() / self.name.replace(":", "/")
+        return storage.path(os.path.expanduser(root)) / self.name.replace(":", "/")
 
     def sizes(self) -> dict[str, int] | None:
         """Rows of each split; None when the data are not on disk."""

@@ -24,6 +24,18 @@ PHASES = ("start-up", "tokenising", "restoring", "training", "evaluating", "savi
 # What a run that has begun says of what it is doing.
 REPORTS = ("importing ", "reading the base ", "tokenising ", "Examples of ", "step ")
 NOT_OURS = 70  # the exit code of an exception that is no sentence
+# Root passes by the permissions of folders unless it gives this right away.
+OBEY_PERMISSIONS = """
+import ctypes, os
+if os.getuid() == 0:
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    sets = (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, sets) == 0
+    for i in (0, 1, 2):
+        sets[i] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    assert libc.capset(header, sets) == 0
+"""
 
 
 def fork(

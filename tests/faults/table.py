@@ -28,7 +28,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 import bucket  # noqa: E402
 import jax  # noqa: E402
 import tiny_system  # noqa: E402
-from forking import Forker  # noqa: E402
+from forking import OBEY_PERMISSIONS, Forker  # noqa: E402
 
 from pemt_jax.common import storage  # noqa: E402
 from pemt_jax.training.metrics_log import read_metrics  # noqa: E402
@@ -46,18 +46,6 @@ def saving(self, *args, **kwargs):
         fault(self.folder.parent)
     return save(self, *args, **kwargs)
 Checkpoints.save = saving
-"""
-# Root passes by the permissions of folders unless it gives this right away.
-OBEY_PERMISSIONS = """
-import ctypes, os
-if os.getuid() == 0:
-    libc = ctypes.CDLL(None, use_errno=True)
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
-    sets = (ctypes.c_uint32 * 6)()
-    assert libc.capget(header, sets) == 0
-    for i in (0, 1, 2):
-        sets[i] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-    assert libc.capset(header, sets) == 0
 """
 
 

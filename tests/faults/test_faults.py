@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 import pytest
-from forking import Forker
-from table import AT_SAVE, OBEY_PERMISSIONS
+from forking import OBEY_PERMISSIONS, Forker
+from table import AT_SAVE
 from tiny_system import leaves, snapshot, world_fixture  # noqa: F401
 
 from pemt_jax.checkpoints.manifest import read_manifest

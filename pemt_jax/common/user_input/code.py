@@ -51,7 +51,9 @@ def user_code(
             wrong = UsageError if isinstance(error, UsageError) else PemtError
             raise wrong(f"{where}: {str(error).splitlines()[0]}") from error
         raise
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # an exception of theirs may be of any class
         where = place(error)
         if not where and not isinstance(error, theirs):
             raise
@@ -90,7 +92,9 @@ def named(error: BaseException) -> str:
     """
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg}"
-    lines = [re.sub(r"{{.*?}} ?", "", line).strip() for line in str(error).splitlines()]
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{type(error).__name__}: {error.strerror}: {error.filename!r}"
+    lines = [re.sub(r"{{.*?}} ?", "", line).strip() for line in _text(error).splitlines()]
     inner = [line for line in lines if re.match(r"\w+(Error|Exception): ", line)]
     if inner:
         return inner[-1].rstrip(".")
@@ -102,7 +106,7 @@ def place(error: BaseException) -> str:
     """ "FILE line N" of the innermost line of a user's that led to an exception, or ""."""
     if isinstance(error, SyntaxError) and (file := error.filename or "").endswith(".py"):
         return f"{file} line {error.lineno}"
-    for file, line in reversed(PLACE.findall(str(error))):
+    for file, line in reversed(PLACE.findall(_text(error))):
         if _is_users(file, {}):
             return f"{file} line {line}"
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
@@ -117,6 +121,14 @@ def defined_at(code: Callable) -> str:
         found: Any = inspect.unwrap(getattr(code, "func", code))
         return f"{inspect.getsourcefile(found)} line {inspect.getsourcelines(found)[1]}"
     except (TypeError, OSError):
+        return ""
+
+
+def _text(error: BaseException) -> str:
+    """What an exception says, or "" where its own code fails."""
+    try:
+        return str(error)
+    except Exception:
         return ""
 
 

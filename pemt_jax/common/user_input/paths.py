@@ -11,5 +11,10 @@ def check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise UsageError(f"The path {text!r} is no UTF-8 text, expected a name that is.") from error
+    if text.partition("/")[0] == "~":
+        raise UsageError(
+            f"The path {text!r} starts with ~, which only a shell replaces, expected $HOME or the "
+            "whole path."
+        )
     if "\0" in text:
         raise UsageError(f"The path {text!r} has a NUL character in it, expected none.")

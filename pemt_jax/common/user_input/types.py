@@ -44,6 +44,12 @@ def check(name: str, value: object, hint: Any) -> None:
     """Raise UsageError for a value, by its `name`, that is not of the annotated type."""
     if found := expected(value, hint):
         raise UsageError(f"Found {name} {shortened(value)}, expected {found}.")
+    try:
+        str(value).encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair
+        raise UsageError(
+            f"Found {name} {shortened(value)}, expected a text that UTF-8 can hold."
+        ) from error
 
 
 def expected(value: object, hint: Any, members: bool = True) -> str:

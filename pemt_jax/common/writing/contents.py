@@ -35,9 +35,12 @@ def complete_folder(place: Path) -> tuple[Path, str] | None:
     return None
 
 
-def check_outside(setting: str, place: Path) -> None:
-    """Raise UsageError when what the setting names is such a folder, or would be inside one."""
-    if found := complete_folder(place.resolve()):
+def check_outside(setting: str, place: Path, replaces: bool = False) -> None:
+    """Raise UsageError when what the setting names is such a folder, or would be inside one.
+
+    With `replaces` it may be one.
+    """
+    if found := complete_folder(place.resolve().parent if replaces else place.resolve()):
         folder, what = found
         where = "is" if folder == place.resolve() else f"is inside {folder},"
         raise UsageError(f"{setting} {place} {where} {what}, expected a place outside of it.")

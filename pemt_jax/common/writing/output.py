@@ -11,6 +11,7 @@ from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.writing.contents import check_outside
 
 OF_A_RUN = ("config.gin", "metrics.jsonl", "run.lock")
+SIGNS_OF_A_RUN = ("checkpoints", "artefact", "base")
 
 
 def check_output(setting: str, target: str, inputs: Sequence[str] = ()) -> None:
@@ -26,7 +27,8 @@ def check_output(setting: str, target: str, inputs: Sequence[str] = ()) -> None:
             raise UsageError(f"{setting} {target} is the input {name}, expected another file.")
     if storage.is_remote(place) or not _is_written_directly(place):
         check_outside(setting, place)
-        if place.name in OF_A_RUN and (place.parent / "checkpoints").is_dir():
+        siblings = (place.parent / name for name in SIGNS_OF_A_RUN)
+        if place.name in OF_A_RUN and any(folder.is_dir() for folder in siblings):
             raise UsageError(f"{setting} {target} is a file of a run, expected another file.")
 
 

@@ -24,6 +24,7 @@ from pemt_jax.common.flat_config import choose
 from pemt_jax.common.hashing import fingerprint, write_checksums
 from pemt_jax.common.lazy_array import LazyArray
 from pemt_jax.common.storage import check_free, new_folder, replacing
+from pemt_jax.common.writing.contents import check_outside
 from pemt_jax.config import T5Config
 from pemt_jax.interop.base import check_vocabulary, open_base, verify_base
 from pemt_jax.interop.convert import DTYPES
@@ -82,6 +83,7 @@ def merge_expert(
     """
     choose("--dtype", DTYPES[0] if dtype is None else dtype, DTYPES)
     check_free(storage.path(folder))
+    check_outside("--to", storage.path(folder))
     expert = load_expert(library, name)
     verify_base(base)
     t5, params = open_base(base)
