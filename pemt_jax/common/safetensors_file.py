@@ -88,13 +88,10 @@ def _read_header(file: IO[bytes]) -> tuple[dict[str, dict[str, Any]], int]:
 
 def _is_entry(entry: Any) -> bool:
     """Whether what a header says of a tensor has lists of integers where they are read."""
-    lists = [entry.get(fact) for fact in FACTS] if isinstance(entry, dict) else [None]
-    are_lists = all(isinstance(found, list) for found in lists)
-    return (
-        are_lists
-        and all(set(map(type, found)) <= {int} for found in lists)
-        and (len(entry["data_offsets"]) == 2)
-    )
+    found = [entry.get(fact) if isinstance(entry, dict) else None for fact in FACTS]
+    if not all(isinstance(numbers, list) and set(map(type, numbers)) <= {int} for numbers in found):
+        return False
+    return len(entry["data_offsets"]) == 2
 
 
 def _array(path: Path, name: str, start: int, entry: dict[str, Any]) -> LazyArray:
