@@ -6,6 +6,7 @@ loads neither JAX nor TensorFlow.
 
 # ruff: noqa: F403, F405  (the names of api are listed below)
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -23,10 +24,23 @@ if (sys.argv[:1] == ["-m"] and any(word.startswith(__name__) for word in sys.ori
 
 __version__ = VERSION
 
-# In a checkout, which `python -m` finds before what is installed, pemt_jax.tasks and
-# pemt_jax.configs are beside this folder.
-if not (Path(__file__).parent / "tasks").is_dir():
-    __path__.append(str(Path(__file__).parents[1]))
+
+class _BesideThis:
+    """Finds pemt_jax.tasks and pemt_jax.configs in a checkout, where they are beside this folder.
+
+    `python -m` finds the checkout that it is called in before what is installed.
+    """
+
+    @staticmethod
+    def find_spec(name: str, path=None, target=None):
+        folder = Path(__file__).parents[1] / name.removeprefix(f"{__name__}.")
+        if name not in (f"{__name__}.tasks", f"{__name__}.configs") or not folder.is_dir():
+            return None
+        return importlib.util.spec_from_file_location(name, folder / "__init__.py")
+
+
+if importlib.util.find_spec(f"{__name__}.tasks") is None:
+    sys.meta_path.append(_BesideThis)
 
 if TYPE_CHECKING:
     from pemt_jax.api import *

@@ -88,10 +88,10 @@ def _read_header(file: IO[bytes]) -> tuple[dict[str, dict[str, Any]], int]:
 
 def _is_entry(entry: Any) -> bool:
     """Whether what a header says of a tensor has lists of integers where they are read."""
-    if not isinstance(entry, dict) or not all(isinstance(entry.get(f), list) for f in FACTS):
+    found = [entry.get(fact) if isinstance(entry, dict) else None for fact in FACTS]
+    if not all(isinstance(numbers, list) and set(map(type, numbers)) <= {int} for numbers in found):
         return False
-    integers = all(type(number) is int for fact in FACTS for number in entry[fact])
-    return integers and len(entry["data_offsets"]) == 2
+    return len(entry["data_offsets"]) == 2
 
 
 def _array(path: Path, name: str, start: int, entry: dict[str, Any]) -> LazyArray:
