@@ -64,15 +64,23 @@ class Experiment:
 
     def test(self, name: str) -> dict[str, float]:
         """Metrics of a finished run on the target's test split."""
-        path = self.folder / name / "evaluation" / f"{TARGET}-test.json"
+        return self._on_target(name, "test")
+
+    def _on_target(self, name: str, split: str) -> dict[str, float]:
+        path = self.folder / name / "evaluation" / f"{TARGET}-{split}.json"
         if not path.is_file():
             self.command(
                 evaluate,
                 MODEL_DIR=self.folder / name,
                 MIXTURE_OR_TASK_NAME=TARGET,
+                SPLIT=split,
                 BUCKETS="(32, 64)",
             )
         return json.loads(path.read_text(encoding="utf-8"))
+
+    def best_single_expert(self) -> str:
+        """The source whose expert, as it is, answers the target's validation examples best."""
+        return max(SOURCES, key=lambda task: accuracy(self._on_target(task, "validation")))
 
     def validation(self, name: str) -> float:
         """Accuracy of a finished run's best checkpoint on validation."""

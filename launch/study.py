@@ -21,6 +21,7 @@ METHODS = {
     "adapter": "the same adapter without experts",
     "lora": "one LoRA, pooled sources, then the few",
     "averaged": "four experts, each at a quarter, no training",
+    "single": "the best single expert (on validation), no training",
     "words_few": "bag of words, the few",
     "words_all": "bag of words, all sources and the few",
 }
@@ -55,6 +56,7 @@ def main() -> None:
         trained["averaged"] = [
             study.few_shot("pemt", shots, seed, 0.0, TRAIN_STEPS=1) for seed in SEEDS[:1]
         ]
+        trained["single"] = [study.best_single_expert()]
         scores = {}
         for method, names in trained.items():
             metrics = [study.test(name) for name in names]
