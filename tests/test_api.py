@@ -15,6 +15,7 @@ def examples(what, split):
     return [{"text": text, "label": label} for text, label in rows(what, split)]
 
 
+@pytest.mark.slow
 def test_fifteen_lines_from_rows_to_predictions(world, tmp_path):
     splits = {split: examples("mood", split) for split in ("train", "validation", "test")}
     common = dict(initial_checkpoint_path=str(world.base), log_every=50)

@@ -45,6 +45,7 @@ READMES = [
     "pemt_jax/planning/README.md",
     "pemt_jax/t5x/README.md",
     "tests/benchmarks/README.md",
+    "tests/fuzz/README.md",
 ]
 FENCE = re.compile(
     r"(?:^<!-- needs: (?P<needs>.*) -->\n)?^```(?P<language>.*)\n(?P<text>(?:.*\n)*?)```$", re.M

@@ -233,7 +233,7 @@ def flip_manifest(step):
 @pytest.mark.parametrize(
     "damage, says",
     [
-        (cut, "the bytes of "),
+        pytest.param(cut, "the bytes of ", marks=pytest.mark.slow),
         pytest.param(flip, "the bytes of ", marks=pytest.mark.slow),
         pytest.param(
             lambda step: shutil.rmtree(step / "state"), "the bytes of ", marks=pytest.mark.slow

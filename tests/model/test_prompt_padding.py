@@ -49,10 +49,10 @@ def padded(t5, pemt, filling=0.0):
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param("source", marks=pytest.mark.slow),
+        "source",
         pytest.param("target", marks=pytest.mark.slow),
         pytest.param("target on T5 1.1", marks=pytest.mark.slow),
-        "reference",
+        pytest.param("reference", marks=pytest.mark.slow),
     ],
 )
 def test_a_padded_prompt_gives_the_outputs_losses_and_gradients_of_the_unpadded(case):

@@ -274,6 +274,7 @@ def test_every_factorisation_of_eight_devices_gives_the_numbers_of_one(
         assert_as_on_one_device(tmp_path, mesh, mesh_runs.STAGES)
 
 
+@pytest.mark.slow
 def test_an_expert_axis_and_full_sharding_save_memory():
     script = textwrap.dedent("""
         import mesh_runs

@@ -104,6 +104,7 @@ def test_a_run_goes_on_with_the_commit_it_began_with(train, hub, base, tmp_path)
     assert card_of(tmp_path / "fresh").config["base"] == f"tiny/t5@{new}"
 
 
+@pytest.mark.slow
 def test_a_job_of_several_tasks_has_one_commit(train, hub, base, tmp_path):
     commit = hub.commit("tiny/t5", base)
     tasks = ("tiny_mood", "tiny_topic")

@@ -134,6 +134,7 @@ def test_the_artefact_of_a_stage_1_run_is_an_expert_to_add(world, tmp_path):
         add_expert(tmp_path / "library", world.target / "artefact", "target")
 
 
+@pytest.mark.slow
 def test_stage_2_trains_on_an_expert_that_has_been_to_peft(world, tmp_path):
     for name in EXPERTS:
         folder = tmp_path / f"{name}_peft"

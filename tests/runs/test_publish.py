@@ -118,6 +118,7 @@ def test_a_number_of_buckets_is_taken_by_evaluate_as_by_train(world, capsys):
     assert EXPERTS[0] in plain
 
 
+@pytest.mark.slow
 def test_a_damaged_best_checkpoint_does_not_stop_publication(world, tmp_path, monkeypatch, capsys):
     scores = iter([3.0, 1.0])
     monkeypatch.setattr(Validation, "__call__", lambda *_: {"average": next(scores)})
