@@ -1,6 +1,7 @@
 """From a gin configuration to a model for T5X: of a run to be, or of one that is published."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,11 @@ class NewConfig(TrainConfig):
     """
 
     checkpoint_dir: str | None = None
+
+    @classmethod
+    def _check_types(cls, values: Mapping[str, object]) -> None:
+        own = values.keys() - {"t5", "optimizer"}  # these two may be T5X's
+        super()._check_types({name: values[name] for name in own})
 
     @property
     def checkpoint_folder(self) -> Path:
