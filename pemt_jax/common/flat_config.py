@@ -132,9 +132,9 @@ class Flat:
         try:  # the checks of the parts say more
             made = cls._of(values)
         except (TypeError, ValueError, AttributeError):
-            cls._check_types(values)
+            cls.check_types(values)
             raise
-        cls._check_types(values)
+        cls.check_types(values)
         return made
 
     @classmethod
@@ -150,7 +150,8 @@ class Flat:
         return cls(**given)
 
     @classmethod
-    def _check_types(cls, values: Mapping[str, object]) -> None:
+    def check_types(cls, values: Mapping[str, object]) -> None:
+        """Raise UsageError for a value that is not of its parameter's annotation."""
         for name, value in values.items():
             check(name.upper(), value, cls.parameters()[name].annotation)
 

@@ -53,9 +53,9 @@ class NewConfig(TrainConfig):
     checkpoint_dir: str | None = None
 
     @classmethod
-    def _check_types(cls, values: Mapping[str, object]) -> None:
+    def check_types(cls, values: Mapping[str, object]) -> None:
         own = values.keys() - {"t5", "optimizer"}  # these two may be T5X's
-        super()._check_types({name: values[name] for name in own})
+        super().check_types({name: values[name] for name in own})
 
     @property
     def checkpoint_folder(self) -> Path:
