@@ -26,6 +26,8 @@ import pytest
 
 from pemt_jax.library import hub_names
 
+ABSENT = 'needs huggingface_hub: pip install "pemt_jax[hub]"'
+
 
 @dataclasses.dataclass
 class Hub:
@@ -149,7 +151,7 @@ def served() -> Iterator[Hub]:
 @pytest.fixture(name="hub")
 def hub_fixture(tmp_path, monkeypatch) -> Iterator[Hub]:
     """A hub that this process asks, with the empty cache tmp_path/cache/hub."""
-    constants = pytest.importorskip("huggingface_hub.constants")
+    constants = pytest.importorskip("huggingface_hub.constants", reason=ABSENT)
     with served() as hub:
         for name, value in hub.environment(tmp_path / "cache").items():
             monkeypatch.setenv(name, value)
@@ -169,7 +171,7 @@ def set_offline(monkeypatch, is_offline: bool) -> None:
 
 def point_at(monkeypatch, url: str) -> None:
     """Let the client of this process ask at `url`; it reads its environment at import only."""
-    constants = pytest.importorskip("huggingface_hub.constants")
+    constants = pytest.importorskip("huggingface_hub.constants", reason=ABSENT)
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
     file_download = importlib.import_module("huggingface_hub.file_download")
     for module in (constants, file_download):  # the latter has a copy in earlier versions

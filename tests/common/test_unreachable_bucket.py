@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-pytest.importorskip("gcsfs")
+pytest.importorskip("gcsfs", reason='needs gcsfs: pip install "pemt_jax[gs]"')
 
 from gcsfs.core import GCSFileSystem
 from gcsfs.retry import HttpError

@@ -72,27 +72,20 @@ WRITTEN = {  # an argument that is written to
 }  # fmt: skip
 # What is accepted, being a place that can be written to or a file that can be read.
 NEW = ("nothing", "nothing in nothing", "an empty folder", "a folder of others", "a line break")
+REPLACED = (
+    "nothing",
+    "nothing in nothing",
+    "a text file",
+    "an empty file",
+    "a link to nothing",
+    "a file that may not be read",
+)
 ACCEPTED = {
     "MODEL_DIR": NEW,
     "LIBRARY": NEW,
     "INPUT_FILE": ("a text file", "an empty file"),
-    "OUTPUT_FILE": (
-        "nothing",
-        "nothing in nothing",
-        "a text file",
-        "an empty file",
-        "a link to nothing",
-        "a file that may not be read",
-        "a line break",
-    ),
-    "report --to": (
-        "nothing",
-        "nothing in nothing",
-        "a text file",
-        "an empty file",
-        "a link to nothing",
-        "a file that may not be read",
-    ),
+    "OUTPUT_FILE": (*REPLACED, "a line break"),
+    "report --to": REPLACED,
     "convert --to": ("nothing", "nothing in nothing", "an empty folder", "a line break"),
     "library export --to": ("nothing", "nothing in nothing", "an empty folder", "a line break"),
     "library --library": ("an empty folder", "a folder of others"),
