@@ -343,9 +343,8 @@ TOGETHER = textwrap.dedent("""
 """)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_processes_stop_together_at_one_step(world, number):
     with socket.socket() as free:
         free.bind(("localhost", 0))

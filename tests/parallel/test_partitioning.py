@@ -250,6 +250,7 @@ def fewer_optimizations():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+@pytest.mark.slow
 def test_a_mesh_of_three_axes_gives_the_numbers_of_one_device(tmp_path, fewer_optimizations):
     on_eight_devices(tmp_path, True, ["pemt_target"], "2x2x2")
     assert_as_on_one_device(tmp_path, "2x2x2", ["pemt_target"])

@@ -111,6 +111,7 @@ def assert_equal_to_one_process(
                 np.testing.assert_allclose(theirs[name], value, rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(world, tmp_path):
     """The shortest of these: stage 1, ten steps of seven examples, no evaluation."""
     world.train(

@@ -379,6 +379,7 @@ def imported(*arguments, folder):
     ).stdout.split(maxsplit=2)
 
 
+@pytest.mark.slow
 def test_importing_is_quick_and_changes_nothing_but_the_registries(tmp_path):
     seconds, heavy, changed = imported("-c", IMPORTS, folder=tmp_path)
     assert (heavy, changed) == ("0", "[]\n")

@@ -44,9 +44,8 @@ def options(world, tmp_path, method="pemt_source"):
     return common | dict(library=str(tmp_path / "library"))
 
 
-@pytest.mark.parametrize(
-    "method", ["pemt_source", pytest.param("pemt_target", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["pemt_source", "pemt_target"])
 def test_a_job_leaves_what_single_runs_would_bit_for_bit(world, tmp_path, method):
     assert world.library
     many = options(world, tmp_path / "many", method)

@@ -126,7 +126,8 @@ def assert_equal(found, expected, exact=True, atol=0.0):
             np.testing.assert_allclose(a, b, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("stage", [pytest.param("stage 1", marks=pytest.mark.slow), "stage 2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
 def test_map_gives_the_bits_of_single_runs(stage):
     pemt, method = STAGES[stage]
     trainer = many(pemt, method, 3, train_steps=(10, 20, 10))
