@@ -43,7 +43,7 @@ setup(
     package_dir=MAPPED,
     package_data={
         "": ["*.md"],
-        "pemt_jax": ["py.typed", "assets/*/*"],
+        "pemt_jax": ["py.typed", "assets/*/*", "assets/*/*/*"],
         "pemt_jax.configs": ["*/*.gin"],
         "pemt_jax.reporting": ["templates/*"],
     },

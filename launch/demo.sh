@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Train experts on four source tasks and adapt to a fifth with 32 examples a label:
-#     ./launch/demo.sh              about eight minutes on 2 cores, after installation
+# Adapt to a task with 32 examples per label by experts on four others, and compare:
+#     ./launch/demo.sh              about 210 seconds of CPU time, after installation
+#     ./launch/demo.sh --all        all experts trained anew, about eight minutes
 #     ./launch/demo.sh --study      about an hour: 8 and 32 examples, 5 seeds, more baselines
 #
 # Makes its own virtual environment on first use (see launch/environment.sh). Everything is written
-# to runs/demo or runs/study; what has ended there is not made again.
+# to runs/demo, runs/demo_all or runs/study; what has ended there is not made again.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh ""  # without an argument it would see this script's
@@ -15,4 +16,5 @@ if [[ "${1:-}" == --study ]]; then
     shift
 fi
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
+echo "Starting $script with $("$python" --version): importing JAX."
 exec "$python" "$script" "$@"

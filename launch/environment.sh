@@ -29,8 +29,9 @@ pick_interpreter() {
     return 1
 }
 
-# pip install with the given arguments. On a terminal pip shows its own progress. Elsewhere the last
-# line of its log is printed every ten seconds, and the whole log when pip fails.
+# pip install with the given arguments. On a terminal pip shows its own progress. Elsewhere the size
+# of the environment and the last line of pip's log are printed every ten seconds, and the whole log
+# when pip fails.
 pip_install() {
     local command=("$python" -m pip install --disable-pip-version-check "$@")
     if [[ -t 2 ]]; then
@@ -41,7 +42,8 @@ pip_install() {
     : >"$log"
     (
         while sleep 10 >/dev/null && kill -0 "$$"; do
-            echo "  $((SECONDS - start)) s: $(tail -n 1 "$log" | cut -c 1-90)"
+            echo "  $((SECONDS - start)) s, $(du -sm "$venv" | cut -f 1) MB:" \
+                "$(grep -v '^WARNING' "$log" | tail -n 1 | cut -c 1-80)"
         done
     ) >&2 2>/dev/null </dev/null &
     watcher=$!

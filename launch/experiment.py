@@ -1,18 +1,28 @@
 """The runs of the demo and the study, each a call of a public command, and what they measured."""
 
+import contextlib
+import dataclasses
 import json
+import os
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from pemt_jax.cli import command
+from pemt_jax.cli.startup import startup
 from pemt_jax.common.hashing import fingerprint
 from pemt_jax.evaluate import evaluate
 from pemt_jax.interop.base import load_base
 from pemt_jax.library import artefact
+from pemt_jax.library.expert import expert_names
+from pemt_jax.library.hub import push_expert
+from pemt_jax.library.transfer import add_expert, copy_expert, remove_expert
+from pemt_jax.parallel import processes
 from pemt_jax.run_config import MINI_T5
 from pemt_jax.train import train
 
@@ -20,7 +30,8 @@ SOURCES = ("vader_movies", "vader_tweets", "vader_nyt", "vader_domain")
 POOLED = "vader_sources"
 TARGET = "vader_amazon"
 # Steps where stage1.gin's 2,000, which the film reviews need, are more than enough.
-STEPS = {"vader_tweets": 1000, "vader_nyt": 1600, "vader_domain": 400}
+STEPS = {"vader_tweets": 240, "vader_nyt": 1600, "vader_domain": 400}
+PACKAGED = Path(MINI_T5).with_name("demo_library")  # experts that ship with the package
 
 
 class Experiment:
@@ -30,7 +41,8 @@ class Experiment:
       folder: where runs and the expert library are.
     """
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str | os.PathLike):
+        startup()
         self.folder = Path(folder)
         self.library = self.folder / "library"
         self.trained = 0  # runs made anew
@@ -43,7 +55,7 @@ class Experiment:
         flags = [f"--gin_file={file}" for file in files]
         flags += [f"--gin.{name}={value}" for name, value in macros.items()]
         print(f"\n$ python -m pemt_jax.{main.__name__} {shlex.join(flags)}", flush=True)
-        code = command.run(main, flags)
+        code = command.run(main, flags, "importing TensorFlow and the tasks")
         if code:
             sys.exit(code)
 
@@ -74,7 +86,7 @@ class Experiment:
                 MODEL_DIR=self.folder / name,
                 MIXTURE_OR_TASK_NAME=TARGET,
                 SPLIT=split,
-                BUCKETS="(32, 64)",
+                BUCKETS="(64,)",
             )
         return json.loads(path.read_text(encoding="utf-8"))
 
@@ -90,6 +102,40 @@ class Experiment:
         """Stage 1 on one source task."""
         steps = {"TRAIN_STEPS": STEPS[task]} if task in STEPS else {}
         self.train(task, "demo/stage1.gin", task, **steps)
+
+    def packaged_source(self, task: str) -> None:
+        """The packaged expert of a source task, in the library and as a finished run."""
+        folder = self.folder / task
+        if processes.is_first() and not folder.is_dir():
+            artefact.read_artefact(PACKAGED / task, self.base)
+            if task not in expert_names(self.library):
+                add_expert(self.library, PACKAGED / task)
+            copy_expert(PACKAGED / task, folder / "artefact", task)
+        processes.barrier()
+
+    def export(self, library: Path) -> None:
+        """Write the experts to another library in bfloat16, replacing those of their names there.
+
+        The metrics of their cards are those of the rounded weights.
+        """
+        from pemt_jax import api  # brings TensorFlow, which a command silences first
+
+        library.mkdir(parents=True, exist_ok=True)
+        for task in SOURCES:
+            place = library / task
+            if processes.is_first():
+                if task in expert_names(library):
+                    remove_expert(library, task)
+                push_expert(self.library, task, str(library), "bfloat16")
+            processes.barrier()
+            metrics = api.open_model(place).evaluate("validation")
+            if processes.is_first():
+                card = dataclasses.replace(
+                    artefact.read_card(place), metrics=artefact.finite_metrics(metrics)
+                )
+                artefact.write_card(place / artefact.CARD, card)
+                shown = [f"{k} {v}" for k, v in artefact.brief(card.metrics).items()]
+                print(f"{place}: {', '.join(shown)}", flush=True)
 
     def few_shot(self, method: str, shots: int, seed: int, rate: float, **macros) -> str:
         """Stage 2, or what it is compared with, on a few target examples; the run's name."""
@@ -122,11 +168,37 @@ def gates(metrics: dict[str, float]) -> dict[str, float]:
 
 
 class Stopwatch:
-    """Seconds since it was made."""
+    """Seconds since it was made, and of the phases that it was told of."""
 
     def __init__(self):
         self.start = time.monotonic()
+        self.phases: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Context of a phase."""
+        start = self.seconds
+        yield
+        self.phases[name] = round(self.seconds - start, 1)
 
     @property
     def seconds(self) -> float:
         return round(time.monotonic() - self.start, 1)
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of those that it has started and that have ended."""
+    return round(sum(os.times()[:4]), 1)
+
+
+def matmul_gflops(size: int = 2048, repeats: int = 5) -> float:
+    """Billion float32 operations per second of a square matrix product, the best of the repeats."""
+    x = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    product(x, x).block_until_ready()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return round(2e-9 * size**3 / min(seconds), 1)

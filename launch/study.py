@@ -42,7 +42,7 @@ def main() -> None:
         "demo/stage1.gin",
         POOLED,
         METHOD="lora",
-        TRAIN_STEPS=5000,
+        TRAIN_STEPS=4240,
         EXPERT_NAME=POOLED,
         PROMPT_TEXT=tasks.description(TARGET),
     )

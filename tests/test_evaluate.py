@@ -68,7 +68,10 @@ def run(world, tmp_path):
     return tmp_path
 
 
-def test_metrics_are_printed_and_written_beside_the_run(run, capsys):
+@pytest.mark.parametrize("kept", ["checkpoints", "artefact alone"])
+def test_metrics_are_printed_and_written_beside_the_run(run, capsys, kept):
+    if kept != "checkpoints":
+        (run / "checkpoints").rmdir()
     metrics = evaluate(model_dir=str(run), batch_size=8)
     printed = capsys.readouterr().out
     assert json.loads(printed) == metrics

@@ -79,6 +79,9 @@ def _parser() -> Parser:
     for name in ("remove", "export", "push"):
         made[name].add_argument("name", metavar="NAME", help="an expert")
     made["push"].add_argument("repo", metavar="REPO", help="OWNER/NAME on the hub, or a folder")
+    made["push"].add_argument(
+        "--dtype", help="float32 or bfloat16, how numbers are stored there; default: as they are"
+    )
     made["pull"].add_argument(
         "repo", metavar="REPO", help="OWNER/NAME[@REVISION] on the hub, or a folder"
     )
@@ -236,7 +239,7 @@ def _import_from(path, source: str | None, arguments: Namespace) -> None:
 def _push(arguments: Namespace) -> None:
     from pemt_jax.library.hub import push_expert
 
-    place = push_expert(arguments.library, arguments.name, arguments.repo)
+    place = push_expert(arguments.library, arguments.name, arguments.repo, arguments.dtype)
     print(f"{arguments.name}  pushed to {place}")
 
 

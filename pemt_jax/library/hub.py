@@ -24,18 +24,21 @@ from pemt_jax.library.transfer import FILES, add_expert, check_expert_folder, co
 log = logging.getLogger(__name__)
 
 
-def push_expert(library: str | os.PathLike, name: str, repo: str) -> str:
+def push_expert(library: str | os.PathLike, name: str, repo: str, dtype: str | None = None) -> str:
     """Upload the expert `name` to `repo` and return where it is; `repo` is made if there is none.
 
+    Args:
+      dtype: "float32" or "bfloat16", in which `repo` has the weights; None for the library's.
+
     Raises:
-      UsageError: there is no such expert, or `repo` has one of that name. PemtError: it is
-        damaged, or the hub refuses.
+      UsageError: there is no such expert, or `repo` has one of that name, or no such dtype.
+      PemtError: it is damaged, or the hub refuses.
     """
     folder = expert_folder(library, name)
     check_expert_folder(folder)
     read_expert(folder, name)
     if _is_folder(repo):
-        copy_expert(folder, storage.path(repo) / name, name, portable=True)
+        copy_expert(folder, storage.path(repo) / name, name, portable=True, dtype=dtype)
         return f"{repo}/{name}"
     with client(repo) as hub:
         hub.create_repo(repo, private=True, exist_ok=True)  # its owner may open it to others
@@ -43,7 +46,7 @@ def push_expert(library: str | os.PathLike, name: str, repo: str) -> str:
     if any(file.startswith(f"{name}/") for file in files):
         raise UsageError(f"{repo} holds an expert {name!r} already, expected another name.")
     with tempfile.TemporaryDirectory(prefix="pemt_jax.") as place:
-        copy_expert(folder, copy := Path(place) / name, name, portable=True)
+        copy_expert(folder, copy := Path(place) / name, name, portable=True, dtype=dtype)
         with client(repo) as hub:
             hub.upload_folder(
                 repo_id=repo,

@@ -2,7 +2,7 @@
 
 An expert's folder holds card.json and weights.safetensors, two plain files, and nothing else. A
 folder from elsewhere is taken only when that is so and when both hashes are right, and what enters
-the library is a copy that was verified once more.
+the library is a copy that was verified once more. A copy for others may have its numbers rounded.
 """
 
 import dataclasses
@@ -10,10 +10,15 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
+
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError
+from pemt_jax.common.flat_config import choose
+from pemt_jax.common.hashing import sha256_file
 from pemt_jax.common.storage import new_folder, replacing
-from pemt_jax.config import MINI_T5
+from pemt_jax.common.weights import load_weights, save_weights
+from pemt_jax.config import DTYPES, MINI_T5
 from pemt_jax.library.artefact import CARD, WEIGHTS, Card, check_name, read_card, write_card
 from pemt_jax.library.expert import Expert, expert_folder, read_expert
 
@@ -37,11 +42,21 @@ def add_expert(
     return read_expert(target, name)
 
 
-def copy_expert(folder: Path, target: Path, name: str, portable: bool = False) -> None:
+def copy_expert(
+    folder: Path, target: Path, name: str, portable: bool = False, dtype: str | None = None
+) -> None:
     """Copy an expert's folder to the new folder `target`, verified before and after.
 
-    `portable` leaves this machine's paths out of the card.
+    Args:
+      portable: leave this machine's paths out of the card.
+      dtype: "float32" or "bfloat16", to which the weights are converted; None keeps them as they
+        are. The metrics of the card stay those of the weights before.
+
+    Raises:
+      UsageError: another dtype, or something is at `target`. PemtError: no whole expert.
     """
+    if dtype is not None:
+        choose("--dtype", dtype, sorted(DTYPES))
     check_expert_folder(folder)
     read_expert(folder, name)
     folder = storage.current(folder)
@@ -49,8 +64,15 @@ def copy_expert(folder: Path, target: Path, name: str, portable: bool = False) -
         for file in FILES:
             with storage.fetched(folder / file) as source, replacing(partial / file) as path:
                 shutil.copyfile(source, path, follow_symlinks=False)
+        card = found = read_card(partial)
+        if dtype is not None:
+            arrays = load_weights(file := partial / WEIGHTS)
+            save_weights(file, {path: a.astype(np.dtype(dtype)) for path, a in arrays.items()})
+            card = dataclasses.replace(card, sha256=sha256_file(file))
         if portable:
-            write_card(partial / CARD, without_paths(read_card(partial)))
+            card = without_paths(card)
+        if card != found:
+            write_card(partial / CARD, card)
         check_expert_folder(partial)
         read_expert(partial, name)
 

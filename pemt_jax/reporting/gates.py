@@ -13,7 +13,8 @@ import seqio
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pemt_jax.common.errors import PemtError, UsageError
-from pemt_jax.data.batching import DEFAULT_BUCKETS, eval_batches
+from pemt_jax.data.batching import eval_batches
+from pemt_jax.data.buckets import eval_buckets
 from pemt_jax.data.token_cache import open_split
 from pemt_jax.data.tokenized import Ragged, TokenizedSplit
 from pemt_jax.parallel import partitioning
@@ -92,9 +93,9 @@ def read_gates(run: FinishedRun, split: str | None = None) -> Gates:
     step = jax.jit(constrained(gates, mesh, built.params_axes), out_shardings=replicated)
     layers: list[str] = []
     found = np.zeros((0, 0, 0))
-    for numbers, batch in eval_batches(
-        chosen, BATCH_SIZE, DEFAULT_BUCKETS, local_rows=partitioning.local_rows(BATCH_SIZE, mesh)
-    ):
+    local_rows = partitioning.local_rows(BATCH_SIZE, mesh)
+    buckets = eval_buckets(None, [chosen])  # a forward pass is compiled for each
+    for numbers, batch in eval_batches(chosen, BATCH_SIZE, buckets, local_rows=local_rows):
         made = jax.device_get(step(params, partitioning.place_batch(batch, mesh)))
         if not layers:
             layers = sorted(made, key=_order)

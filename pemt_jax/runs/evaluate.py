@@ -11,6 +11,7 @@ from pemt_jax.finished_config import EvaluateConfig
 from pemt_jax.parallel import partitioning, processes
 from pemt_jax.parallel.capacity import check_batch
 from pemt_jax.runs.finished import FinishedRun, open_run
+from pemt_jax.runs.publish import ARTEFACT
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 from pemt_jax.training.evaluator import Evaluator
 from pemt_jax.training.split_facts import split_facts
@@ -58,7 +59,7 @@ def evaluate(config: EvaluateConfig, run: FinishedRun | None = None) -> dict[str
     params = built.placed(mesh, config.mesh.fully_sharded)
     buckets = eval_buckets(config.buckets, splits)
     metrics = Validation(evaluator, splits, config.batch_size, buckets)(params)
-    if processes.is_first() and (folder / "checkpoints").is_dir():
+    if processes.is_first() and any((folder / kept).is_dir() for kept in ("checkpoints", ARTEFACT)):
         place, file = folder / "evaluation", f"{name}-{config.split}.json"
         for path, content in (
             (place / "splits" / file, split_facts(splits)),

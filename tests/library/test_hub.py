@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 
+import ml_dtypes
+import numpy as np
 import pytest
 from hub_server import hub_fixture  # noqa: F401  (a fixture, `hub`)
 
@@ -161,6 +163,31 @@ def test_a_pushed_card_names_no_path_of_this_machine(save_expert, tmp_path, offl
     assert expert.sha256 == read.sha256
     write_card(folder / "movies" / "card.json", dataclasses.replace(card, config={"base": "/x/t5"}))
     assert without_paths(read_card(folder / "movies")).config == {}
+
+
+def test_a_push_in_bfloat16_rounds_the_weights_of_the_copy_only(save_expert, tmp_path):
+    folder, shared = save_expert("movies"), tmp_path / "shared"
+    shared.mkdir()
+    before = library.load_expert(folder, "movies")
+    with pytest.raises(UsageError, match="--dtype 'bfloat', expected one of .* 'bfloat16'"):
+        sharing.push_expert(folder, "movies", str(shared), "bfloat")
+    assert not any(shared.iterdir())
+    sharing.push_expert(folder, "movies", str(shared), "bfloat16")
+    (pulled,) = sharing.pull_experts(tmp_path / "mine", str(shared)).added
+    assert library.load_expert(folder, "movies").sha256 == before.sha256 != pulled.sha256
+    assert pulled.metrics == before.metrics and pulled.rank == before.rank
+    pairs = [(before.prompt, pulled.prompt)]
+    pairs += [
+        pair
+        for linear in before.lora
+        for pair in zip(before.lora[linear], pulled.lora[linear], strict=True)
+    ]
+    for kept, rounded in pairs:
+        assert rounded.dtype == ml_dtypes.bfloat16
+        np.testing.assert_array_equal(rounded, kept.astype(ml_dtypes.bfloat16))
+    options = library.PemtConfig(prompt_length=1, **library.bank_options([pulled]))
+    bank = library.stack_experts([pulled], options)
+    assert {array.dtype.name for array in bank.values()} == {"float32"}
 
 
 def damage(repo):
