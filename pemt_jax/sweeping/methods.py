@@ -70,11 +70,7 @@ METHODS = {
             published="Fine-tuning",
         ),
         SweepMethod(
-            "lora",
-            "LoRA and prompt on the target alone",
-            LORA,
-            paper=LORA_PAPER,
-            published="LoRA",
+            "lora", "LoRA and prompt on the target alone", LORA, paper=LORA_PAPER, published="LoRA"
         ),
         SweepMethod(
             "pooled",

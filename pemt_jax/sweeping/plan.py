@@ -162,7 +162,9 @@ def runs_of(config: SweepConfig, cell: Cell) -> list[Run]:
     """The runs of a cell, candidate by candidate."""
     table, method = config.table, cell.method
     options = {"rate": list(table.rates), "expert": list(cell.set.experts)}
-    candidates = itertools.product(*([(name, one) for one in options[name]] for name in method.choose))
+    candidates = itertools.product(
+        *([(name, one) for one in options[name]] for name in method.choose)
+    )
     shots = cell.shots if method.trained else str(table.shots[0])
     experts = experts_of(config, cell.set, method.library) if cell.set.name else NO_SET
     found = []
@@ -218,7 +220,9 @@ def sources_of(config: SweepConfig) -> list[Source]:
         if config.table.base is not None:
             common["INITIAL_CHECKPOINT_PATH"] = config.table.base
         for name in one.experts if one.trained else ():
-            steps = {"TRAIN_STEPS": stage1.source_steps[name]} if name in stage1.source_steps else {}
+            steps = (
+                {"TRAIN_STEPS": stage1.source_steps[name]} if name in stage1.source_steps else {}
+            )
             flags = common | {"MIXTURE_OR_TASK_NAME": name} | steps
             found.append(_source(config, one, name, flags))
         if pooling and stage1.pooled:
@@ -257,7 +261,9 @@ def gin_text(name: str) -> list[str]:
         raise UsageError(f"There is no gin file {name}, expected one here or in configs/.")
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
-    included = [line.split(None, 1)[1].strip("'\"") for line in lines if line.startswith("include ")]
+    included = [
+        line.split(None, 1)[1].strip("'\"") for line in lines if line.startswith("include ")
+    ]
     return ["\n".join(lines), *(text for other in included for text in gin_text(other))]
 
 

@@ -12,17 +12,27 @@ from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.storage import replacing
 from pemt_jax.common.user_input.files import parse_json, read_text
 from pemt_jax.reporting.records import RunRecord
-from pemt_jax.sweeping.choosing import test_metrics
+from pemt_jax.sweeping.choosing import tested_metrics
 from pemt_jax.sweeping.plan import Job, Run
 
+KEYS = (
+    "base candidate chosen experts facts job method parameters reason run seed set shots state "
+    "steps task test trained_task validation"
+).split()
 RESULTS, COSTS, TABLE = "results.jsonl", "costs.jsonl", "sweep.json"
 
 
 def row_of(
-    folder: Path, job: Job, run: Run, record: RunRecord, chosen: bool | None, state: str, reason: str
+    folder: Path,
+    job: Job,
+    run: Run,
+    record: RunRecord,
+    chosen: bool | None,
+    state: str,
+    reason: str,
 ) -> dict[str, object]:
     """The line of a run; `chosen` is None before its cell's choice."""
-    test = test_metrics(folder, run, record) if chosen else {}
+    test = tested_metrics(folder, run, record) if chosen else {}
     facts = [one.facts for one in record.evaluations if one.split == "test"] if test else []
     return {
         "run": job.folder_of(run).relative_to(folder).as_posix(),
@@ -54,6 +64,22 @@ def write_lines(path: Path, rows: Iterable[Mapping]) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def read_results(folder: Path) -> list[dict]:
+    """The lines of a sweep's results.
+
+    Raises:
+      UsageError: there are none. PemtError: a line is no run.
+    """
+    rows = read_lines(folder / RESULTS)
+    for number, row in enumerate(rows, 1):
+        if absent := [key for key in KEYS if key not in row]:
+            raise PemtError(
+                f"{folder / RESULTS} line {number} has no {absent[0]!r}, expected the results of "
+                "a sweep."
+            )
+    return rows
+
+
 def read_lines(path: Path) -> list[dict]:
     """The objects of a file, one per line.
 
@@ -61,7 +87,9 @@ def read_lines(path: Path) -> list[dict]:
       UsageError: there is no such file. PemtError: a line is no object.
     """
     if not path.is_file():
-        raise UsageError(f"There is no {path}, expected a sweep: python -m pemt_jax.sweep writes it.")
+        raise UsageError(
+            f"There is no {path}, expected a sweep: python -m pemt_jax.sweep writes it."
+        )
     found = []
     for number, line in enumerate(read_text(path, "results").splitlines(), 1):
         try:

@@ -273,5 +273,3 @@ def run_sweep(config: SweepConfig) -> None:
         f"# {len(sweep.sources)} experts, {len(sweep.job_of)} runs in {len(sweep.jobs)} jobs, "
         f"{tests} choices"
     )
-
-

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pemt_jax.common import storage
 from pemt_jax.common.errors import UsageError, no_such
@@ -62,7 +63,8 @@ class Table(Part):
                 raise UsageError(f"Found {field.upper()} {values}, expected some, each once.")
         for shots in self.shots:
             if shots != FULL:
-                at_least(1, **{"a number of SHOTS": shots})
+                count: Any = shots
+                at_least(1, **{"a number of SHOTS": count})
         at_least(0, **{f"SEEDS {seed}": seed for seed in self.seeds})
         at_least(1, PACK=self.pack)
         for rate in self.rates:

@@ -38,7 +38,9 @@ def check_split(folder: Path, split: str) -> None:
         file = storage.path(place / str(mark.get("choice")))
         chosen = read_object(file, "a choice").get("chosen") if file.is_file() else None
         if chosen != mark.get("candidate"):
-            state = "has not been chosen yet" if chosen is None else f"was not chosen ({chosen} was)"
+            state = (
+                "has not been chosen yet" if chosen is None else f"was not chosen ({chosen} was)"
+            )
             raise UsageError(
                 f"{folder} is a run of a sweep that {state} on validation, expected no reading of "
                 f"its split {split!r}: python -m pemt_jax.sweep chooses and reads it."
