@@ -83,7 +83,7 @@ def chosen(folder: Path, cell: Cell) -> str | None:
     return read_object(file, "a choice").get("chosen") if file.is_file() else None
 
 
-def tested_metrics(folder: Path, run: Run, record: RunRecord) -> dict[str, float]:
+def metrics_on_test(folder: Path, run: Run, record: RunRecord) -> dict[str, float]:
     """The metrics of a run on the test split; none before it has been evaluated.
 
     Raises:

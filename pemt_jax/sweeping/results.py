@@ -12,7 +12,7 @@ from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.storage import replacing
 from pemt_jax.common.user_input.files import parse_json, read_text
 from pemt_jax.reporting.records import RunRecord
-from pemt_jax.sweeping.choosing import tested_metrics
+from pemt_jax.sweeping.choosing import metrics_on_test
 from pemt_jax.sweeping.plan import Job, Run
 
 KEYS = (
@@ -32,7 +32,7 @@ def row_of(
     reason: str,
 ) -> dict[str, object]:
     """The line of a run; `chosen` is None before its cell's choice."""
-    test = tested_metrics(folder, run, record) if chosen else {}
+    test = metrics_on_test(folder, run, record) if chosen else {}
     facts = [one.facts for one in record.evaluations if one.split == "test"] if test else []
     return {
         "run": job.folder_of(run).relative_to(folder).as_posix(),

@@ -179,7 +179,7 @@ def test_wrong_use_is_one_sentence(tmp_path, capsys):
         ([place, "--to", tmp_path / "x.html"], 2, "There is no published table 't5_bse_glue'"),
         ([place, "--to", tmp_path / "x.txt"], 2, "is no name of a page"),
         ([tmp_path / "bad", "--to", tmp_path / "x.html"], 1, "results.jsonl line 2 is no JSON"),
-        ([tmp_path / "old", "--to", tmp_path / "x.html"], 1, "line 1 has no 'candidate', expected"),
+        ([tmp_path / "old", "--to", tmp_path / "x.html"], 1, "line 1 has no 'base', expected"),
         ([tmp_path, "--markdown", tmp_path / "x.md"], 2, "Of runs only a page is written"),
     ):
         assert report.main(list(map(str, arguments))) == code

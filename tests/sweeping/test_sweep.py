@@ -19,7 +19,7 @@ from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.library.expert import load_expert
 from pemt_jax.reporting.records import read_run
 from pemt_jax.sweeping import plan
-from pemt_jax.sweeping.choosing import choose, tested_metrics
+from pemt_jax.sweeping.choosing import choose, metrics_on_test
 from pemt_jax.sweeping.running import Sweep, run_sweep
 from pemt_jax.training.held_back import check_split
 
@@ -59,7 +59,7 @@ def test_test_metrics_cannot_be_read_before_the_choice(made, tmp_path):
     folder = one.job_of[run].folder_of(run)
     shutil.rmtree(tmp_path / "sweep" / "choices")
     with pytest.raises(UsageError, match="no candidate has been chosen on validation"):
-        tested_metrics(one.folder, run, read_run(folder, "run"))
+        metrics_on_test(one.folder, run, read_run(folder, "run"))
     for place in (folder, folder / "artefact"):  # by the command, whoever calls it
         with pytest.raises(UsageError, match="run of a sweep that has not been chosen yet"):
             evaluate.evaluate(model_dir=str(place), split="test")
@@ -70,7 +70,7 @@ def test_test_metrics_cannot_be_read_before_the_choice(made, tmp_path):
     with pytest.raises(UsageError, match=r"was not chosen \(rate 0.03 was\)"):
         check_split(one.job_of[other].folder_of(other), "test")
     with pytest.raises(UsageError, match="'rate 0.03' was chosen on validation"):
-        tested_metrics(one.folder, other, one._record(other))
+        metrics_on_test(one.folder, other, one._record(other))
 
 
 def test_another_choice_for_the_same_cell_is_refused(made):
@@ -208,7 +208,7 @@ def test_a_sweep_killed_at_random_moments_writes_the_same_results(world, tmp_pat
         "from __gin__ import dynamic_registration\nfrom pemt_jax import sweep\n"
         "sweep.sweep:\n    methods = ('adapter', 'random', 'single')\n    tasks = ('tiny_mood',)\n"
         f"    file = '{world.gin_file}'\n    steps = 20\n    seeds = (0,)\n"
-        "    rates = (0.01, 0.03)\n"
+        "    rates = (0.01,)\n"
         f"    base = '{world.base}'\n    sources = {tiny_system.EXPERTS}\n"
         f"    source_file = '{world.gin_file}'\n    source_seeds = (0,)\n"
     )
