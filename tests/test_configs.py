@@ -96,6 +96,13 @@ def test_the_file_of_a_run_also_serves_evaluate():
     assert model_dir.scoped_selector.startswith("MODEL_DIR")
 
 
+def test_a_flag_of_another_function_leaves_the_run_its_own_of_that_name():
+    flags = [f"--gin.{name}={value}" for name, value in REQUIRED.items()]
+    flags += ["--gin_file=runs/stage2.gin", "--gin.FewShot.seed=3", "--gin.SEED=1"]
+    assert cli.arguments_of(train, flags)["seed"] == 1
+    assert gin.query_parameter("FewShot.seed") == 3
+
+
 def test_a_misspelled_macro_of_a_run_is_named(capsys):
     flags = [f"--gin.{name}={value}" for name, value in REQUIRED.items()]
     assert cli.run(train, ["--gin_file=runs/stage2.gin", *flags, "--gin.BATCH_SIZES=3"]) == 2

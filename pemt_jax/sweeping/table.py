@@ -136,6 +136,8 @@ class SweepConfig(Flat):
 
     def __post_init__(self):
         not_blank(FOLDER=self.folder)
+        if storage.is_remote(self.folder):
+            raise UsageError(f"FOLDER is {self.folder}, expected a folder on a disk.")
         at_least(1, JOBS=self.jobs)
         _ = self.share
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import tiny_system
 from tiny_sweep import config, lines, pretend, sweep
@@ -16,6 +17,7 @@ from tiny_system import world_fixture  # noqa: F401
 
 from pemt_jax import evaluate
 from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.library.artefact import Card, write_artefact
 from pemt_jax.library.expert import load_expert
 from pemt_jax.reporting.records import read_run
 from pemt_jax.sweeping import plan
@@ -64,13 +66,13 @@ def test_test_metrics_cannot_be_read_before_the_choice(made, tmp_path):
         with pytest.raises(UsageError, match="run of a sweep that has not been chosen yet"):
             evaluate.evaluate(model_dir=str(place), split="test")
     check_split(folder, "validation")
-    choose(one.folder, run.cell, [(other, one._record(other)) for other in one.runs[run.cell]])
+    choose(one.folder, run.cell, [(other, one.record(other)) for other in one.runs[run.cell]])
     check_split(folder, "test")
     other = one.runs[run.cell][0]
     with pytest.raises(UsageError, match=r"was not chosen \(rate 0.03 was\)"):
         check_split(one.job_of[other].folder_of(other), "test")
     with pytest.raises(UsageError, match="'rate 0.03' was chosen on validation"):
-        metrics_on_test(one.folder, other, one._record(other))
+        metrics_on_test(one.folder, other, one.record(other))
 
 
 def test_another_choice_for_the_same_cell_is_refused(made):
@@ -112,6 +114,27 @@ def test_a_failed_run_is_a_line_and_is_tried_again(made, tmp_path):
     calls = pretend(made(), lambda flags: 60.0)
     assert [module for module, _ in calls] == ["train"]
     assert {row["state"] for row in lines(tmp_path / "sweep")} == {"finished"}
+
+
+def test_a_failed_test_is_a_failed_run_and_the_choice_stays(made, tmp_path):
+    with pytest.raises(PemtError, match="2 runs failed, .* There is no test split"):
+        pretend(made(), by_rate, untestable=True)
+    rows = lines(tmp_path / "sweep")
+    assert [row["state"] for row in rows] == ["finished"] * 2 + ["failed"] * 2
+    assert [row["chosen"] for row in rows] == [False, False, True, True]
+    assert [module for module, _ in pretend(made(), by_rate)] == ["evaluate"] * 2
+
+
+def test_experts_that_were_replaced_are_found(made, tmp_path, save_expert):
+    library = save_expert("films")
+    values = {"methods": ("pemt",), "libraries": {"own": (str(library), ("films",))}}
+    planned = Sweep(made(**values))
+    run = planned.runs[planned.cells[0]][0]
+    folder = planned.job_of[run].folder_of(run)
+    card = Card("target", "pemt_target", "tiny_mood", "b" * 64, experts=(("films", "c" * 64),))
+    write_artefact(folder / "artefact", {"x": np.zeros(2, np.float32)}, card)
+    with pytest.raises(UsageError, match="was trained with another expert 'films'"):
+        pretend(made(**values), by_rate)
 
 
 def test_runs_that_differ_in_their_task_are_packed(made, tmp_path):

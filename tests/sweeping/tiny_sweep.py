@@ -46,12 +46,20 @@ class Pretended(Commands):
     Args:
       score: the validation metric of a training command's flags; None for a failed run.
       calls: gets (module, folder) of each command.
+      untestable: whether evaluations fail.
       stop_after: commands after which the sweep's process would be killed.
     """
 
-    def __init__(self, score: Callable[[Mapping], float | None], calls: list, stop_after=10**9):
+    def __init__(
+        self,
+        score: Callable[[Mapping], float | None],
+        calls: list,
+        stop_after: int = 10**9,
+        untestable: bool = False,
+    ):
         super().__init__()
         self.score, self.calls, self.left = score, calls, stop_after
+        self.untestable = untestable
 
     def run(self, module, arguments, log):
         flags = dict(argument.removeprefix("--gin.").split("=", 1) for argument in arguments)
@@ -60,6 +68,8 @@ class Pretended(Commands):
             raise KeyboardInterrupt
         self.left -= 1
         self.calls.append((module, folder.name))
+        if module == "evaluate" and self.untestable:
+            return Ended(1, "There is no test split.", 1.0, 10)
         if module == "evaluate":
             task = json.loads((folder / "artefact" / "card.json").read_text())["task"]
             (folder / "evaluation" / "splits").mkdir(parents=True)

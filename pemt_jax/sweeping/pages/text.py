@@ -78,7 +78,7 @@ def notes(results: Results, brackets: bool = True) -> list[str]:
     if failed := sum(row["state"] == "failed" for row in results.rows):
         found.append(f"Failed: {failed} of {len(results.rows)} runs.")
     if missing := sum(row["state"] == "waiting" for row in results.rows):
-        found.append(f"Not trained yet: {missing} of {len(results.rows)} runs.")
+        found.append(f"Not trained or not tested yet: {missing} of {len(results.rows)} runs.")
     if results.published_rows():
         found.append(f"Published: {results.published.source}. {results.published.note}")
     return found
