@@ -148,11 +148,8 @@ def test_a_sweep_without_a_test_yet_is_a_page(tmp_path):
     rows = [row(test=None, chosen=None, state="waiting", validation={}) for _ in (0,)]
     write_sweep_report(write(tmp_path / "sweep", rows), tmp_path / "page.html")
     page = check((tmp_path / "page.html").read_text())
-    assert (
-        page.row("pemt", "shop, 8 shots")[3] == "–"
-        
+    assert page.row("pemt", "shop, 8 shots")[3] == "–"
     assert "Not trained or not tested yet: 1 of 1" in page.text
-    )
 
 
 def test_hostile_text_is_shown_and_nothing_else(tmp_path):
