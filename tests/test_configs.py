@@ -75,8 +75,8 @@ def test_a_table_is_a_sweep_of_tasks_that_exist(name, tmp_path):
     names |= {*config.experts.sources, *config.table.tasks}
     assert names <= {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
     assert (config.table.published is None) or published(config.table.published).rows
-    for file in {str(dict(run.flags)["gin_file"]) for run in planned.job_of}:  # and its macros
-        job = next(job for job in planned.jobs if dict(job.runs[0].flags)["gin_file"] == file)
+    for method in config.table.methods:  # the flags of each are those of its gin files
+        job = next(job for job in planned.jobs if job.runs[0].cell.method.name == method)
         assert cli.arguments_of(train, job.command)["mixture_or_task_name"]
     for source in planned.sources:
         assert cli.arguments_of(train, source.command)["library"]

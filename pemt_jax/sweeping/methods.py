@@ -17,11 +17,13 @@ class SweepMethod:
     Attributes:
       name, title: in tables and on the page.
       bindings: flags of the training command, {"METHOD": "lora"}.
-      file: its gin file; "" for the table's.
+      files: its gin files; none for the table's. What they need, base, lengths and batch size, the
+        table's `base` and `bindings` give.
       experts: what it does with an expert set: NONE, MIX (EXPERTS) or START (INITIAL_EXPERT, whose
         prompt it starts with as well).
       library: "own", the set's experts, or those that are made of them, see libraries.DERIVED.
       choose: what is chosen on validation, of "rate" and "expert": one expert of the set.
+      rate_factor: of the table's rates, for methods that need others, such as prompts alone.
       trained: False for what is not trained on the target: one update at rate 0, one seed, and the
         same for any number of shots.
       paper: where it is from.
@@ -31,10 +33,11 @@ class SweepMethod:
     name: str
     title: str
     bindings: Mapping[str, object]
-    file: str = ""
+    files: tuple[str, ...] = ()
     experts: str = NONE
     library: str = "own"
     choose: tuple[str, ...] = ("rate",)
+    rate_factor: float = 1.0
     trained: bool = True
     paper: str = ""
     published: str = ""

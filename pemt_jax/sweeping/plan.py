@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pemt_jax.configs
 from pemt_jax.common.errors import UsageError
@@ -62,7 +63,7 @@ class Run:
     candidate: tuple[tuple[str, object], ...]
     seed: int
     task: str
-    flags: tuple[tuple[str, object], ...]
+    flags: tuple[tuple[str, Any], ...]
     steps: int
 
     @property
@@ -129,9 +130,9 @@ class Source:
         return arguments(dict(self.flags) | paths)
 
 
-def arguments(flags: Mapping[str, object]) -> list[str]:
+def arguments(flags: Mapping[str, Any]) -> list[str]:
     """Flags of a gin main; a text that gin would read as something else is quoted."""
-    found = [f"--gin_file={flags['gin_file']}"]
+    found = [f"--gin_file={file}" for file in flags["gin_file"]]
     for name, value in flags.items():
         if name != "gin_file":
             plain = not isinstance(value, str) or PLAIN.fullmatch(value)
@@ -161,7 +162,8 @@ def cells(config: SweepConfig) -> list[Cell]:
 def runs_of(config: SweepConfig, cell: Cell) -> list[Run]:
     """The runs of a cell, candidate by candidate."""
     table, method = config.table, cell.method
-    options = {"rate": list(table.rates), "expert": list(cell.set.experts)}
+    rates = [float(f"{rate * method.rate_factor:.6g}") for rate in table.rates]
+    options = {"rate": rates, "expert": list(cell.set.experts)}
     candidates = itertools.product(
         *([(name, one) for one in options[name]] for name in method.choose)
     )
@@ -172,7 +174,8 @@ def runs_of(config: SweepConfig, cell: Cell) -> list[Run]:
         for seed in table.seeds if method.trained else table.seeds[:1]:
             few = table.few_shot.format(task=cell.task, shots=shots, seed=seed)
             chosen = dict(candidate)
-            flags = {"gin_file": method.file or table.file, **method.bindings, **table.bindings}
+            files = method.files or (table.file,)
+            flags = {"gin_file": files, **method.bindings, **table.bindings}
             names = (chosen["expert"],) if "expert" in chosen else experts.experts
             flags["EXPERTS"] = names if method.experts == MIX else ()
             if method.experts == START:
@@ -206,7 +209,7 @@ def jobs_of(config: SweepConfig, runs: Iterable[Run]) -> list[Job]:
             label = f"{cell.key}-seed{pack[0].seed}"
             if len(pack) > 1:
                 label = f"{cell.method.name}-{len(pack)}tasks-seed{pack[0].seed}"
-            name = f"{label}-{_hash(str(flags['gin_file']), facts)}"
+            name = f"{label}-{_hash(flags['gin_file'], facts)}"
             found.append(Job(pack, config.path / "runs" / name, made))
     return found
 
@@ -216,7 +219,7 @@ def sources_of(config: SweepConfig) -> list[Source]:
     stage1, found = config.experts, []
     pooling = any(METHODS[name].library == POOLED for name in config.table.methods)
     for one in expert_sets(config):
-        common = {"gin_file": stage1.source_file, "SEED": one.seed}
+        common = {"gin_file": (stage1.source_file,), "SEED": one.seed}
         if config.table.base is not None:
             common["INITIAL_CHECKPOINT_PATH"] = config.table.base
         for name in one.experts if one.trained else ():
@@ -239,13 +242,14 @@ def sources_of(config: SweepConfig) -> list[Source]:
 
 
 def _source(config: SweepConfig, chosen: ExpertSet, name: str, flags: Mapping) -> Source:
-    folder = f"{chosen.name}-{name}-{_hash(str(flags['gin_file']), [dict(flags)])}"
+    folder = f"{chosen.name}-{name}-{_hash(flags['gin_file'], [dict(flags)])}"
     return Source(chosen, name, config.path / "stage1" / folder, tuple(flags.items()))
 
 
-def _hash(gin_file: str, facts: object) -> str:
-    """Hex digest of facts, and of a gin file with what it includes."""
-    text = json.dumps([facts, gin_text(gin_file)], sort_keys=True, default=str)
+def _hash(gin_files: Iterable[str], facts: object) -> str:
+    """Hex digest of facts, and of gin files with what they include."""
+    texts = [gin_text(file) for file in gin_files]
+    text = json.dumps([facts, texts], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
