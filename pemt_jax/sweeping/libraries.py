@@ -20,7 +20,7 @@ from pemt_jax.library.expert import expert_folder, expert_names
 from pemt_jax.library.transfer import add_expert, remove_expert
 from pemt_jax.sweeping.table import SweepConfig
 
-POOLED = "pooled"
+POOLED, MERGED = "pooled", "merged"  # names of experts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,15 +61,24 @@ def _random(library: Path, experts: Sequence[str], seed: int) -> None:
         random_expert(library, f"random_{name}", name, seed * len(experts) + i)
 
 
-def _ties(library: Path, experts: Sequence[str], seed: int) -> None:
-    combination = Combination("ties_svd", (1.0,) * len(experts), density=0.2, seed=seed)
-    combine_experts(library, "ties", experts, combination, experts[0])
+def _merge(method: str, density: float | None = None, sum_to_one: bool = True) -> Callable:
+    """How a set is merged into one expert: the weights are 1/E each, or 1."""
+
+    def make(library: Path, experts: Sequence[str], seed: int) -> None:
+        weights = (1 / len(experts) if sum_to_one else 1.0,) * len(experts)
+        combination = Combination(method, weights, density, seed=seed)
+        combine_experts(library, MERGED, experts, combination, experts[0])
+
+    return make
 
 
-# kind -> how it is made in a copy of a library, and the names that it has there
-DERIVED: dict[str, tuple[Callable, Callable[[Sequence[str]], tuple[str, ...]]]] = {
-    "random": (_random, lambda experts: tuple(f"random_{name}" for name in experts)),
-    "ties": (_ties, lambda experts: ("ties",)),
+# kind -> how it is made in a copy of a library
+DERIVED: dict[str, Callable[[Path, Sequence[str], int], None]] = {
+    "random": _random,
+    "linear": _merge("linear"),
+    "svd": _merge("svd"),
+    "ties": _merge("ties_svd", density=0.2, sum_to_one=False),
+    "dare": _merge("dare_linear_svd", density=0.5),
 }
 
 
@@ -77,7 +86,9 @@ def experts_of(config: SweepConfig, chosen: ExpertSet, kind: str) -> ExpertSet:
     """The set itself, or what a method's `library` says is made of it; it need not exist yet."""
     if kind == "own":
         return chosen
-    names = (POOLED,) if kind == POOLED else DERIVED[kind][1](chosen.experts)
+    names = (POOLED,) if kind == POOLED else (MERGED,)
+    if kind == "random":
+        names = tuple(f"random_{name}" for name in chosen.experts)
     library = config.path / "libraries" / f"{chosen.name}.{kind}"
     return dataclasses.replace(chosen, library=str(library), experts=names, trained=False)
 
@@ -112,7 +123,7 @@ def derive(config: SweepConfig, chosen: ExpertSet, kind: str) -> None:
             remove_expert(library, name)  # what a killed sweep has left
         for name in chosen.experts:
             add_expert(library, expert_folder(storage.path(chosen.library), name))
-        DERIVED[kind][0](library, chosen.experts, chosen.seed)
+        DERIVED[kind](library, chosen.experts, chosen.seed)
 
 
 def description(library: str, name: str) -> str:

@@ -45,7 +45,6 @@ class SweepMethod:
 
 PEMT, LORA = {"METHOD": "pemt_target"}, {"METHOD": "lora"}
 PEMT_PAPER, LORA_PAPER = "arXiv 2402.15082", "arXiv 2106.09685"
-TIES_PAPER = "arXiv 2306.01708"
 
 METHODS = {
     method.name: method
@@ -117,15 +116,23 @@ METHODS = {
             trained=False,
             paper="control",
         ),
-        SweepMethod(
-            "ties",
-            "TIES merge of the experts as it is",
-            LORA,
-            experts=START,
-            library="ties",
-            choose=(),
-            trained=False,
-            paper=TIES_PAPER,
+        *(
+            SweepMethod(
+                name,
+                f"{title} merge of the experts as it is",
+                LORA,
+                experts=START,
+                library=name,
+                choose=(),
+                trained=False,
+                paper=paper,
+            )
+            for name, title, paper in (
+                ("linear", "linear", "control"),
+                ("svd", "SVD", "control"),
+                ("ties", "TIES", "arXiv 2306.01708"),
+                ("dare", "DARE", "arXiv 2311.03099"),
+            )
         ),
     )
 }

@@ -22,6 +22,7 @@ from pemt_jax.library.expert import load_expert
 from pemt_jax.reporting.records import read_run
 from pemt_jax.sweeping import plan
 from pemt_jax.sweeping.choosing import choose, metrics_on_test
+from pemt_jax.sweeping.libraries import DERIVED, derive, expert_sets, experts_of, missing
 from pemt_jax.sweeping.running import Sweep, run_sweep
 from pemt_jax.training.held_back import check_split
 
@@ -275,3 +276,25 @@ def test_a_dry_run_prints_commands_and_writes_nothing(made, tmp_path, capsys):
     assert len(out) == 5 and out[-1] == "# 0 experts, 4 runs in 4 jobs, 1 choices"
     assert all(line.startswith("python -m pemt_jax.train --gin_file=") for line in out[:-1])
     assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize("kind", DERIVED)
+def test_what_is_made_of_a_set_is_made_once_and_leaves_the_set_as_it_was(
+    made, tmp_path, save_expert, kind
+):
+    names = ("films", "lamps")
+    for seed, name in enumerate(names):
+        library = save_expert(name, seed=seed)
+    before = tiny_system.snapshot(library)
+    config = made(libraries={"own": (str(library), names)})
+    (own,) = expert_sets(config)
+    derive(config, own, kind)
+    derived = experts_of(config, own, kind)
+    after = tiny_system.snapshot(tmp_path / "sweep")
+    assert missing(derived) == [] and load_expert(derived.library, derived.experts[0]).lora
+    derive(config, own, kind)
+    assert tiny_system.snapshot(tmp_path / "sweep") == after
+    # What a killed sweep left of it is made again.
+    shutil.rmtree(tmp_path / "sweep" / "libraries" / f"own.{kind}" / derived.experts[-1])
+    derive(config, own, kind)
+    assert missing(derived) == [] and tiny_system.snapshot(library) == before
