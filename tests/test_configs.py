@@ -5,24 +5,18 @@ from pathlib import Path
 
 import gin
 import pytest
-import seqio
 
-from pemt_jax import configs, tasks  # noqa: F401
+from pemt_jax import configs
 from pemt_jax.cli import command as cli
 from pemt_jax.cli.gin_config import load
 from pemt_jax.common.errors import UsageError
 from pemt_jax.evaluate import evaluate
 from pemt_jax.run_config import TrainConfig
-from pemt_jax.sweep import sweep
-from pemt_jax.sweeping.pages.published import published
-from pemt_jax.sweeping.running import Sweep
-from pemt_jax.sweeping.table import SweepConfig
 from pemt_jax.train import train
 
 ROOT = Path(configs.__file__).parent
 README = (Path(__file__).parents[1] / "configs" / "README.md").read_text(encoding="utf-8")
-NOT_RUNS = ("models", "t5x", "tables")  # t5x/ is for T5X's own commands: test_t5x.py
-TABLES = sorted(path.name for path in (ROOT / "tables").glob("*.gin"))
+NOT_RUNS = ("models", "t5x", "tables")  # t5x/: test_t5x.py; tables/: test_tables.py
 RUNS = sorted(
     str(p.relative_to(ROOT)) for p in ROOT.glob("*/*.gin") if p.parent.name not in NOT_RUNS
 )
@@ -64,22 +58,6 @@ def test_a_run_loads_and_misses_nothing_but_what_its_header_asks_for(name):
     load(train, [name], needed(name), [str(ROOT)])
     with pytest.raises(UsageError, match="There is no value for .*MODEL_DIR"):
         load(train, [name], [pair for pair in needed(name) if pair[0] != "MODEL_DIR"], [str(ROOT)])
-
-
-@pytest.mark.parametrize("name", TABLES)
-def test_a_table_is_a_sweep_of_tasks_that_exist(name, tmp_path):
-    flags = [f"--gin_file=tables/{name}", f"--gin.FOLDER={tmp_path}"]
-    config = SweepConfig.of(**cli.arguments_of(sweep, flags))
-    planned = Sweep(config)
-    names = {run.task for runs in planned.runs.values() for run in runs}
-    names |= {*config.experts.sources, *config.table.tasks}
-    assert names <= {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
-    assert (config.table.published is None) or published(config.table.published).rows
-    for method in config.table.methods:  # the flags of each are those of its gin files
-        job = next(job for job in planned.jobs if job.runs[0].cell.method.name == method)
-        assert cli.arguments_of(train, job.command)["mixture_or_task_name"]
-    for source in planned.sources:
-        assert cli.arguments_of(train, source.command)["library"]
 
 
 @pytest.mark.parametrize("name", ["runs/stage1.gin", "runs/stage2.gin"])
