@@ -64,10 +64,11 @@ def notes(results: Results, brackets: bool = True) -> list[str]:
     seeds = max((entry.seeds for entry in entries), default=0)
     sizes = dict.fromkeys((entry.task, entry.examples) for entry in entries if entry.examples)
     of = ", ".join(f"{task} {examples:,}" for task, examples in sizes)
+    spread = any((entry.within, entry.between) != (None, None) for entry in entries)
     inside = "; in brackets the standard deviation over seeds within a set, and of the sets' means"
     found = [
         f"Mean ± standard error on the test split; up to {sets} expert set{'s' * (sets != 1)} of "
-        f"{seeds} seed{'s' * (seeds != 1)}{inside * brackets}.",
+        f"{seeds} seed{'s' * (seeds != 1)}{inside * (brackets and spread)}.",
         "Bold: the best. †: within the noise of the best (two standard errors). ‡: equal to the "
         "majority class, or not clearly above it.",
         "What is chosen (rates, experts) is chosen on validation; the test split was read for the "
