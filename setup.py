@@ -46,6 +46,7 @@ setup(
         "pemt_jax": ["py.typed", "assets/*/*", "assets/*/*/*"],
         "pemt_jax.configs": ["*/*.gin"],
         "pemt_jax.reporting": ["templates/*"],
+        "pemt_jax.sweeping.pages": ["*.json"],
     },
     entry_points={"console_scripts": ["pemt-jax = pemt_jax.cli.console:main"]},
     # The lower bounds are proved by `.ci/run --lowest`.

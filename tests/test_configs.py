@@ -16,7 +16,7 @@ from pemt_jax.train import train
 
 ROOT = Path(configs.__file__).parent
 README = (Path(__file__).parents[1] / "configs" / "README.md").read_text(encoding="utf-8")
-NOT_RUNS = ("models", "t5x")  # t5x/ is for T5X's own commands: test_t5x.py
+NOT_RUNS = ("models", "t5x", "tables")  # t5x/: test_t5x.py; tables/: test_tables.py
 RUNS = sorted(
     str(p.relative_to(ROOT)) for p in ROOT.glob("*/*.gin") if p.parent.name not in NOT_RUNS
 )
@@ -72,6 +72,13 @@ def test_the_file_of_a_run_also_serves_evaluate():
     load(evaluate, [name], needed(name), [str(ROOT)])
     model_dir = gin.query_parameter("pemt_jax.evaluate.evaluate.model_dir")
     assert model_dir.scoped_selector.startswith("MODEL_DIR")
+
+
+def test_a_flag_of_another_function_leaves_the_run_its_own_of_that_name():
+    flags = [f"--gin.{name}={value}" for name, value in REQUIRED.items()]
+    flags += ["--gin_file=runs/stage2.gin", "--gin.FewShot.seed=3", "--gin.SEED=1"]
+    assert cli.arguments_of(train, flags)["seed"] == 1
+    assert gin.query_parameter("FewShot.seed") == 3
 
 
 def test_a_misspelled_macro_of_a_run_is_named(capsys):

@@ -27,10 +27,12 @@ from tiny_adapter import adapter_files
 from tiny_system import T5, World, random_base
 
 import pemt_jax
+from pemt_jax import report
 from pemt_jax.cli import library_command
 from pemt_jax.cli.command import arguments_of
 from pemt_jax.config import MINI_T5
 from pemt_jax.evaluate import evaluate
+from pemt_jax.sweep import sweep
 from pemt_jax.tasks.commands import preparing
 from pemt_jax.train import train
 
@@ -43,6 +45,7 @@ READMES = [
     "pemt_jax/library/README.md",
     "pemt_jax/interop/peft/README.md",
     "pemt_jax/planning/README.md",
+    "pemt_jax/sweeping/README.md",
     "pemt_jax/t5x/README.md",
     "tests/benchmarks/README.md",
     "tests/fuzz/README.md",
@@ -208,6 +211,13 @@ def check(command: list[str]) -> None:
                 arguments_of(train if module == "pemt_jax.train" else evaluate, flags)
             finally:
                 gin.clear_config()
+        case ["python", "-m", "pemt_jax.sweep", *flags]:
+            try:
+                arguments_of(sweep, flags)
+            finally:
+                gin.clear_config()
+        case ["python", "-m", "pemt_jax.report", *arguments]:
+            report._parser().parse_args(arguments)
         case ["python", "-m", "pemt_jax.library", *arguments]:
             library_command._parser().parse_args(arguments)
         case ["python", "-m", "pemt_jax.tasks", "prepare", *names]:
@@ -223,6 +233,9 @@ def check(command: list[str]) -> None:
             dry_run("launch/tpu_vm.sh", action, "--dry-run", *rest)
         case ["launch/gke_xpk.sh", *rest]:
             dry_run("launch/gke_xpk.sh", "--dry-run", *rest)
+        case ["sbatch", *options, wrapped] if wrapped.startswith("--wrap="):
+            assert all(option.startswith("--") for option in options)
+            check(shlex.split(wrapped.removeprefix("--wrap=")))
         case ["sbatch", *_]:
             start = command.index("launch/slurm.sbatch")
             assert all(option.startswith("--") for option in command[1:start])

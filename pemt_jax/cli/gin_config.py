@@ -146,7 +146,8 @@ def _literal(name: str, value: str) -> str:
 def _fill_arguments(main: Callable, read: set[str], given: set[str]) -> None:
     selector = gin_internals.selector_of(main)
     bound = gin_internals.bound_arguments(main)
-    explicit = {name.rpartition(".")[2] for name in given}
+    owners = [name.rpartition(".")[::2] for name in given]  # ("FewShot", "seed") is another's
+    explicit = {name for owner, name in owners if owner and f".{selector}".endswith(f".{owner}")}
     values = gin_internals.macro_values()
     # In a file of another main (a run's own, given to evaluate) every macro may be meant for us.
     foreign = not bound

@@ -77,19 +77,9 @@ def write_report(
 
 def render(runs: Sequence[RunRecord], gates: Sequence[dict] = ()) -> str:
     """Return the page."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pemt_jax.reporting"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "count": count, "size": size, "short": short}
     groups = group_runs(runs)
     title = f"Run {runs[0].name}" if len(runs) == 1 else f"{len(runs)} runs"
-    return environment.get_template("page.html").render(
+    return template("page.html").render(
         title=title,
         runs=runs,
         finished=sum(run.state == FINISHED for run in runs),
@@ -104,6 +94,21 @@ def render(runs: Sequence[RunRecord], gates: Sequence[dict] = ()) -> str:
         thinned=thinned,
         version=VERSION,
     )
+
+
+def template(name: str):
+    """A template of the pages, with the filters that write numbers."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pemt_jax.reporting"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "count": count, "size": size, "short": short}
+    return environment.get_template(name)
 
 
 def gate_section(record: RunRecord, split: str | None) -> dict[str, Any]:

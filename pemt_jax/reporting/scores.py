@@ -138,7 +138,7 @@ def scores_of(groups: Sequence[Group]) -> list[Score]:
             own[group.task, "test"] = []
         for (task, split), evaluations in sorted(own.items()):  # test before validation
             found += _scores(group, task, split, evaluations)
-    _mark_best(found)
+    mark_best(found)
     return found
 
 
@@ -168,7 +168,7 @@ def _scores(group: Group, task: str, split: str, evaluations: Sequence[Evaluatio
         score.examples, score.majority = examples.get(part), facts.get("majority", {}).get(name)
         if score.majority and shares.get(part):
             score.scale = 100 if score.majority / shares[part] > 10 else 1
-        score.marks = _marks(score)
+        score.marks = marks_of(score)
         scores.append(score)
     return scores
 
@@ -183,7 +183,8 @@ def metric_names(metrics: Iterable[str]) -> list[str]:
     return names or [name for name in ("loss",) if name in values]
 
 
-def _marks(score: Score) -> list[str]:
+def marks_of(score: Score) -> list[str]:
+    """How a score compares with the majority class's, where that is known."""
     if score.majority is None or not score.values:
         return []
     half = score.scale / score.examples / 2 if score.examples else 1e-6  # of an example
@@ -197,7 +198,7 @@ def _marks(score: Score) -> list[str]:
     return ["below the majority class" if below else "within the noise of the majority class"]
 
 
-def _mark_best(scores: Sequence[Score]) -> None:
+def mark_best(scores: Sequence[Score]) -> None:
     """Mark the best group of each metric on the same examples, and those not clearly below it."""
     tables: dict[tuple, list[Score]] = {}
     for score in scores:

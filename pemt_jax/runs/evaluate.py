@@ -14,6 +14,7 @@ from pemt_jax.runs.finished import FinishedRun, open_run
 from pemt_jax.runs.publish import ARTEFACT
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 from pemt_jax.training.evaluator import Evaluator
+from pemt_jax.training.held_back import check_split
 from pemt_jax.training.split_facts import split_facts
 from pemt_jax.training.validation import Validation
 
@@ -29,10 +30,12 @@ def evaluate(config: EvaluateConfig, run: FinishedRun | None = None) -> dict[str
       run: where it is open already.
 
     Raises:
-      UsageError, PemtError: no finished run, or no such task or split.
+      UsageError, PemtError: no finished run, no such task or split, or one that is held back.
     """
+    folder = storage.path(config.run.model_dir)
+    check_split(folder, config.split)
     run = run or open_run(config.run, DEFAULT_VOCABULARY)
-    built, folder = run.built, storage.path(config.run.model_dir)
+    built = run.built
     name = config.mixture_or_task_name or run.task
     lengths = config.task_feature_lengths or run.lengths
     if not name or not lengths:

@@ -78,7 +78,7 @@ def test_modules_in_the_working_directory_are_found_as_by_python_m(run, tmp_path
         (
             ["trian"],
             "There is no command 'trian', expected one of train, evaluate, predict, plan, "
-            "report, convert, library, tasks (nearest: 'train').",
+            "sweep, report, convert, library, tasks (nearest: 'train').",
         ),
         (["--hlep"], "There is no argument '--hlep', expected one of those in --help (nearest: "),
         (["xyzzy", "--help"], "There is no command 'xyzzy', expected one of train"),

@@ -1,0 +1,138 @@
+"""The methods that a sweep compares, one row each: a new method is a new row here.
+
+A row says how `python -m pemt_jax.train` is called for one target run. Everything else, the task,
+its shots, the seed, the base, the steps and the learning rate, is the table's.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+NONE, MIX, START = "none", "mix", "start"
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepMethod:
+    """A way to adapt to a target task.
+
+    Attributes:
+      name, title: in tables and on the page.
+      bindings: flags of the training command, {"METHOD": "lora"}.
+      files: its gin files; none for the table's. What they need, base, lengths and batch size, the
+        table's `base` and `bindings` give.
+      experts: what it does with an expert set: NONE, MIX (EXPERTS) or START (INITIAL_EXPERT, whose
+        prompt it starts with as well).
+      library: "own", the set's experts, or those that are made of them, see libraries.DERIVED.
+      choose: what is chosen on validation, of "rate" and "expert": one expert of the set.
+      rate_factor: of the table's rates, for methods that need others, such as prompts alone.
+      trained: False for what is not trained on the target: one update at rate 0, one seed, and the
+        same for any number of shots.
+      paper: where it is from.
+      published: its name in the tables of sweeping/pages/published.json.
+    """
+
+    name: str
+    title: str
+    bindings: Mapping[str, object]
+    files: tuple[str, ...] = ()
+    experts: str = NONE
+    library: str = "own"
+    choose: tuple[str, ...] = ("rate",)
+    rate_factor: float = 1.0
+    trained: bool = True
+    paper: str = ""
+    published: str = ""
+
+
+PEMT, LORA = {"METHOD": "pemt_target"}, {"METHOD": "lora"}
+PEMT_PAPER, LORA_PAPER = "arXiv 2402.15082", "arXiv 2106.09685"
+
+METHODS = {
+    method.name: method
+    for method in (
+        SweepMethod(
+            "pemt",
+            "PEMT: gate over the experts, target adapter",
+            PEMT,
+            experts=MIX,
+            paper=PEMT_PAPER,
+            published="PEMT",
+        ),
+        SweepMethod(
+            "adapter",
+            "the same adapter, prompt and norms without experts",
+            {"METHOD": "adapter"},
+            paper="arXiv 1902.00751, here with a prompt",
+            published="Adapter",
+        ),
+        SweepMethod(
+            "full",
+            "full fine-tuning",
+            {"METHOD": "full"},
+            paper="arXiv 1910.10683",
+            published="Fine-tuning",
+        ),
+        SweepMethod(
+            "lora", "LoRA and prompt on the target alone", LORA, paper=LORA_PAPER, published="LoRA"
+        ),
+        SweepMethod(
+            "pooled",
+            "LoRA on the pooled sources, then on the target",
+            LORA,
+            experts=START,
+            library="pooled",
+            paper=LORA_PAPER,
+        ),
+        SweepMethod(
+            "random",
+            "PEMT over random experts of the same norms",
+            PEMT,
+            experts=MIX,
+            library="random",
+            paper="control, arXiv 2602.12323",
+        ),
+        SweepMethod(
+            "one_expert",
+            "PEMT over one expert, chosen on validation",
+            PEMT,
+            experts=MIX,
+            choose=("expert", "rate"),
+            paper=PEMT_PAPER,
+        ),
+        SweepMethod(
+            "single",
+            "the best single expert as it is, chosen on validation",
+            LORA,
+            experts=START,
+            choose=("expert",),
+            trained=False,
+            paper="control",
+        ),
+        SweepMethod(
+            "uniform",
+            "all experts at equal weights as they are",
+            PEMT,
+            experts=MIX,
+            choose=(),
+            trained=False,
+            paper="control",
+        ),
+        *(
+            SweepMethod(
+                name,
+                f"{title} merge of the experts as it is",
+                LORA,
+                experts=START,
+                library=name,
+                choose=(),
+                trained=False,
+                paper=paper,
+            )
+            for name, title, paper in (
+                ("linear", "linear", "control"),
+                ("svd", "SVD", "control"),
+                ("ties", "TIES", "arXiv 2306.01708"),
+                ("dare", "DARE", "arXiv 2311.03099"),
+            )
+        ),
+    )
+}

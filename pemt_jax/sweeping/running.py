@@ -1,0 +1,209 @@
+"""A sweep from its table to its results: experts, runs, choices, tests, in this order.
+
+Every run is `python -m pemt_jax.train` in a process of its own, and every test
+`python -m pemt_jax.evaluate`, so that a failure is one run's and a stopped sweep goes on where it
+was. What is done is found by looking: an artefact in the folder that the run's hash names.
+"""
+
+import contextlib
+import dataclasses
+import json
+import shlex
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pemt_jax.common.errors import PemtError, say
+from pemt_jax.common.storage import replacing
+from pemt_jax.common.user_input.files import read_object
+from pemt_jax.common.writing import lease
+from pemt_jax.parallel.stop_signals import Stopped
+from pemt_jax.reporting.records import FINISHED, read_run
+from pemt_jax.runs.model_dir import LOCK
+from pemt_jax.sweeping import libraries, plan
+from pemt_jax.sweeping.choosing import CHOICES, choose
+from pemt_jax.sweeping.commands import Commands, Ended
+from pemt_jax.sweeping.libraries import DERIVED
+from pemt_jax.sweeping.plan import Job, Run, Source
+from pemt_jax.sweeping.results import TABLE
+from pemt_jax.sweeping.state import FAILED, SweepState
+from pemt_jax.sweeping.table import SweepConfig
+from pemt_jax.training.held_back import hold_back
+
+DAY = 86400.0
+
+
+class Sweep(SweepState):
+    """A sweep that does what is left to do; see SweepState for the arguments."""
+
+    def __init__(self, config: SweepConfig):
+        super().__init__(config)
+        self.commands = Commands()
+
+    def run(self) -> None:
+        """Do this shard's share; the whole sweep where there is one shard.
+
+        Raises:
+          PemtError: runs failed; the others were run all the same. Stopped: a signal came.
+        """
+        self._write_table()
+        faults = []
+        with self._stoppable():
+            try:
+                self._each(self._train_source, self.sources, lambda one: one.folder.name)
+                self._derive()
+                self._each(self._train, self.jobs, lambda job: job.folder.name)
+                faults = self._choose()
+                chosen_runs = [run for run in self.job_of if self.is_chosen(run)]
+                self._each(self._test, chosen_runs, lambda run: run.name)
+            finally:
+                rows = self.collect()
+        states = [str(row["state"]) for row in rows]
+        done, failed = states.count(FINISHED), states.count(FAILED)
+        say(f"{self.folder}: {done} of {len(rows)} runs finished, {failed} failed.")
+        if waiting := len(rows) - done - failed:
+            say(f"{waiting} wait for experts or runs of other shards: run the command again.")
+        if faults:
+            raise faults[0]
+        if failed:
+            first = next(row for row in rows if row["state"] == FAILED)
+            raise PemtError(f"{failed} runs failed, the first {first['run']}: {first['reason']}")
+
+    def _write_table(self) -> None:
+        content = dataclasses.asdict(self.config.table) | dataclasses.asdict(self.config.experts)
+        with replacing(self.folder / TABLE) as partial:
+            partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def _each(self, action: Callable, items: Sequence, key: Callable) -> None:
+        """Call `action` for this shard's share of the items, JOBS at a time."""
+        own = [item for item in items if plan.share(self.config, key(item))]
+        with ThreadPoolExecutor(self.config.jobs) as pool:
+            futures = [pool.submit(action, item) for item in own]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                self.commands.stop()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    def _train_source(self, source: Source) -> None:
+        only = dataclasses.replace(source.set, experts=(source.name,))
+
+        def is_done() -> bool:
+            return not libraries.missing(only) and read_run(source.folder, "").state == FINISHED
+
+        if not is_done():
+            self._wait_for(source.folder)
+            if not is_done():
+                self._command("train", source.folder, source.command, 1)
+
+    def _derive(self) -> None:
+        """Make what methods need of the expert sets that are complete."""
+        for cell in self.cells:
+            kind, own = cell.method.library, cell.set
+            if kind in DERIVED and own.name and not libraries.missing(own):
+                libraries.derive(self.config, own, kind)
+
+    def _train(self, job: Job) -> None:
+        if libraries.missing(job.experts) or all(self.is_done(run) for run in job.runs):
+            return
+        for run in job.runs:
+            folder = job.folder_of(run)
+            up = "/".join([".."] * len(folder.relative_to(self.folder).parts))
+            hold_back(folder, f"{up}/{CHOICES}/{run.cell.key}.json", run.choice)
+        self._wait_for(job.folder)
+        if not all(self.is_done(run) for run in job.runs):
+            self._command("train", job.folder, job.command, len(job.runs))
+
+    def _wait_for(self, folder: Path) -> None:
+        """Wait for a process that a killed sweep has left behind, or another sweep's, to end."""
+        with lease.held(folder / LOCK, f"The run {folder}", wait=DAY):
+            pass
+
+    def _choose(self) -> list[PemtError]:
+        """Choose in every cell whose runs have all ended; what was wrong in some of them."""
+        faults = []
+        for cell in self.cells:
+            records = [(run, self.record(run)) for run in self.runs[cell]]
+            states = [self.state(run, record)[0] for run, record in records]
+            if all(state in (FINISHED, FAILED) for state in states):
+                try:
+                    choose(self.folder, cell, records)
+                except PemtError as error:
+                    faults.append(error)
+        return faults
+
+    def _test(self, run: Run) -> None:
+        folder = self.job_of[run].folder_of(run)
+        if not any(one.split == "test" for one in self.record(run).evaluations):
+            flags = [f"--gin.MODEL_DIR={folder}", "--gin.SPLIT=test"]
+            self._command("evaluate", folder, flags, 1)
+
+    def _command(self, module: str, folder: Path, flags: Sequence[str], runs: int) -> None:
+        """Run a command to its end; note its failure, or what it cost."""
+        place = folder.relative_to(self.folder).as_posix()
+        say(f"{module} {place}")
+        log = self.folder / "logs" / f"{place.replace('/', '-')}.log"
+        ended = self.commands.run(module, flags, log)
+        if self.commands.stopping:
+            return
+        failure = self.failure_file(module, folder)
+        if ended.code:
+            say(f"{module} {place} failed: {ended.sentence}")
+            with replacing(failure) as partial:
+                partial.write_text(json.dumps({"reason": ended.sentence}) + "\n", encoding="utf-8")
+        else:
+            failure.unlink(missing_ok=True)
+        if module == "train":
+            self._note_cost(folder.name, ended, runs)
+
+    def _note_cost(self, job: str, ended: Ended, runs: int) -> None:
+        file = self.folder / "costs" / f"{job}.json"
+        before = read_object(file, "a cost") if file.is_file() else {}
+        content = {
+            "job": job,
+            "seconds": round(before.get("seconds", 0.0) + ended.seconds, 1),
+            "peak_memory": max(before.get("peak_memory", 0), ended.peak_memory),
+            "starts": before.get("starts", 0) + 1,
+            "runs": runs,
+        }
+        with replacing(file) as partial:
+            partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+    @contextlib.contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """Context in which SIGTERM and Ctrl-C let the running commands save and end."""
+
+        def stop(number: int, _frame) -> None:
+            signal.signal(number, signal.SIG_IGN)
+            self.commands.stop()
+            raise Stopped("The sweep was asked to stop; its command goes on with it.", number)
+
+        before = {}
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(ValueError):  # outside the main thread there are no handlers
+                before[number] = signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def run_sweep(config: SweepConfig) -> None:
+    """Run a sweep, or print its commands; see `Sweep`."""
+    sweep = Sweep(config)
+    if not config.dry_run:
+        sweep.run()
+        return
+    for source in sweep.sources:
+        print(f"python -m pemt_jax.train {shlex.join(source.command)}")
+    for job in sweep.jobs:
+        print(f"python -m pemt_jax.train {shlex.join(job.command)}")
+    tests = sum(1 for cell in sweep.cells for _ in sweep.runs[cell][:1])
+    print(
+        f"# {len(sweep.sources)} experts, {len(sweep.job_of)} runs in {len(sweep.jobs)} jobs, "
+        f"{tests} choices"
+    )

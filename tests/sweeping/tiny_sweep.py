@@ -1,0 +1,106 @@
+"""Sweeps for tests: of the tiny system in this process, or of runs that only look trained."""
+
+import contextlib
+import io
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import tiny_system
+
+from pemt_jax.cli import command as cli
+from pemt_jax.library.artefact import Card, write_artefact
+from pemt_jax.sweeping import running
+from pemt_jax.sweeping.commands import Commands, Ended
+from pemt_jax.sweeping.table import SweepConfig
+
+
+def config(folder: Path, file: str | Path, **values) -> SweepConfig:
+    """A sweep of one method without experts, two rates and two seeds."""
+    defaults = {
+        "methods": ("adapter",),
+        "tasks": ("tiny_mood",),
+        "file": str(file),
+        "steps": 4,
+        "seeds": (0, 1),
+        "rates": (0.01, 0.03),
+    }
+    return SweepConfig.of(folder=str(folder), **defaults | values)
+
+
+class InProcess(Commands):
+    """Commands called in this process."""
+
+    def run(self, module, arguments, log):
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            code = cli.run(tiny_system.MAINS[module], list(arguments))
+        error = said.getvalue().strip().splitlines()[-1:] if code else [""]
+        return Ended(code, error[0].removeprefix("error: "), 1.0, 10**6)
+
+
+class Pretended(Commands):
+    """Commands that write what a run would leave, without training.
+
+    Args:
+      score: the validation metric of a training command's flags; None for a failed run.
+      calls: gets (module, folder) of each command.
+      untestable: whether evaluations fail.
+      stop_after: commands after which the sweep's process would be killed.
+    """
+
+    def __init__(
+        self,
+        score: Callable[[Mapping], float | None],
+        calls: list,
+        stop_after: int = 10**9,
+        untestable: bool = False,
+    ):
+        super().__init__()
+        self.score, self.calls, self.left = score, calls, stop_after
+        self.untestable = untestable
+
+    def run(self, module, arguments, log):
+        flags = dict(argument.removeprefix("--gin.").split("=", 1) for argument in arguments)
+        folder, tasks = Path(flags["MODEL_DIR"]), flags.get("MIXTURE_OR_TASK_NAME", "")
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left -= 1
+        self.calls.append((module, folder.name))
+        if module == "evaluate" and self.untestable:
+            return Ended(1, "There is no test split.", 1.0, 10)
+        if module == "evaluate":
+            task = json.loads((folder / "artefact" / "card.json").read_text())["task"]
+            (folder / "evaluation" / "splits").mkdir(parents=True)
+            metrics = {"accuracy": 70.0, "average": 70.0}
+            (folder / "evaluation" / f"{task}-test.json").write_text(json.dumps(metrics))
+            return Ended(0, "", 1.0, 10)
+        names = eval(tasks) if tasks.startswith("(") else [tasks]
+        for name in names:
+            value = self.score(flags | {"MIXTURE_OR_TASK_NAME": name})
+            if value is None:
+                return Ended(1, "The loss of step 3 is not finite, expected a number.", 1.0, 10)
+            place = folder / name if len(names) > 1 else folder
+            metrics = {"accuracy": value, "average": value, "loss": 1.0}
+            card = Card("target", "adapter", name, "b" * 64, metrics=metrics)
+            write_artefact(place / "artefact", {"x": np.zeros(2, np.float32)}, card)
+        return Ended(0, "", 1.0, 10)
+
+
+def sweep(made: SweepConfig, commands: Commands | None = None) -> None:
+    """Run a sweep with other commands than processes."""
+    one = running.Sweep(made)
+    one.commands = commands or InProcess()
+    one.run()
+
+
+def pretend(made: SweepConfig, score=lambda flags: 60.0, **options) -> list[tuple[str, str]]:
+    """Run a sweep whose runs only look trained; return the commands that it called."""
+    calls: list[tuple[str, str]] = []
+    sweep(made, Pretended(score, calls, **options))
+    return calls
+
+
+def lines(folder: Path, name: str = "results.jsonl") -> list[dict]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
