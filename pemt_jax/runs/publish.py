@@ -154,7 +154,7 @@ def publish(
         task=config.tasks[0],
         base_fingerprint=identity["base"],
         base_name=found.repo if (found := find(base)) else Path(base).name,
-        description=identity["prompt_text"],
+        description=identity["prompt_text"] or "",
         experts=experts,
         rank=options.expert_rank if options.source_expert or experts else 0,
         config=facts,
