@@ -8,7 +8,6 @@ trainable one only.
 import dataclasses
 import re
 from collections.abc import Mapping
-
 from typing import Any
 
 import jax.numpy as jnp
