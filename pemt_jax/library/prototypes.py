@@ -1,9 +1,9 @@
 """Arrow's prototypes: by which inputs each expert of a bank is recognised.
 
-The prototype of an expert beside a linear layer x W is the unit vector v that maximises |v A B|, the
-first left singular vector of A B. PEFT, which writes the layer as W x with a weight B A, calls it
-the first right singular vector, and finds it by 15 steps of power iteration from a random start
-(Arrow, arXiv 2405.11157). Its sign has no meaning. A zero expert has a zero prototype.
+The prototype of an expert beside a linear layer x W is the unit vector v that maximises |v A B|,
+the first left singular vector of A B (Arrow, arXiv 2405.11157). PEFT, which writes the layer as W x
+with a weight B A, calls it the first right singular vector, and finds it by 15 steps of power
+iteration from a random start. Its sign has no meaning. A zero expert has a zero prototype.
 """
 
 import re

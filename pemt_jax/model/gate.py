@@ -17,8 +17,9 @@ The others (`PemtConfig.gate`) are ablations and rivals:
                 the prototype of expert i, is the direction of x that A_i B_i enlarges most (Arrow,
                 arXiv 2405.11157; library/prototypes.py). Nothing is trained
 
-With `PemtConfig.gate_top_k` only the k largest weights are kept, and normalised. A trained gate then
-has the gradient of the gate that keeps all (straight-through, arXiv 1308.3432), or k = 1 had none.
+With `PemtConfig.gate_top_k` only the k largest weights are kept, and normalised. A trained gate
+then has the gradient of the gate that keeps all (straight-through, arXiv 1308.3432); with k = 1 it
+would otherwise have none.
 """
 
 import flax.linen as nn
