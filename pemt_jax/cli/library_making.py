@@ -84,8 +84,7 @@ def _lorahub(arguments: Namespace) -> None:
     )
     names = arguments.experts.split(",")
     card = lorahub(arguments.library, arguments.name, names, search)
-    weights = ",".join(f"{weight:.4g}" for weight in card.config["weights"])
-    print(f"{arguments.name}  combined  weights {weights}  sha256 {card.sha256}")
+    print(f"{arguments.name}  combined  {card.config['weights']}  sha256 {card.sha256}")
 
 
 def _merge(arguments: Namespace) -> None:

@@ -68,6 +68,7 @@ class FeedForward(nn.Module):
             branch = ACTIVATION_FUNCTIONS[activation](experts.add(wi, x_BLD, branch, axes))
             hidden_BLF = branch if hidden_BLF is None else hidden_BLF * branch
         dropout = Dropout(t5.dropout_rate, t5.dropout_dims, deterministic=deterministic)
+        assert hidden_BLF is not None
         if pemt.vectors == "ia3":
             hidden_BLF *= Vector("mlp", 1.0, dtype, name="scale")(t5.mlp_dim)
         hidden_BLF = dropout(hidden_BLF)

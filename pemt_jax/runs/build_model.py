@@ -157,7 +157,9 @@ def build_model(
         if method.source_expert:
             given |= starting_values(start, options, len(tokens))
         else:
-            given["prompt/embedding"] = starting_prompt(start.prompt, given["prompt/embedding"])
+            assert base is not None  # that the expert was trained on
+            words = base.embedding_rows(tokens)
+            given["prompt/embedding"] = starting_prompt(start.prompt, words)
         loaded.append(start)
     check_lengths(MAX_DECODE_LENGTH=config.max_decode_length)
     model = PemtModel(t5, options, vocabulary, config.max_decode_length)
@@ -253,7 +255,7 @@ def starting_values(
 
 
 def starting_prompt(source_QD: np.ndarray, prompt_PD: np.ndarray) -> np.ndarray:
-    """An expert's prompt to start from; rows that it lacks are those of `prompt_PD`, as SPoT."""
+    """An expert's prompt to start from (SPoT); the rows that it lacks are those of `prompt_PD`."""
     start_PD = np.array(prompt_PD, np.float32)
     rows = min(len(source_QD), len(start_PD))
     start_PD[:rows] = source_QD[:rows]

@@ -1,7 +1,7 @@
 """LoraHub (arXiv 2307.13269): weights of frozen experts, found without gradients on few examples.
 
-The expert beside x W becomes sum_i w_i (x A_i) B_i, with one weight per expert for all layers, which
-minimises
+The expert beside x W becomes sum_i w_i (x A_i) B_i, with one weight per expert for all layers. The
+weights minimise
 
     cross entropy of the task's training examples + 0.05 mean_i |w_i|,      -1.5 <= w_i <= 1.5,
 
@@ -14,6 +14,7 @@ trained from one start; ours have prompts, of which the result gets one; and the
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -135,7 +136,7 @@ def find_weights(
 
 def scaled(params: Mapping, weights_E: Array) -> dict:
     """Return nested parameters with each expert's A multiplied by its weight."""
-    flat = traverse_util.flatten_dict(dict(params), sep="/")
+    flat: dict[str, Any] = traverse_util.flatten_dict(dict(params), sep="/")
     for path, a_XER in flat.items():
         if path.endswith("experts/lora_a"):
             flat[path] = a_XER * weights_E[None, :, None]
