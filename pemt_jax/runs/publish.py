@@ -148,6 +148,8 @@ def publish(
         **(notes or {}),
     }
     experts = tuple((record["name"], record["sha256"]) for record in identity["experts"])
+    if experts and not (options.source_expert or built.method.experts):  # its prompt was used
+        facts, experts = facts | {"started_from": identity["experts"]}, ()
     card = Card(
         kind="expert" if options.source_expert else "target",
         method=built.method.name,
