@@ -61,3 +61,12 @@ def test_a_method_is_trained_published_and_evaluated(world, tmp_path, name):
 def test_a_method_that_trains_no_prompt_of_its_own_starts_from_no_expert(world, tmp_path):
     with pytest.raises(UsageError, match="'ia3' trains no expert .* 'prompt_tuning' or 'mpt'"):
         world.train(tmp_path, method="ia3", initial_expert="tiny_mood")
+
+
+@pytest.mark.slow
+def test_a_job_of_prompts_of_different_lengths_is_refused_where_padding_would_change_them(
+    world, tmp_path
+):
+    tasks, texts = ("tiny_mood", "tiny_topic"), ("Say it.", "Say what the text is about.")
+    with pytest.raises(UsageError, match="different lengths .* 'product', expected one length"):
+        world.train(tmp_path, tasks, method="mpt", prompt_text=texts)
