@@ -6,13 +6,13 @@ run_config.TrainConfig.
 """
 
 import dataclasses
-import re
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401  (with it NumPy knows bfloat16 by name)
 import numpy as np
 
 from pemt_jax.common.errors import UsageError, nearest
+from pemt_jax.common.user_input.linears import ExpertLinears
 from pemt_jax.common.user_input.types import check_fields
 
 MINI_T5 = str(Path(__file__).parent / "assets" / "mini_t5")  # the base that ships with the package
@@ -137,64 +137,6 @@ class T5Config:
         }
 
 
-SHORT_NAMES = {"q": "query", "k": "key", "v": "value", "o": "out"}
-LINEARS = {*SHORT_NAMES.values(), "wi", "wi_0", "wi_1", "wo"}
-
-
-def linear_kind(path: str) -> str:
-    """A linear layer's path without the number of its layer: "encoder/attention/query"."""
-    return re.sub(r"/layers_\d+/", "/", path)
-
-
-@dataclasses.dataclass(frozen=True)
-class ExpertLinears:
-    """Some of T5's linear layers and the rank of the experts on them, read from one word.
-
-    The word is `[where/]name[:rank]`. The name is q, k, v, o, wi, wi_0, wi_1, wo, T5X's query, key,
-    value, out, or `all`; `wi` includes wi_0 and wi_1. Each part of `where` is a stack (encoder,
-    decoder) or a sublayer (attention, self_attention, encoder_decoder_attention, mlp).
-
-    Raises:
-      UsageError: there is no such layer, or the rank is not a positive number.
-    """
-
-    where: frozenset[str]
-    name: str
-    rank: int | None
-
-    @classmethod
-    def read(cls, word: str) -> "ExpertLinears":
-        path, colon, rank = word.partition(":")
-        *where, name = path.split("/")
-        name = SHORT_NAMES.get(name, name)
-        expected = {*SHORT_NAMES, *LINEARS, "all"}
-        if name not in expected:
-            raise UsageError(
-                f"PemtConfig.expert_linears has {word!r}, expected one of "
-                f"{sorted(expected)}{nearest(name, expected)}."
-            )
-        _one_of_parts(word, where)
-        if colon and not (rank.isascii() and rank.isdecimal() and 1 <= int(rank) < 10**6):
-            raise UsageError(f"PemtConfig.expert_linears has {word!r}, expected NAME:RANK.")
-        return cls(frozenset(where), name, int(rank) if colon else None)
-
-    def include(self, kind: str) -> bool:
-        """Whether the layers of a kind, as of `linear_kind`, are among these."""
-        *where, name = kind.split("/")
-        named = self.name in ("all", name) or (self.name == "wi" and name.startswith("wi_"))
-        return named and self.where <= set(where)
-
-
-def _one_of_parts(word: str, where: list[str]) -> None:
-    sublayers = {"attention", "self_attention", "encoder_decoder_attention", "mlp"}
-    for part in where:
-        if part not in (expected := {"encoder", "decoder", *sublayers}):
-            raise UsageError(
-                f"PemtConfig.expert_linears has {word!r} with {part!r}, expected a stack or a "
-                f"sublayer, {sorted(expected)}{nearest(part, expected)}."
-            )
-
-
 REFERENCE_OPTIONS = {  # of PemtConfig: what the authors' code does
     "prompt_init": "normal",
     "lora_b_init": "uniform",
@@ -203,6 +145,13 @@ REFERENCE_OPTIONS = {  # of PemtConfig: what the authors' code does
     "prompt_attention_dropout": 0.1,
     "loss_normalization": "tokens",
 }
+
+# The gate's kinds (model/gate.py), of which the second group computes one per token; how source
+# prompts are used (model/prompts.py); vectors in the backbone (model/layers.py).
+TOKEN_GATES = {"token", "arrow"}
+GATES = {"prompt", "shared", "constant", "uniform", "none", *TOKEN_GATES}
+PROMPTS = {"mixed", "own", "attention", "product"}
+VECTORS = {"none", "bias", "ia3"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +173,17 @@ class PemtConfig:
       expert_rank: R, where `expert_linears` names no rank.
       adapter_dim: width of the target adapter; 0 for none.
       tsl_weight: factor of the task sparsity loss.
+      gate: how experts are weighted (model/gate.py): "prompt", published; "shared", one linear map
+        for all layers of a stack; "constant", a trained vector per layer; "uniform", 1/E; "token",
+        a linear map of each token; "arrow", tokens and the experts' prototypes; "none", the layers
+        have no experts and only the prompts of the sources are used.
+      gate_top_k: the number of experts with a weight above 0, per gate; 0 for all.
       gate_temperature: tau in gate = softmax(a W / tau).
+      prompt_mixing: how the source prompts enter the target's (model/prompts.py): "mixed",
+        published; "own", not at all; "attention" of each input, ATTEMPT; "product", not at all, but
+        the target's is multiplied by a matrix of rank one, MPT.
+      vectors: trained vectors in every sublayer of the backbone: "none"; "bias", added to outputs;
+        "ia3", multiplied into keys, values and the feed-forward activation.
       lora_b_init: "zero", or "uniform" as the authors' code (the model then starts perturbed).
       prompt_init: "vocab" rows of the description's tokens, or "normal" N(0, 1) rows, which is
         what the authors' code really does.
@@ -243,7 +202,11 @@ class PemtConfig:
     expert_rank: int = 64
     adapter_dim: int = 0
     tsl_weight: float = 0.1
+    gate: str = "prompt"
+    gate_top_k: int = 0
     gate_temperature: float = 1.0
+    prompt_mixing: str = "mixed"
+    vectors: str = "none"
     lora_b_init: str = "zero"
     prompt_init: str = "vocab"
     tsl_counts_padding: bool = False
@@ -255,12 +218,16 @@ class PemtConfig:
         for field in ("source_prompt_lengths", "expert_names", "expert_linears"):
             object.__setattr__(self, field, _as_tuple(getattr(self, field)))
         check_fields(self)
+        _one_of("PemtConfig.gate", self.gate, GATES)
+        _one_of("PemtConfig.prompt_mixing", self.prompt_mixing, PROMPTS)
+        _one_of("PemtConfig.vectors", self.vectors, VECTORS)
         _one_of("PemtConfig.lora_b_init", self.lora_b_init, {"zero", "uniform"})
         _one_of("PemtConfig.prompt_init", self.prompt_init, {"vocab", "normal"})
         _one_of("PemtConfig.loss_normalization", self.loss_normalization, {"tokens", "sequences"})
         for field, holds, expected in (
             ("expert_rank", self.expert_rank >= 1, "1 or more"),
             ("adapter_dim", self.adapter_dim >= 0, "0 or more"),
+            ("gate_top_k", self.gate_top_k >= 0, "0 or more"),
             ("gate_temperature", self.gate_temperature > 0, "more than 0"),
             ("tsl_weight", self.tsl_weight >= 0, "0 or more"),
             ("prompt_attention_dropout", 0 <= (self.prompt_attention_dropout or 0) < 1, "[0, 1)"),
@@ -270,6 +237,11 @@ class PemtConfig:
             raise UsageError(
                 f"PemtConfig has {len(self.source_prompt_lengths)} source prompts for "
                 f"{len(self.expert_names)} experts, expected one prompt an expert."
+            )
+        if self.source_expert and self.prompt_mixing == "product":
+            raise UsageError(
+                "PemtConfig.prompt_mixing is 'product' and the method trains an expert, whose "
+                "prompt is one matrix, expected method 'mpt'."
             )
         if self.expert_names and not self.prompt_length:
             raise UsageError(
@@ -287,7 +259,8 @@ class PemtConfig:
 
     @property
     def num_experts(self) -> int:
-        return len(self.expert_names)
+        """E, the experts in the layers; without a gate, the sources have but prompts."""
+        return 0 if self.gate == "none" else len(self.expert_names)
 
     def rank_of(self, kind: str) -> int:
         """The rank of experts on the linear layers of a kind ("encoder/mlp/wo"); 0 for none."""

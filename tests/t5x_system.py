@@ -15,7 +15,7 @@ from pemt_jax import optimizers
 from pemt_jax.data.batching import make_batch
 from pemt_jax.library.artefact import Card
 from pemt_jax.library.expert import save_expert
-from pemt_jax.model.methods import split
+from pemt_jax.model.methods import METHODS, split
 from pemt_jax.runs.build_model import BuiltModel
 from pemt_jax.t5x import bridge as t5x_bridge
 from pemt_jax.t5x import state as t5x_state
@@ -38,13 +38,13 @@ config.PemtConfig.adapter_dim = 4
 def make(
     folder: Path, method: str, dropout_rate: float = 0.0, linears: tuple[str, ...] = ("wo",)
 ) -> BuiltModel:
-    """A model on a random base, with two random experts beside `linears` for pemt_target."""
+    """A model on a random base, with two random experts beside `linears` where it mixes any."""
     base, library = folder / "base", folder / "_".join(("library", *linears))
     if not base.exists():
         tiny_system.random_base(base)
     common = dict(base=str(base), dropout_rate=dropout_rate)
     common["options"] = dataclasses.replace(tiny_system.OPTIONS, expert_linears=linears)
-    experts = ("nli", "qa") if method == "pemt_target" else ()
+    experts = ("nli", "qa") if METHODS[method].experts else ()
     for seed, name in enumerate(experts if not library.exists() else ()):
         text = f"Answer {name}."
         made = assemble("pemt_source", DEFAULT_VOCABULARY, prompt_text=text, **common)

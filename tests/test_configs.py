@@ -5,29 +5,36 @@ from pathlib import Path
 
 import gin
 import pytest
+from optax import sgd
 
 from pemt_jax import configs
 from pemt_jax.cli import command as cli
 from pemt_jax.cli.gin_config import load
 from pemt_jax.common.errors import UsageError
+from pemt_jax.config import T5Config
 from pemt_jax.evaluate import evaluate
+from pemt_jax.planning.job import Job, pemt_of
 from pemt_jax.run_config import TrainConfig
 from pemt_jax.train import train
 
 ROOT = Path(configs.__file__).parent
-README = (Path(__file__).parents[1] / "configs" / "README.md").read_text(encoding="utf-8")
+CHECKOUT = Path(__file__).parents[1]
+README = (CHECKOUT / "configs" / "README.md").read_text(encoding="utf-8")
+METHODS_README = (CHECKOUT / "configs" / "methods" / "README.md").read_text(encoding="utf-8")
 NOT_RUNS = ("models", "t5x", "tables")  # t5x/: test_t5x.py; tables/: test_tables.py
 RUNS = sorted(
     str(p.relative_to(ROOT)) for p in ROOT.glob("*/*.gin") if p.parent.name not in NOT_RUNS
 )
 RUNS.remove("runs/common.gin")
 RUNS.remove("runs/reference.gin")
+RUNS.remove("methods/zero_shot.gin")
 REQUIRED = {
     "MODEL_DIR": "runs/x",
     "MIXTURE_OR_TASK_NAME": "vader_movies",
     "TRAIN_STEPS": "9000",
     "INITIAL_CHECKPOINT_PATH": "t5-base",
     "EXPERTS": "('a', 'b')",
+    "INITIAL_EXPERT": "a",
 }
 
 
@@ -60,6 +67,23 @@ def test_a_run_loads_and_misses_nothing_but_what_its_header_asks_for(name):
         load(train, [name], [pair for pair in needed(name) if pair[0] != "MODEL_DIR"], [str(ROOT)])
 
 
+EXPERTS = dict.fromkeys("abcdef", 30)
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("methods/")])
+def test_a_header_says_how_much_a_method_trains_on_t5_base(name):
+    text = (ROOT / name).read_text()
+    (said,) = re.findall(r"^# Trained: .*?([\d,]+) on T5-base", text, re.M)
+    given = cli.arguments_of(
+        train, [f"--gin_file={name}", *(f"--gin.{k}={v}" for k, v in needed(name))]
+    )
+    options, t5 = given["options"], T5Config(vocab_size=32100)
+    job = Job(t5, pemt_of(given["method"], t5, options, 30, EXPERTS), given["method"], sgd(1))
+    trainable, _, _ = job.parameters()
+    assert sum(x.size for x in trainable.values()) == int(said.replace(",", ""))
+    assert re.search(r"^# Paper: .*(arXiv \d{4}\.\d{5}|none)", text, re.M)
+
+
 @pytest.mark.parametrize("name", ["runs/stage1.gin", "runs/stage2.gin"])
 def test_the_authors_choices_can_follow_a_run(name):
     load(train, [name, "runs/reference.gin"], needed(name), [str(ROOT)])
@@ -88,7 +112,10 @@ def test_a_misspelled_macro_of_a_run_is_named(capsys):
 
 
 def test_the_readme_names_every_run():
-    assert [name for name in RUNS if f"`{name}`" not in README] == []
+    here = [name for name in RUNS if not name.startswith("methods/")]
+    assert [name for name in here if f"`{name}`" not in README] == []
+    methods = [Path(name).name for name in RUNS if name not in here]
+    assert [name for name in methods if f"`{name}`" not in METHODS_README] == []
 
 
 def test_the_readme_names_every_macro_and_no_other():

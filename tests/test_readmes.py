@@ -40,6 +40,7 @@ CHECKOUT = Path(__file__).parents[1]
 READMES = [
     "README.md",
     "configs/README.md",
+    "configs/methods/README.md",
     "launch/README.md",
     "pemt_jax/assets/mini_t5/README.md",
     "pemt_jax/library/README.md",
@@ -56,7 +57,7 @@ FENCE = re.compile(
 NEEDS = re.compile(r"(network|hardware)( \([^()]+\))?(, (network|hardware)( \([^()]+\))?)?")
 SLOW = [
     *"kill.py oracle.py local_processes XLA_FLAGS 'lamps') adamw_hf expert_linears".split(),
-    *"--topology=v5e lamps; combine noise merge".split(),
+    *"--topology=v5e lamps; combine noise merge methods/".split(),
 ]
 # What makes a block short enough for a test. Steps of the same shapes are compiled only once, from
 # Python and by command.
@@ -188,7 +189,7 @@ def test_no_block_is_left_out():
         assert not re.search(r"\n\n    \S", FENCE.sub("", read(readme))), readme
     # pytest writes a README into its own hidden cache folder.
     found = {str(path.relative_to(CHECKOUT)) for path in CHECKOUT.glob("[!.]*/README.md")}
-    for folder in ("pemt_jax", "tests"):
+    for folder in ("configs", "pemt_jax", "tests"):
         found |= {str(p.relative_to(CHECKOUT)) for p in (CHECKOUT / folder).rglob("README.md")}
     assert found | {"README.md", "tasks/README.md"} == {*READMES, "tasks/README.md"}
 

@@ -12,6 +12,7 @@
     python -m pemt_jax.library merge  NAME --base DIR --to DIR         a T5 with it folded in
     python -m pemt_jax.library combine NAME --experts A,B --method M   one expert of several
     python -m pemt_jax.library random NAME --like EXPERT               a control
+    python -m pemt_jax.library lorahub NAME --experts A,B --task TASK  weights without gradients
 
 The library is --library, else $PEMT_JAX_LIBRARY, else runs/library. `COMMAND --help` lists the
 arguments of a command. The exit code is 0, 1 when an expert is damaged or does not fit, 2 for wrong

@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping
 from pemt_jax.cli.parser import Parser
 from pemt_jax.common import storage
 from pemt_jax.common.errors import UsageError
+from pemt_jax.common.user_input.code import import_module
+from pemt_jax.config import base_path
 from pemt_jax.library.combination import METHODS, Combination
 from pemt_jax.library.combine import combine_experts, random_expert
 
 
 def add_arguments(made: Mapping[str, Parser]) -> None:
     """Give each of the commands its arguments."""
-    for name in ("combine", "random"):
+    for name in ("combine", "random", "lorahub"):
         made[name].add_argument("name", metavar="NAME", help="of the new expert")
     add = made["combine"].add_argument
     add("--experts", required=True, metavar="NAME,NAME", help="what it is made of, in order")
@@ -24,6 +26,15 @@ def add_arguments(made: Mapping[str, Parser]) -> None:
     made["random"].add_argument("--like", required=True, metavar="NAME", help="its size and norms")
     for name in ("combine", "random"):
         made[name].add_argument("--seed", type=int, default=0, help="default: 0")
+    add = made["lorahub"].add_argument
+    add("--experts", required=True, metavar="NAME,NAME", help="what it is made of, in order")
+    add("--task", required=True, metavar="TASK", help="whose training examples are evaluated")
+    add("--base", required=True, metavar="DIR", help="the pretrained T5 of the experts")
+    add("--import", dest="modules", metavar="MODULE", action="append", default=[], help="of tasks")
+    add("--prompt_of", metavar="NAME", help="whose prompt it gets; default: the first expert's")
+    add("--evaluations", type=int, default=40, metavar="N", help="at most; default: 40")
+    add("--inputs", type=int, default=128, metavar="N", help="longest input; default: 128 tokens")
+    add("--targets", type=int, default=16, metavar="N", help="longest target; default: 16 tokens")
     add = made["merge"].add_argument
     add("name", metavar="NAME", help="an expert")
     add(
@@ -58,6 +69,24 @@ def _random(arguments: Namespace) -> None:
     print(f"{arguments.name}  made at random  sha256 {card.sha256}")
 
 
+def _lorahub(arguments: Namespace) -> None:
+    from pemt_jax.runs.searching.lorahub import Search, lorahub
+
+    for module in arguments.modules:
+        import_module(module)
+    search = Search(
+        arguments.task,
+        base_path(arguments.base),
+        arguments.prompt_of,
+        arguments.evaluations,
+        arguments.inputs,
+        arguments.targets,
+    )
+    names = arguments.experts.split(",")
+    card = lorahub(arguments.library, arguments.name, names, search)
+    print(f"{arguments.name}  combined  {card.config['weights']}  sha256 {card.sha256}")
+
+
 def _merge(arguments: Namespace) -> None:
     from pemt_jax.interop.merging.merge import merge_expert
 
@@ -75,4 +104,5 @@ COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     "merge": _merge,
     "combine": _combine,
     "random": _random,
+    "lorahub": _lorahub,
 }

@@ -39,6 +39,7 @@ def combine_experts(
     sources: Sequence[str],
     combination: Combination,
     prompt_of: str | None = None,
+    facts: Mapping[str, object] | None = None,
 ) -> Card:
     """Save the combination of experts as the new expert `name`; return its card.
 
@@ -49,12 +50,13 @@ def combine_experts(
         another has, are left out there.
       combination: how.
       prompt_of: the source whose prompt it gets; by default the first.
+      facts: more for its card.
 
     Raises:
       UsageError: a name is taken or unknown, or the settings do not fit the sources.
       PemtError: a source is damaged, or their bases differ.
     """
-    _check_target(library, name)
+    check_target(library, name)
     if len(sources) != len(combination.weights):
         raise UsageError(
             f"Found {len(combination.weights)} weights for {len(sources)} experts, expected one "
@@ -79,6 +81,7 @@ def combine_experts(
         "sources": [{"name": expert.name, "sha256": expert.sha256} for expert in experts],
         "prompt_of": prompt_of,
         **{key: value for key, value in vars(combination).items() if value is not None},
+        **(facts or {}),
     }
     return _save(library, name, owner, owner.prompt, lora, made)
 
@@ -93,7 +96,7 @@ def random_expert(library: str | os.PathLike, name: str, like: str, seed: int = 
     Raises:
       UsageError: a name is taken or unknown, or the seed is negative. PemtError: `like` is damaged.
     """
-    _check_target(library, name)
+    check_target(library, name)
     if seed < 0:
         raise UsageError(f"The seed is {seed}, expected 0 or more.")
     source, random = load_expert(library, like), np.random.default_rng(seed)
@@ -116,7 +119,8 @@ def product_norm(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sqrt(max(0.0, np.sum((a.T @ a) * (b @ b.T)))))
 
 
-def _check_target(library: str | os.PathLike, name: str) -> None:
+def check_target(library: str | os.PathLike, name: str) -> None:
+    """Raise UsageError unless an expert may be saved as `name`."""
     check_name(name)
     check_free(storage.path(library) / name)
 

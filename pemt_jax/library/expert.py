@@ -21,7 +21,8 @@ import numpy as np
 
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError, nearest
-from pemt_jax.config import PemtConfig, T5Config, linear_kind
+from pemt_jax.common.user_input.linears import linear_kind
+from pemt_jax.config import PemtConfig, T5Config
 from pemt_jax.library.artefact import (
     Card,
     artefact_names,
@@ -210,14 +211,14 @@ def stack_experts(experts: Sequence[Expert], options: PemtConfig) -> dict[str, n
     Returns:
       Flat parameters as the model has them: `lora_a` [in, E, R] and `lora_b` [E, R, out] for each
       linear layer and source_prompts/embedding [E, P, D], filled up with zeros to the largest rank
-      and prompt and where an expert lacks a layer.
+      and prompt and where an expert lacks a layer. Without a gate there are only the prompts.
     """
     E, lengths = len(experts), options.source_prompt_lengths
     prompts_EPD = np.zeros((E, max(lengths), experts[0].features), np.float32)
     bank = {"source_prompts/embedding": prompts_EPD}
     for i, expert in enumerate(experts):
         prompts_EPD[i, : lengths[i]] = expert.prompt
-        for linear, (a, b) in expert.lora.items():
+        for linear, (a, b) in expert.lora.items() if options.num_experts else ():
             module, R = expert_module(linear, bank=True), options.rank_of(linear_kind(linear))
             if f"{module}/lora_a" not in bank:
                 bank[f"{module}/lora_a"] = np.zeros((a.shape[0], E, R), np.float32)

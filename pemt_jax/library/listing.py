@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pemt_jax.common.errors import PemtError
-from pemt_jax.config import linear_kind
+from pemt_jax.common.user_input.linears import linear_kind
 from pemt_jax.library.artefact import Card, brief, is_finite, read_card
 from pemt_jax.library.expert import expert_folder, load_expert
 

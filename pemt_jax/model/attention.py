@@ -13,7 +13,7 @@ from jax import Array
 
 from pemt_jax.config import PemtConfig
 from pemt_jax.model.experts import SublayerExperts
-from pemt_jax.model.layers import Dense, Dropout
+from pemt_jax.model.layers import Dense, Dropout, Vector
 
 
 class Attention(nn.Module):
@@ -40,6 +40,7 @@ class Attention(nn.Module):
         prompt_states_BPD: Array | None = None,
         token_weights_BL: Array | None = None,
         prompt_weights_BP: Array | None = None,
+        gate_kernel_DE: Array | None = None,
         *,
         deterministic: bool,
         decode: bool = False,
@@ -50,8 +51,8 @@ class Attention(nn.Module):
           query_BLD: activations of the attending positions.
           memory_BMD: activations of the positions attended to.
           bias_BHLM: relative positions and mask, broadcastable to the scores.
-          prompt_states_BPD, token_weights_BL, prompt_weights_BP: as in `FeedForward`; used where
-            there are experts.
+          prompt_states_BPD, token_weights_BL, prompt_weights_BP, gate_kernel_DE: as in
+            `FeedForward`; used where there are experts.
           deterministic: whether to apply no dropout.
           decode: whether to use the cache; once it exists, the query has length 1.
         """
@@ -62,7 +63,7 @@ class Attention(nn.Module):
             if self.stack == "decoder":
                 assert prompt_states_BPD is not None
                 states = prompt_states_BPD
-            experts.read_gate(states, "embed", prompt_weights_BP)
+            experts.read_gate(states, "embed", prompt_weights_BP, gate_kernel_DE)
 
         def project(name: str, x_BLD: Array) -> Array:
             # T5 folds 1/sqrt(K) into the query kernel's initial values and does not scale scores.
@@ -71,6 +72,8 @@ class Attention(nn.Module):
             axes = ("embed", "joined_kv")
             y = Dense(width, axes, self.dtype, init, name=name)(x_BLD)
             y = experts.add(name, x_BLD, y, axes)
+            if self.pemt.vectors == "ia3" and name != "query":
+                y *= Vector("joined_kv", 1.0, self.dtype, name=f"{name}_scale")(width)
             y = y.reshape(*y.shape[:-1], self.num_heads, self.head_dim)
             return with_logical_constraint(y, ("batch", "length", "heads", "kv"))
 
@@ -87,6 +90,8 @@ class Attention(nn.Module):
         axes = ("joined_kv", "embed")
         z_BLD = Dense(query_BLD.shape[-1], axes, self.dtype, init, name="out")(y)
         z_BLD = experts.add("out", y, z_BLD, axes)
+        if self.pemt.vectors == "bias":
+            z_BLD += Vector("embed", 0.0, self.dtype, name="bias")(z_BLD.shape[-1])
         experts.store(self, z_BLD, token_weights_BL)
         return z_BLD
 

@@ -9,7 +9,8 @@ stacked bank and adds their mixture,
 
 All linear layers of a sublayer (attention, or feed-forward) share one gate. It reads the prompt
 positions of, in the encoder, the sublayer's normalised input, or the feed-forward activation where
-W_o alone has experts, as published; in the decoder, the encoder's output. An expert that lacks a
+W_o alone has experts, as published; in the decoder, the encoder's output. gate.py has other gates;
+those per token are of each linear layer, and read its own input. An expert that lacks a
 layer, or has a lower rank than others, is filled up with zeros, which changes no output. The
 sparsity loss (losses.py) counts the sublayers whose output projection, W_o or attention's, has
 experts: z is the sublayer's output, e_i what expert i adds to it.
@@ -28,8 +29,8 @@ import jax.numpy as jnp
 from flax.linen.partitioning import param_with_axes
 from jax import Array
 
-from pemt_jax.config import PemtConfig
-from pemt_jax.model.gate import CorrelationGate
+from pemt_jax.config import TOKEN_GATES, PemtConfig
+from pemt_jax.model.gate import example_gate, token_gate
 from pemt_jax.model.layers import Dense
 from pemt_jax.model.losses import expert_cosines, task_sparsity_loss
 
@@ -95,8 +96,13 @@ class ExpertMixture(nn.Module):
     axes: tuple[str, str] = ("mlp", "embed")
 
     @nn.compact
-    def __call__(self, hidden_BLF: Array, gate_BE: Array) -> tuple[Array, Array, Array]:
-        """Return sum_i g_i e_i [B, L, D], the channels [B, L, E, R], and the bank's B [E, R, D]."""
+    def __call__(self, hidden_BLF: Array, gate: Array) -> tuple[Array, Array, Array]:
+        """Return sum_i g_i e_i [B, L, D], the channels [B, L, E, R], and the bank's B [E, R, D].
+
+        Args:
+          hidden_BLF: input of the linear layer.
+          gate: [B, E], or per token [B, L, E].
+        """
         width, experts, rank = hidden_BLF.shape[-1], self.num_experts, self.rank
         lora_a_FER = param_with_axes(
             "lora_a",
@@ -114,8 +120,8 @@ class ExpertMixture(nn.Module):
         ).astype(self.dtype)
         # Matrix products, not einsums over E and R: XLA would transpose the bank for those.
         channels_BLC = jnp.dot(hidden_BLF, lora_a_FER.reshape(width, experts * rank))
-        gate_BC = jnp.repeat(gate_BE.astype(self.dtype), rank, axis=1)
-        gated_BLC = channels_BLC * gate_BC[:, None, :]
+        gate = jnp.repeat(gate.astype(self.dtype), rank, axis=-1)
+        gated_BLC = channels_BLC * (gate[:, None, :] if gate.ndim == 2 else gate)
         mixture_BLD = jnp.dot(gated_BLC, lora_b_ERD.reshape(experts * rank, self.features))
         channels_BLER = channels_BLC.reshape(*channels_BLC.shape[:2], experts, rank)
         return mixture_BLD, channels_BLER, lora_b_ERD
@@ -129,7 +135,7 @@ class SublayerExperts:
       pemt: the configuration.
       sublayer: of which stack and kind: "encoder/attention".
       dtype: what is computed in.
-      gate_BE: None until it is read.
+      gate_BE: None until it is read; per token, none is.
     """
 
     pemt: PemtConfig
@@ -137,15 +143,24 @@ class SublayerExperts:
     dtype: jnp.dtype = jnp.float32
     gate_BE: Array | None = None
     _output: tuple[Array, Array] | None = None  # channels and B of the output projection's bank
+    _per_token: dict[str, Array] = dataclasses.field(default_factory=dict)  # by linear layer
 
     def on(self, *names: str) -> bool:
         """Whether any of these linear layers has experts."""
         return any(self.pemt.rank_of(f"{self.sublayer}/{name}") for name in names)
 
-    def read_gate(self, states_BPX: Array, axis: str, prompt_weights_BP: Array | None) -> None:
-        """Compute the gate from states at the prompt positions, whose last axis is `axis`."""
-        gate = CorrelationGate(self.pemt.num_experts, axis, self.pemt.gate_temperature, name="gate")
-        self.gate_BE = gate(states_BPX, prompt_weights_BP)
+    def read_gate(
+        self,
+        states_BPX: Array,
+        axis: str,
+        prompt_weights_BP: Array | None,
+        shared_kernel_XE: Array | None,
+    ) -> None:
+        """Compute the gate, unless it is one per token; see `example_gate`."""
+        if self.pemt.gate not in TOKEN_GATES:
+            self.gate_BE = example_gate(
+                self.pemt, states_BPX, axis, prompt_weights_BP, shared_kernel_XE
+            )
 
     def add(self, name: str, x: Array, y: Array, axes: tuple[str, str]) -> Array:
         """Return y, the output of linear layer `name` for x, with what its experts add.
@@ -161,10 +176,12 @@ class SublayerExperts:
                 rank, features, pemt.lora_b_init, self.dtype, axes, name=f"{prefix}expert"
             )(x)
         if rank and pemt.num_experts:
-            assert self.gate_BE is not None
+            gate = self.gate_BE
+            if gate is None:
+                gate = self._per_token[name] = token_gate(pemt, x, axes[0], f"{prefix}gate")
             mixture, channels_BLER, lora_b_ERD = ExpertMixture(
                 pemt.num_experts, rank, features, self.dtype, axes, name=f"{prefix}experts"
-            )(x, self.gate_BE)
+            )(x, gate)
             y += mixture
             if name in ("wo", "out"):
                 self._output = channels_BLER, lora_b_ERD
@@ -178,13 +195,32 @@ class SublayerExperts:
           z_BLD: its output.
           token_weights_BL: 1 for tokens that the loss counts; None in decoding, without a loss.
         """
-        if self.gate_BE is None or not module.is_mutable_collection("pemt"):
+        if not module.is_mutable_collection("pemt"):
             return
-        module.put_variable("pemt", "gate", self.gate_BE)
+        gate_BE = self._mean_gate(token_weights_BL) if self._per_token else self.gate_BE
+        if gate_BE is None:
+            return
+        module.put_variable("pemt", "gate", gate_BE)
         if self._output is not None and token_weights_BL is not None:
             cosines_BLE = expert_cosines(z_BLD, *self._output)
-            tsl = task_sparsity_loss(cosines_BLE, self.gate_BE, token_weights_BL)
+            tsl = task_sparsity_loss(cosines_BLE, gate_BE, token_weights_BL)
             module.put_variable("pemt", "tsl", tsl)
+
+    def _mean_gate(self, token_weights_BL: Array | None) -> Array:
+        """The mean over linear layers and, where they are known, the tokens that count.
+
+        Cross attention's keys and values are of the memory's tokens, all of which count here.
+        """
+        means = []
+        for name, gate_BLE in self._per_token.items():
+            of_memory = "encoder_decoder" in self.sublayer and name in ("key", "value")
+            if token_weights_BL is None or of_memory:
+                means.append(jnp.mean(gate_BLE, axis=1))
+                continue
+            weights_BL = token_weights_BL.astype(jnp.float32)
+            tokens_B1 = jnp.maximum(jnp.sum(weights_BL, axis=1, keepdims=True), 1)
+            means.append(jnp.einsum("ble,bl->be", gate_BLE, weights_BL) / tokens_B1)
+        return jnp.mean(jnp.stack(means), axis=0)
 
 
 class TargetAdapter(nn.Module):

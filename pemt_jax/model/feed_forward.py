@@ -12,7 +12,7 @@ from jax import Array
 
 from pemt_jax.config import PemtConfig, T5Config
 from pemt_jax.model.experts import SublayerExperts, TargetAdapter
-from pemt_jax.model.layers import Dense, Dropout
+from pemt_jax.model.layers import Dense, Dropout, Vector
 
 ACTIVATION_FUNCTIONS = {
     "relu": jax.nn.relu,
@@ -36,6 +36,7 @@ class FeedForward(nn.Module):
         prompt_states_BPD: Array | None,
         token_weights_BL: Array | None,
         prompt_weights_BP: Array | None = None,
+        gate_kernel_DE: Array | None = None,
         *,
         deterministic: bool,
     ) -> Array:
@@ -47,16 +48,19 @@ class FeedForward(nn.Module):
             the encoder's gates read this layer's own activation.
           token_weights_BL: 1 for tokens that the sparsity loss counts; None if it is not computed.
           prompt_weights_BP: 0 for left padding of a prompt; None if no prompt is padded.
+          gate_kernel_DE: the stack's gate, where its layers share one.
           deterministic: whether to apply no dropout.
         """
         t5, pemt, dtype = self.t5, self.pemt, self.t5.compute_dtype
         sublayer = "encoder/mlp" if self.in_encoder else "decoder/mlp"
         experts = SublayerExperts(pemt, sublayer, dtype)
         on_input, on_output = experts.on(*t5.wi_names), experts.on("wo")
-        if pemt.num_experts and (on_input or (on_output and not self.in_encoder)):
+        # A shared gate reads states of the same width in every sublayer.
+        before = on_input or (on_output and (not self.in_encoder or pemt.gate == "shared"))
+        if pemt.num_experts and before:
             states = x_BLD[:, : pemt.prompt_length] if self.in_encoder else prompt_states_BPD
             assert states is not None
-            experts.read_gate(states, "embed", prompt_weights_BP)
+            experts.read_gate(states, "embed", prompt_weights_BP, gate_kernel_DE)
         hidden_BLF = None
         for activation, wi in zip(t5.mlp_activations, t5.wi_names, strict=True):
             axes = ("embed", "mlp")
@@ -64,13 +68,19 @@ class FeedForward(nn.Module):
             branch = ACTIVATION_FUNCTIONS[activation](experts.add(wi, x_BLD, branch, axes))
             hidden_BLF = branch if hidden_BLF is None else hidden_BLF * branch
         dropout = Dropout(t5.dropout_rate, t5.dropout_dims, deterministic=deterministic)
+        assert hidden_BLF is not None
+        if pemt.vectors == "ia3":
+            hidden_BLF *= Vector("mlp", 1.0, dtype, name="scale")(t5.mlp_dim)
         hidden_BLF = dropout(hidden_BLF)
         hidden_BLF = with_logical_constraint(hidden_BLF, ("batch", "length", "mlp"))
         axes = ("mlp", "embed")
         z_BLD = Dense(t5.emb_dim, axes, dtype, name="wo")(hidden_BLF)
-        if pemt.num_experts and on_output and self.in_encoder and not on_input:
-            experts.read_gate(hidden_BLF[:, : pemt.prompt_length], "mlp", prompt_weights_BP)
+        if pemt.num_experts and on_output and not before:
+            states = hidden_BLF[:, : pemt.prompt_length]
+            experts.read_gate(states, "mlp", prompt_weights_BP, None)
         z_BLD = experts.add("wo", hidden_BLF, z_BLD, axes)
+        if pemt.vectors == "bias":
+            z_BLD += Vector("embed", 0.0, dtype, name="bias")(t5.emb_dim)
         if pemt.adapter_dim:
             z_BLD = TargetAdapter(pemt.adapter_dim, dtype, name="adapter")(z_BLD)
         experts.store(self, z_BLD, token_weights_BL)

@@ -127,6 +127,20 @@ class Dense(nn.Module):
         return y
 
 
+class Vector(nn.Module):
+    """A trained vector [1, 1, X], for all positions alike, which starts with one number."""
+
+    axis: str
+    initial: float
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, width: int) -> Array:
+        init = nn.initializers.constant(self.initial)
+        vector_X = param_with_axes("vector", init, (width,), jnp.float32, axes=(self.axis,))
+        return vector_X.astype(self.dtype)[None, None]
+
+
 class Embed(nn.Module):
     """Token embedding [V, D], which also computes the logits of models that tie them to it."""
 

@@ -8,17 +8,21 @@ trainable one only.
 import dataclasses
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from flax import traverse_util
 
-from pemt_jax.common.errors import no_such
+from pemt_jax.common.errors import UsageError, no_such
+from pemt_jax.config import PemtConfig
 
 NORMS = r".*norm/scale"
-PROMPT = r"prompt/embedding"
+PROMPT = r"prompt/\w+|source_prompts/attention/.*"
 EXPERT = r".*/(\w+_)?expert/lora_[ab]"
 ADAPTER = r".*/mlp/adapter/.*"
-GATE = r".*/gate/kernel"
+GATE = r".*/(\w+_)?gate/(kernel|logits)"
+VECTORS = r".*/vector"
+ADAPTER_REDUCTION = 16  # of the width, in the target adapter, unless options.adapter_dim is set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +33,9 @@ class Method:
       trainable: regular expressions; a parameter whose whole path matches one is trained.
       prompt: whether a task prompt stands before the text.
       source_expert: whether there is a trainable expert.
-      experts: whether frozen experts from the library are mixed in.
+      experts: whether frozen experts from the library are mixed in, or their prompts.
       adapter: whether feed-forward outputs have a target adapter.
+      choices: fields of PemtConfig that make the method what it is, whatever the user says.
       summary: one line for people.
     """
 
@@ -40,7 +45,34 @@ class Method:
     source_expert: bool = False
     experts: bool = False
     adapter: bool = False
+    choices: Mapping[str, str] = dataclasses.field(default_factory=dict)
     summary: str = ""
+
+    def modules(self, options: PemtConfig, width: int, prompt_length: int) -> dict[str, Any]:
+        """Fields of PemtConfig that say which modules there are, but for experts.
+
+        Args:
+          options: choices of the user.
+          width: D of the backbone.
+          prompt_length: of the task's description.
+
+        Raises:
+          UsageError: the user chose what is another method's.
+        """
+        for name in {"vectors", *self.choices}:
+            own, default = self.choices.get(name), getattr(PemtConfig, name)
+            if (found := getattr(options, name)) not in (default, own):
+                raise UsageError(
+                    f"PemtConfig.{name} is {found!r}, expected {own or default!r}, which method "
+                    f"{self.name!r} has."
+                )
+        adapter_dim = options.adapter_dim or max(1, width // ADAPTER_REDUCTION)
+        return {
+            "prompt_length": prompt_length if self.prompt else 0,
+            "source_expert": self.source_expert,
+            "adapter_dim": adapter_dim if self.adapter else 0,
+            **self.choices,
+        }
 
 
 METHODS = {
@@ -72,6 +104,41 @@ METHODS = {
             source_expert=True,
             summary="a low-rank pair per layer and a prompt, from an earlier one",
         ),
+        Method(
+            "mixture",
+            (GATE, PROMPT, NORMS),
+            experts=True,
+            summary="stage 2 without the target adapter: gates, prompt, layer norms",
+        ),
+        Method("prompt_tuning", (PROMPT,), summary="the prompt alone, from an expert's (SPoT)"),
+        Method(
+            "attempt",
+            (PROMPT,),
+            experts=True,
+            choices={"gate": "none", "prompt_mixing": "attention"},
+            summary="a prompt, and attention to the experts' prompts by each input",
+        ),
+        Method(
+            "mpt",
+            (PROMPT,),
+            choices={"prompt_mixing": "product"},
+            summary="a prompt times a matrix of rank one",
+        ),
+        Method(
+            "bitfit",
+            (VECTORS,),
+            prompt=False,
+            choices={"vectors": "bias"},
+            summary="a bias on every sublayer's output",
+        ),
+        Method(
+            "ia3",
+            (VECTORS,),
+            prompt=False,
+            choices={"vectors": "ia3"},
+            summary="factors of keys, values and feed-forward activations",
+        ),
+        Method("norms", (NORMS,), prompt=False, summary="layer norms"),
     )
 }
 

@@ -28,20 +28,32 @@ class Transformer(nn.Module):
         self.encoder = Stack(t5, pemt, in_encoder=True)
         self.decoder = Stack(t5, pemt, in_encoder=False)
         if pemt.prompt_length:
-            self.prompt = TaskPrompt(pemt.prompt_length, t5.emb_dim)
-        if pemt.num_experts:
+            product = pemt.prompt_mixing == "product"
+            self.prompt = TaskPrompt(pemt.prompt_length, t5.emb_dim, product)
+        if pemt.expert_names:
             rate = pemt.prompt_attention_dropout
             rate = t5.dropout_rate if rate is None else rate
-            self.source_prompts = SourcePrompts(pemt.source_prompt_lengths, t5.emb_dim, rate)
+            self.source_prompts = SourcePrompts(
+                pemt.source_prompt_lengths, t5.emb_dim, rate, pemt.prompt_mixing
+            )
 
-    def task_prompt(self, *, deterministic: bool = True) -> Array | None:
-        """Return the encoder's prompt [P, D], mixed with source prompts if any; or None."""
+    def task_prompt(
+        self,
+        text_BSD: Array | None = None,
+        present_BS: Array | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> Array | None:
+        """Return the encoder's prompt, mixed with source prompts if any; or None.
+
+        It is [P, D], or [B, P, D] where the mixing depends on the embedded text.
+        """
         if not self.pemt.prompt_length:
             return None
         prompt_PD = self.prompt()
-        if not self.pemt.num_experts:
+        if not self.pemt.expert_names:
             return prompt_PD
-        return self.source_prompts(prompt_PD, deterministic=deterministic)
+        return self.source_prompts(prompt_PD, text_BSD, present_BS, deterministic=deterministic)
 
     def encode(
         self,
@@ -61,10 +73,11 @@ class Transformer(nn.Module):
         """
         deterministic = not enable_dropout
         x_BSD = self.token_embedder(encoder_input_tokens)
-        prompt_PD = self.task_prompt(deterministic=deterministic)
-        if prompt_PD is not None:
-            rows = (x_BSD.shape[0], *prompt_PD.shape)
-            prompt_BPD = jnp.broadcast_to(prompt_PD.astype(x_BSD.dtype)[None], rows)
+        prompt = self.task_prompt(x_BSD, encoder_input_tokens > 0, deterministic=deterministic)
+        if prompt is not None:
+            prompt = prompt.astype(x_BSD.dtype)
+            rows = (x_BSD.shape[0], *prompt.shape[-2:])
+            prompt_BPD = jnp.broadcast_to(prompt[None] if prompt.ndim == 2 else prompt, rows)
             x_BSD = jnp.concatenate([prompt_BPD, x_BSD], axis=1)
         present_BM = self._present(encoder_input_tokens, prompt_weights_BP)
         weights_BM = self._token_weights(present_BM, row_weights_B, prompt_weights_BP)

@@ -24,6 +24,7 @@ from pemt_jax.common.layer_stacks import stack_layers
 from pemt_jax.config import PemtConfig, T5Config
 from pemt_jax.model.attention import Attention
 from pemt_jax.model.feed_forward import FeedForward
+from pemt_jax.model.gate import GateKernel
 from pemt_jax.model.layers import Dense, Dropout, RelativePositionBias, RMSNorm, scanned_layer
 
 
@@ -58,6 +59,7 @@ class Layer(nn.Module):
         cross_bias: Array | None,
         token_weights_BL: Array | None,
         prompt_weights_BP: Array | None,
+        gate_kernel_DE: Array | None,
         deterministic: bool,
         decode: bool = False,
     ) -> Array:
@@ -80,7 +82,7 @@ class Layer(nn.Module):
         if not self.in_encoder:
             assert encoded_BMD is not None
             prompt_states_BPD = encoded_BMD[:, : self.pemt.prompt_length]
-        for_gate = (prompt_states_BPD, token_weights_BL, prompt_weights_BP)
+        for_gate = (prompt_states_BPD, token_weights_BL, prompt_weights_BP, gate_kernel_DE)
         if t5.relpos_per_layer:  # umT5: what is given is the mask alone
             length = self_bias.shape[-1]
             self_bias = position_bias(t5, self.in_encoder)(length, length) + self_bias
@@ -125,8 +127,8 @@ def layer_class(policy: str) -> type[nn.Module]:
     """Return `Layer`, or its variant that recomputes activations in the backward pass."""
     if policy == "none":
         return Layer
-    # Arguments 7 and 8, counting self as 0, are Python values: deterministic and decode.
-    return nn.remat(Layer, policy=CHECKPOINT_POLICIES[policy], static_argnums=(7, 8))
+    # Arguments 8 and 9, counting self as 0, are Python values: deterministic and decode.
+    return nn.remat(Layer, policy=CHECKPOINT_POLICIES[policy], static_argnums=(8, 9))
 
 
 class Stack(nn.Module):
@@ -160,12 +162,16 @@ class Stack(nn.Module):
         x_BLD = dropout(x_BLD.astype(dtype))
         stack = "encoder" if self.in_encoder else "decoder"
         layers = t5.num_encoder_layers if self.in_encoder else t5.num_decoder_layers
+        gate_kernel_DE = None
+        if self.pemt.num_experts and self.pemt.gate == "shared":
+            gate_kernel_DE = GateKernel(self.pemt.num_experts, "embed", name="gate")(t5.emb_dim)
         arguments = (
             self_bias,
             encoded_BMD,
             cross_bias,
             token_weights_BL,
             prompt_weights_BP,
+            gate_kernel_DE,
             deterministic,
             decode,
         )

@@ -13,7 +13,7 @@ import collections
 import dataclasses
 import math
 
-from pemt_jax.config import linear_kind
+from pemt_jax.common.user_input.linears import linear_kind
 from pemt_jax.parallel import partitioning
 from pemt_jax.planning.chips import Chip
 from pemt_jax.planning.job import Job

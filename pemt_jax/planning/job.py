@@ -15,7 +15,6 @@ from pemt_jax.model.pemt_model import PemtModel
 from pemt_jax.optimizers import Transformation
 from pemt_jax.parallel.memory import check_lengths
 from pemt_jax.run_config import PRNGS
-from pemt_jax.runs.build_model import ADAPTER_REDUCTION
 from pemt_jax.training.step import TrainState
 
 PROMPT = 30  # tokens of a task's description, where none is given
@@ -114,12 +113,9 @@ def pemt_of(
       experts: lengths of the prompts of the experts, by their names.
     """
     chosen = get_method(method)
-    width = options.adapter_dim or max(1, t5.emb_dim // ADAPTER_REDUCTION)
     return dataclasses.replace(
         options,
-        prompt_length=prompt if chosen.prompt else 0,
-        source_expert=chosen.source_expert,
-        adapter_dim=width if chosen.adapter else 0,
+        **chosen.modules(options, t5.emb_dim, prompt),
         expert_names=tuple(experts) if chosen.experts else (),
         source_prompt_lengths=tuple(experts.values()) if chosen.experts else (),
     )

@@ -76,7 +76,10 @@ class RunRecord:
 
     @property
     def experts(self) -> list[str]:
-        return [name for name, _ in self.card.experts] if self.card else []
+        """Those that are mixed."""
+        if self.card is None or self.card.kind != "target":
+            return []
+        return [name for name, _ in self.card.experts]
 
     @property
     def steps(self) -> int:

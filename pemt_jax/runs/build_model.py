@@ -16,12 +16,14 @@ from flax import traverse_util
 from pemt_jax.checkpoints.identity import BASE_REVISION
 from pemt_jax.common.errors import UsageError, warn
 from pemt_jax.common.lazy_array import LazyArray
-from pemt_jax.config import ExpertLinears, PemtConfig, T5Config, linear_kind
+from pemt_jax.common.user_input.linears import ExpertLinears, linear_kind
+from pemt_jax.config import PemtConfig, T5Config
 from pemt_jax.interop.base import Base, check_vocabulary, identify_base
 from pemt_jax.library import expert as expert_library
 from pemt_jax.library.expert import Expert
 from pemt_jax.library.hub_names import find
 from pemt_jax.library.linears import flat_lora
+from pemt_jax.library.prototypes import prototypes
 from pemt_jax.model.methods import Method, get_method, kept_dtype, split
 from pemt_jax.model.pemt_model import PemtModel
 from pemt_jax.model.prompts import prompt_tokens
@@ -31,12 +33,14 @@ from pemt_jax.parallel.stacked_layers import stack_on_devices
 from pemt_jax.run_config import ExpertsConfig, ModelConfig
 from pemt_jax.runs.initialization import initial_parameters
 
-ADAPTER_REDUCTION = 16  # of the width, in the target adapter, unless options.adapter_dim is set
 SAME_NUMBERS = {"remat_policy", "scan_layers"}  # of T5Config: choices that no result depends on
 ADDED = {  # fields that runs of earlier versions lack, and what they did
     "relpos_per_layer": T5Config.relpos_per_layer,
     "scale_decoder_outputs": T5Config.scale_decoder_outputs,
-    "expert_linears": PemtConfig.expert_linears,
+    **{
+        name: getattr(PemtConfig, name)
+        for name in ("expert_linears", "gate", "gate_top_k", "prompt_mixing", "vectors")
+    },
 }
 
 log = logging.getLogger(__name__)
@@ -131,28 +135,31 @@ def build_model(
     check_vocabulary(vocabulary, t5, config.initial_checkpoint_path)
     text = config.prompt_text
     tokens = prompt_tokens(vocabulary, text) if method.prompt and isinstance(text, str) else []
-    adapter_dim = options.adapter_dim or max(1, t5.emb_dim // ADAPTER_REDUCTION)
-    modules = {
-        "prompt_length": len(tokens),
-        "source_expert": method.source_expert,
-        "adapter_dim": adapter_dim if method.adapter else 0,
-    }
+    modules = method.modules(options, t5.emb_dim, len(tokens))
     base_print = base and base.fingerprint
     loaded = [load_expert(experts, name, base_print, t5) for name in experts.experts]
     if loaded:
         modules |= expert_library.bank_options(loaded)
     options = dataclasses.replace(options, **modules)
     if loaded:
+        bank = expert_library.stack_experts(loaded, options)
+        if options.gate == "arrow":
+            bank |= prototypes(bank)
         given |= {
             path: value.astype(kept_dtype(method, path, config.frozen_dtype), copy=False)
-            for path, value in expert_library.stack_experts(loaded, options).items()
+            for path, value in bank.items()
         }
     check_linears(options, t5)
     if method.prompt and options.prompt_init == "vocab" and base is not None:
         given["prompt/embedding"] = base.embedding_rows(tokens)
     if experts.initial_expert:
         start = load_expert(experts, experts.initial_expert, base_print, t5)
-        given |= starting_values(start, options, len(tokens))
+        if method.source_expert:
+            given |= starting_values(start, options, len(tokens))
+        else:
+            assert base is not None  # that the expert was trained on
+            words = base.embedding_rows(tokens)
+            given["prompt/embedding"] = starting_prompt(start.prompt, words)
         loaded.append(start)
     check_lengths(MAX_DECODE_LENGTH=config.max_decode_length)
     model = PemtModel(t5, options, vocabulary, config.max_decode_length)
@@ -192,10 +199,11 @@ def check_names(method: Method, config: ModelConfig, experts: ExpertsConfig) -> 
             f"Method {method.name!r} mixes no experts, found {', '.join(names)}; expected method "
             "'pemt_target' or no experts."
         )
-    if experts.initial_expert and not method.source_expert:
+    if experts.initial_expert and (method.experts or method.adapter or not method.prompt):
         raise UsageError(
             f"Method {method.name!r} trains no expert that could start as "
-            f"{experts.initial_expert!r}, expected method 'lora' or 'pemt_source'."
+            f"{experts.initial_expert!r}, expected method 'lora' or 'pemt_source', or "
+            "'prompt_tuning' or 'mpt' to start from its prompt."
         )
     text = config.prompt_text
     if method.prompt and not (text and isinstance(text, str)):
@@ -244,6 +252,14 @@ def starting_values(
     if len(expert.prompt) == prompt_length:
         values["prompt/embedding"] = expert.prompt
     return values
+
+
+def starting_prompt(source_QD: np.ndarray, prompt_PD: np.ndarray) -> np.ndarray:
+    """An expert's prompt to start from (SPoT); the rows that it lacks are those of `prompt_PD`."""
+    start_PD = np.array(prompt_PD, np.float32)
+    rows = min(len(source_QD), len(start_PD))
+    start_PD[:rows] = source_QD[:rows]
+    return start_PD
 
 
 def cut_embedding(

@@ -86,7 +86,7 @@ def open_run(config: FinishedConfig, vocabulary: Vocabulary) -> FinishedRun:
             method=card.method,
             initial_checkpoint_path=base,
             options=dataclasses.replace(options, expert_names=(), source_prompt_lengths=()),
-            prompt_text=card.description,
+            prompt_text=card.description or None,
             dtype=str(facts["t5"]["dtype"]),
             scan_layers=config.scan_layers,
             embedding_rows=int(facts["t5"]["vocab_size"]),

@@ -148,13 +148,15 @@ def publish(
         **(notes or {}),
     }
     experts = tuple((record["name"], record["sha256"]) for record in identity["experts"])
+    if experts and not (options.source_expert or built.method.experts):  # its prompt was used
+        facts, experts = facts | {"started_from": identity["experts"]}, ()
     card = Card(
         kind="expert" if options.source_expert else "target",
         method=built.method.name,
         task=config.tasks[0],
         base_fingerprint=identity["base"],
         base_name=found.repo if (found := find(base)) else Path(base).name,
-        description=identity["prompt_text"],
+        description=identity["prompt_text"] or "",
         experts=experts,
         rank=options.expert_rank if options.source_expert or experts else 0,
         config=facts,

@@ -52,12 +52,13 @@ def stored_identity(folder: Path) -> dict:
     if not (folder / ARTEFACT / CARD).is_file():
         return {}
     card = read_card(folder / ARTEFACT)
+    mixed = [{"name": name, "sha256": sha256} for name, sha256 in card.experts]
     return {
         "method": card.method,
         "task": card.task,
         "base": card.base_fingerprint,
-        "prompt_text": card.description,
-        "experts": [{"name": name, "sha256": sha256} for name, sha256 in card.experts],
+        "prompt_text": card.description or None,
+        "experts": card.config.get("started_from", mixed),
     }
 
 

@@ -13,8 +13,9 @@ import tiny_model
 from pemt_jax.cli.library_command import main
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.hashing import fingerprint, verify_checksums
+from pemt_jax.common.user_input.linears import linear_kind
 from pemt_jax.common.weights import load_weights
-from pemt_jax.config import PemtConfig, T5Config, linear_kind
+from pemt_jax.config import PemtConfig, T5Config
 from pemt_jax.interop.hf import load_hf, save_hf
 from pemt_jax.interop.merging.merge import merge_expert
 from pemt_jax.library import expert as library

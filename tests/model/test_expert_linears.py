@@ -9,7 +9,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from tiny_model import T5, T5_1_1, TARGET, compiled, initial_shapes, make_batch, random_params
 
 from pemt_jax.common.errors import UsageError
-from pemt_jax.config import ExpertLinears, PemtConfig, linear_kind
+from pemt_jax.common.user_input.linears import ExpertLinears, linear_kind
+from pemt_jax.config import PemtConfig
 from pemt_jax.model.layers import relative_position_bucket
 from pemt_jax.model.methods import METHODS, split
 from pemt_jax.model.pemt_model import PemtModel, mean_gate

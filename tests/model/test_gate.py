@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_model import T5, TARGET, compiled, jit, make_batch, random_params
 
-from pemt_jax.model.gate import CorrelationGate, correlation_gate
+from pemt_jax.model.gate import GateKernel, correlation_gate
 from pemt_jax.model.network import Transformer
 from pemt_jax.model.pemt_model import PemtModel, mean_gate
 
@@ -45,10 +45,9 @@ def test_gate_equals_numpy_and_its_rows_sum_to_one(B, E, seed, size, temperature
 
 
 def test_a_new_gate_gives_every_expert_the_same():
-    gate = CorrelationGate(5, "mlp")
-    states = np.ones((2, 3, 6), np.float32)
-    gate_BE, variables = gate.init_with_output(jax.random.key(0), states)
-    assert not np.any(variables["params"]["kernel"])
+    kernel_XE = GateKernel(5, "mlp").init_with_output(jax.random.key(0), 6)[0]
+    gate_BE = correlation_gate(np.ones((2, 3, 6), np.float32), kernel_XE)
+    assert not np.any(kernel_XE)
     np.testing.assert_allclose(gate_BE, 1 / 5, rtol=1e-6)
 
 

@@ -1,5 +1,7 @@
 """What each method trains, by name and by number."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -28,12 +30,45 @@ ADAPTER = {
     for stack in STACKS
     for name in ("down/kernel", "down/bias", "up/kernel", "up/bias")
 }
+ATTENTIONS = (
+    "encoder/layers_0/attention",
+    "decoder/layers_0/self_attention",
+    "decoder/layers_0/encoder_decoder_attention",
+)
+SUBLAYERS = (*STACKS, *ATTENTIONS)
+ATTENTION = ("down/kernel", "up/kernel", "scale", "bias")
+PROMPT_ONLY = PemtConfig(prompt_length=4)
 ADAPTER_ONLY = PemtConfig(prompt_length=4, adapter_dim=3)
 CASES = {
     "pemt_source": (SOURCE, EXPERT | PROMPT),
     "lora": (SOURCE, EXPERT | PROMPT),
     "pemt_target": (TARGET, GATE | ADAPTER | PROMPT | NORMS),
     "adapter": (ADAPTER_ONLY, ADAPTER | PROMPT | NORMS),
+    "mixture": (dataclasses.replace(TARGET, adapter_dim=0), GATE | PROMPT | NORMS),
+    "prompt_tuning": (PROMPT_ONLY, PROMPT),
+    "attempt": (
+        dataclasses.replace(TARGET, adapter_dim=0, gate="none", prompt_mixing="attention"),
+        PROMPT | {f"source_prompts/attention/{name}" for name in ATTENTION},
+    ),
+    "mpt": (
+        dataclasses.replace(PROMPT_ONLY, prompt_mixing="product"),
+        PROMPT | {"prompt/rows", "prompt/columns"},
+    ),
+    "bitfit": (PemtConfig(vectors="bias"), {f"{name}/bias/vector" for name in SUBLAYERS}),
+    "ia3": (
+        PemtConfig(vectors="ia3"),
+        {f"{name}/scale/vector" for name in STACKS}
+        | {f"{name}/{kv}_scale/vector" for name in ATTENTIONS for kv in ("key", "value")},
+    ),
+    "norms": (PemtConfig(), NORMS),
+}
+OTHER_GATES = {
+    "constant": {f"{stack}/gate/logits" for stack in STACKS},
+    "uniform": set(),
+    "shared": {f"{stack}/gate/kernel" for stack in ("encoder", "decoder")},
+    "token": GATE,
+    "arrow": set(),
+    "none": set(),
 }
 
 
@@ -44,6 +79,13 @@ def test_trainable_parameters_by_name(name):
     trainable, frozen = split(params, get_method(name))
     assert set(trainable) == expected
     assert set(frozen) == set(flatten_dict(params, sep="/")) - expected
+
+
+@pytest.mark.parametrize("gate", OTHER_GATES)
+def test_what_other_gates_train(gate):
+    params = initial_shapes(T5, dataclasses.replace(TARGET, gate=gate))["params"]
+    trainable, _ = split(params, METHODS["pemt_target"])
+    assert set(trainable) == OTHER_GATES[gate] | ADAPTER | PROMPT | NORMS
 
 
 def test_full_trains_everything():
@@ -117,3 +159,42 @@ def test_parameters_of_stage_2_on_t5_base_with_six_experts():
     padded = 6 * 40 * 768  # the bank of prompts is padded to its longest
     assert count(frozen, "source_prompts") == padded
     assert count(frozen) - padded - 35_389_440 == 222_882_048 - 47_616
+
+
+D, F, LAYERS = 768, 3072, 24
+FORMULAS = {  # of configs/methods/README.md
+    "prompt_tuning": M * D,
+    "mpt": M * D + M + D,
+    "attempt": M * D + 2 * 100 * D + 2 * D,
+    "bitfit": 60 * D,  # 24 feed-forward and 36 attention sublayers
+    "ia3": 24 * F + 36 * 2 * D,
+    "norms": 62 * D,
+    "mixture": 276_480 + 47_616 + M * D,
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_parameters_of_other_methods_on_t5_base(name):
+    method = METHODS[name]
+    modules = method.modules(PemtConfig(), BASE.emb_dim, M)
+    sources = SIX if method.experts else PemtConfig()
+    pemt = dataclasses.replace(sources, **modules)
+    trainable, _ = split(initial_shapes(BASE, pemt)["params"], method)
+    assert count(trainable) == FORMULAS[name]
+
+
+@pytest.mark.parametrize(
+    ("gate", "expected"),
+    [("constant", LAYERS * 6), ("shared", 2 * D * 6), ("token", LAYERS * F * 6), ("uniform", 0)],
+)
+def test_parameters_of_other_gates_on_t5_base(gate, expected):
+    params = initial_shapes(BASE, dataclasses.replace(SIX, gate=gate))["params"]
+    trainable, _ = split(params, METHODS["pemt_target"])
+    assert count(trainable, "gate/") == expected
+
+
+def test_a_choice_that_is_another_methods_is_refused():
+    with pytest.raises(UsageError, match="PemtConfig.vectors is 'ia3', expected 'none'.*'lora'"):
+        METHODS["lora"].modules(PemtConfig(vectors="ia3"), 8, 4)
+    with pytest.raises(UsageError, match="PemtConfig.gate is 'token', expected 'none'.*'attempt'"):
+        METHODS["attempt"].modules(PemtConfig(gate="token"), 8, 4)

@@ -120,6 +120,60 @@ def test_dropout_takes_whole_attention_weights_and_only_in_training(rate):
     assert kept.all() == (rate == 0)
 
 
+def numpy_attempt(text_SD, prompt_PD, prompts, p):
+    """One example of ATTEMPT, without padding of text or sources, in float64."""
+    h = text_SD.max(axis=0).astype(np.float64) @ p["down"]["kernel"]
+    h = (h / (1 + np.exp(-h))) @ p["up"]["kernel"]
+    h = (h - h.mean()) / np.sqrt(h.var() + 1e-5) * p["scale"] + p["bias"]
+    keys = np.stack([*(source.max(axis=0) for source in prompts), prompt_PD.max(axis=0)])
+    weights = np.exp(keys @ h / (np.e * D))
+    weights /= weights.sum()
+    mixed = prompt_PD * (1 + weights[-1])
+    for weight, source in zip(weights, prompts, strict=False):
+        rows = min(len(source), len(mixed))
+        mixed[:rows] += weight * source[:rows]
+    return mixed
+
+
+def test_the_attention_of_inputs_to_prompts_is_attempt():
+    random = np.random.default_rng(4)
+    prompt_PD, prompts = draw(random, 3, D), [draw(random, length, D) for length in (2, 5)]
+    text_BSD, lengths = draw(random, 2, 4, D), (4, 2)
+    present_BS = np.arange(4) < np.array(lengths)[:, None]
+    module = SourcePrompts((2, 5), D, 0.0, "attention")
+    arguments = prompt_PD, text_BSD, present_BS
+    params = module.init(jax.random.key(0), *arguments, deterministic=True)["params"]
+    params = jax.tree.map(lambda x: draw(random, *x.shape), params)
+    params["embedding"] = bank(prompts, filler=9.0)
+    params["embedding"][0, 2:] = 0  # as the library fills up
+    mixed_BPD = jit(lambda p: module.apply({"params": p}, *arguments, deterministic=True))(params)
+    for mixed_PD, text_SD, length in zip(mixed_BPD, text_BSD, lengths, strict=True):
+        expected = numpy_attempt(text_SD[:length], prompt_PD, prompts, params["attention"])
+        np.testing.assert_allclose(mixed_PD, expected, rtol=1e-4, atol=1e-5)
+    # A row of the batch that holds no text gives numbers.
+    nothing = module.apply(
+        {"params": params}, prompt_PD, text_BSD, np.zeros_like(present_BS), deterministic=True
+    )
+    assert np.all(np.isfinite(nothing))
+
+
+@pytest.mark.parametrize("mixing", ["own", "product"])
+def test_a_prompt_of_its_own_ignores_its_sources(mixing):
+    random = np.random.default_rng(5)
+    prompt_PD, module = draw(random, 3, D), SourcePrompts((2, 5), D, 0.1, mixing)
+    params = {"params": {"embedding": draw(random, 2, 5, D)}}
+    np.testing.assert_array_equal(module.apply(params, prompt_PD, deterministic=True), prompt_PD)
+
+
+def test_a_prompt_of_mpt_is_multiplied_by_a_matrix_of_rank_one_that_starts_with_ones():
+    random, module = np.random.default_rng(6), TaskPrompt(4, D, product=True)
+    new = module.init_with_output(jax.random.key(0))
+    np.testing.assert_array_equal(new[0], new[1]["params"]["embedding"])
+    params = {"embedding": draw(random, 4, D), "rows": draw(random, 4), "columns": draw(random, D)}
+    expected = params["embedding"] * np.outer(params["rows"], params["columns"])
+    np.testing.assert_allclose(module.apply({"params": params}), expected, rtol=1e-6)
+
+
 def test_new_prompts_are_unit_normal_and_new_banks_zero():
     params = jit(TaskPrompt(200, 50).init)(jax.random.key(0))["params"]
     assert params["embedding"].shape == (200, 50)

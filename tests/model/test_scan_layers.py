@@ -9,13 +9,21 @@ import pytest
 from tiny_model import SOURCE, T5, T5_1_1, TARGET, initial_shapes, jit, make_batch, random_params
 
 from pemt_jax.common.layer_stacks import stack_layers, stacked_path
+from pemt_jax.config import PemtConfig
 from pemt_jax.model.methods import METHODS, merge, split
 from pemt_jax.model.pemt_model import PemtModel
 
 DEEP = dataclasses.replace(T5, num_encoder_layers=2, num_decoder_layers=2, dropout_rate=0.1)
 BATCH = make_batch([3, 6, 1, 5], [3, 5, 1, 2], S=6, T=5)
 ANYWHERE = dataclasses.replace(TARGET, expert_linears=("q", "encoder/v:1", "o:3", "wo"))
+SHARED = dataclasses.replace(ANYWHERE, gate="shared")
+TOKEN = dataclasses.replace(ANYWHERE, gate="token")
+VECTORS = PemtConfig(vectors="ia3"), PemtConfig(vectors="bias")
 METHOD_OF = {
+    SHARED: METHODS["pemt_target"],
+    TOKEN: METHODS["pemt_target"],
+    VECTORS[0]: METHODS["ia3"],
+    VECTORS[1]: METHODS["bitfit"],
     SOURCE: METHODS["pemt_source"],
     TARGET: METHODS["pemt_target"],
     ANYWHERE: METHODS["pemt_target"],
@@ -57,6 +65,14 @@ def assert_same(found, expected):
 )
 def test_losses_gates_and_gradients_with_dropout_are_those_of_unrolled_layers(pemt):
     assert_same(trained(scanned(DEEP), pemt, stacked=True), trained(DEEP, pemt))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pemt", [SHARED, TOKEN, *VECTORS], ids=["shared", "token", "ia3", "bias"])
+def test_so_are_those_of_other_methods_scanned_or_rematerialised(pemt):
+    full = dataclasses.replace(DEEP, remat_policy="full")
+    for t5 in (scanned(DEEP), full):
+        assert_same(trained(t5, pemt), trained(DEEP, pemt))
 
 
 @pytest.mark.slow

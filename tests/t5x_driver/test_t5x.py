@@ -81,6 +81,8 @@ def flat(params) -> dict[str, np.ndarray]:
         ("pemt_target", 0.0, ("wo",)),
         ("pemt_source", 0.1, ("q", "v")),
         ("pemt_target", 0.0, ("q", "v")),
+        ("ia3", 0.1, ("wo",)),
+        ("attempt", 0.0, ("wo",)),
     ],
 )
 def test_both_drivers_train_alike(world, folder, method, dropout_rate, linears):
@@ -94,7 +96,7 @@ def test_both_drivers_train_alike(world, folder, method, dropout_rate, linears):
     )
     losses = [float(ours.step(batch_at(step))["loss"].compute()) for step in range(10)]
     np.testing.assert_allclose(their_losses, losses, rtol=1e-6)
-    assert losses[-1] < losses[0] - 0.1
+    assert losses[-1] < losses[0] - (0.1 if method.startswith("pemt") else 0)  # few are trained
     params = flat(theirs.train_state.params)
     for path, value in flat(ours.params()).items():
         if path in frozen:

@@ -39,6 +39,12 @@ def train_tasks(
     """
     first = runs[0]
     if len({run.prompt_length for run in runs}) > 1:
+        mixing = first.built.model.pemt.prompt_mixing
+        if mixing in ("attention", "product"):
+            raise UsageError(
+                f"The tasks' prompts have different lengths and PemtConfig.prompt_mixing is "
+                f"{mixing!r}, expected one length, as of one PROMPT_TEXT, or a run per task."
+            )
         check_padding(
             config.optimizer, {run.task: run.trainable["prompt/embedding"] for run in runs}
         )

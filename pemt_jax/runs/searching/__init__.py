@@ -1,0 +1,1 @@
+"""Searches without gradients over what a run could start from."""
