@@ -3,9 +3,10 @@
 #     ./launch/test.sh [--walks | --all] [arguments of pytest]
 #
 # Creates its own virtual environment on first use (see launch/environment.sh). --walks also walks
-# the launchers from their first command to their last (tests/launch; each says what it skips for
-# want of a program), --all runs these and the other slow tests. Two processes share the test files, since small models leave a second core idle; `-n 0`
-# runs them in one. The last line is pytest's.
+# whole roads from the first command to the last: the launchers (tests/launch; each says what it
+# skips for want of a program), the READMEs' commands, a killed run, a sample of the fuzzer. --all
+# runs these and the other slow tests. Two processes share the test files, since small models leave
+# a second core idle; `-n 0` runs them in one. The last line is pytest's.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh test

@@ -170,7 +170,11 @@ def run(block: Block, shell: Shell, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "slow", [pytest.param(True, marks=pytest.mark.slow, id="all"), pytest.param(False, id="quick")]
+    "slow",
+    [
+        pytest.param(True, marks=pytest.mark.slow, id="all"),
+        pytest.param(False, marks=(pytest.mark.slow, pytest.mark.walk), id="quick"),
+    ],
 )
 @pytest.mark.parametrize("readme", READMES)
 def test_the_blocks_of_a_readme_run_in_order(shell, folder, readme, slow):

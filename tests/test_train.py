@@ -434,7 +434,7 @@ def test_a_run_is_evaluated_and_used_alike_on_four_devices(world, tmp_path):
     [
         pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, marks=pytest.mark.slow),
-        signal.SIGKILL,
+        pytest.param(signal.SIGKILL, marks=(pytest.mark.slow, pytest.mark.walk)),
     ],
 )
 def test_a_process_that_was_stopped_or_killed_resumes_to_the_same_bits(world, tmp_path, number):

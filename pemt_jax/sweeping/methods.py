@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 
 NONE, MIX, START = "none", "mix", "start"
+RATE = ("rate",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class SweepMethod:
     files: tuple[str, ...] = ()
     experts: str = NONE
     library: str = "own"
-    choose: tuple[str, ...] = ("rate",)
+    choose: tuple[str, ...] = RATE
     rate_factor: float = 1.0
     trained: bool = True
     paper: str = ""
@@ -45,6 +46,12 @@ class SweepMethod:
 
 PEMT, LORA = {"METHOD": "pemt_target"}, {"METHOD": "lora"}
 PEMT_PAPER, LORA_PAPER = "arXiv 2402.15082", "arXiv 2106.09685"
+
+
+def _rival(name: str, title: str, *, file: str | None = None, **fields) -> SweepMethod:
+    """A method of configs/methods, whose file has its name."""
+    return SweepMethod(name, title, {}, (f"methods/{file or name}.gin",), **fields)
+
 
 METHODS = {
     method.name: method
@@ -132,6 +139,81 @@ METHODS = {
                 ("svd", "SVD", "control"),
                 ("ties", "TIES", "arXiv 2306.01708"),
                 ("dare", "DARE", "arXiv 2311.03099"),
+            )
+        ),
+        _rival(
+            "bitfit",
+            "a bias per sublayer's output",
+            rate_factor=10,
+            paper="arXiv 2106.10199",
+            published="BitFit",
+        ),
+        _rival("ia3", "(IA)3", rate_factor=10, paper="arXiv 2205.05638"),
+        _rival("norms", "layer norms", rate_factor=10, paper="control"),
+        _rival(
+            "prompt_tuning",
+            "prompt tuning",
+            rate_factor=100,
+            paper="arXiv 2104.08691",
+            published="Prompt tuning",
+        ),
+        _rival(
+            "spot",
+            "SPoT: the prompt of one expert, chosen on validation",
+            experts=START,
+            choose=("expert", "rate"),
+            rate_factor=100,
+            paper="arXiv 2110.07904",
+            published="SPoT",
+        ),
+        _rival(
+            "mpt",
+            "MPT from the pooled prompt",
+            experts=START,
+            library="pooled",
+            rate_factor=100,
+            paper="arXiv 2303.02861",
+            published="MPT",
+        ),
+        _rival(
+            "attempt",
+            "ATTEMPT over the experts' prompts",
+            experts=MIX,
+            rate_factor=100,
+            paper="arXiv 2205.11961",
+            published="ATTEMPT",
+        ),
+        _rival(
+            "token_gate",
+            "a gate per token, after AdapterFusion",
+            experts=MIX,
+            paper="arXiv 2005.00247",
+        ),
+        _rival(
+            "arrow",
+            "Arrow routing; prompt and norms trained",
+            experts=MIX,
+            paper="arXiv 2405.11157",
+        ),
+        _rival(
+            "ties_trained",
+            "a TIES merge, trained further",
+            file="from_expert",
+            experts=START,
+            library="ties",
+            paper="arXiv 2306.01708",
+        ),
+        *(
+            _rival(name, title, experts=MIX, paper=f"ablation, {PEMT_PAPER}")
+            for name, title in (
+                ("no_prompt_mixing", "PEMT without mixing prompts"),
+                ("no_experts", "PEMT without experts in the layers"),
+                ("no_adapter", "PEMT without the target adapter"),
+                ("no_sparsity", "PEMT without the sparsity loss"),
+                ("uniform_gate", "PEMT with equal weights"),
+                ("constant_gate", "PEMT with weights that read no input"),
+                ("shared_gate", "PEMT with one gate per stack"),
+                ("top1_gate", "PEMT with the best expert only"),
             )
         ),
     )

@@ -24,6 +24,8 @@ def run(folder: Path, *arguments: str) -> tuple[dict, str]:
     return found, done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.walk
 def test_planted_faults_are_found_and_a_sample_ends_as_promised(tmp_path):
     """One process for both, since importing everything takes most of the time."""
     found, said = run(tmp_path, "--sample", "--planted")

@@ -60,8 +60,7 @@ def assert_same(found, expected):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "pemt",
-    [pytest.param(TARGET, id="wo"), pytest.param(ANYWHERE, id="anywhere")],
+    "pemt", [pytest.param(TARGET, id="wo"), pytest.param(ANYWHERE, id="anywhere")]
 )
 def test_losses_gates_and_gradients_with_dropout_are_those_of_unrolled_layers(pemt):
     assert_same(trained(scanned(DEEP), pemt, stacked=True), trained(DEEP, pemt))
