@@ -78,7 +78,10 @@ def test_killed_at_random_moments_is_the_run_that_was_left_alone(world, name, ru
 
 @pytest.mark.parametrize(
     "number, code",
-    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+    [
+        pytest.param(signal.SIGTERM, 143, marks=(pytest.mark.slow, pytest.mark.walk)),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_that_is_asked_to_stop_saves_that_step(world, forker, tmp_path, number, code):
     run = tmp_path / "run"
@@ -296,6 +299,7 @@ Trainer.step, Checkpoints.save = step, save
 """
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_by_years(world, forker, tmp_path):
     run = tmp_path / "run"
     for steps_made in (10, 20):  # a start and a resumption

@@ -230,6 +230,7 @@ def test_widths_that_do_not_fit(world, tmp_path, refused, expert_arrays):
     )
 
 
+@pytest.mark.slow
 def test_experts_of_another_base(world, tmp_path, refused):
     t5, params = load_hf(world.base)
     params["token_embedder/embedding"] = params["token_embedder/embedding"].copy()

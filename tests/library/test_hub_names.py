@@ -205,6 +205,7 @@ def test_the_name_of_a_commit_is_a_hash(hub):
         find("me/t5")
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_machine_download_once(hub, tmp_path):
     hub.commit("me/t5", T5)
     hub.seconds = 1.5

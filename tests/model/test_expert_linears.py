@@ -203,7 +203,10 @@ def test_what_an_expert_lacks_is_zero_with_cosine_and_gradient_zero():
             assert not np.any(gradient[:, 1]) and np.any(gradient[:, 0])
 
 
-@pytest.mark.parametrize("linears", [("q", "v"), ("all",)], ids=["q,v", "all"])
+@pytest.mark.parametrize(
+    "linears",
+    [pytest.param(("q", "v"), id="q,v", marks=pytest.mark.slow), pytest.param(("all",), id="all")],
+)
 def test_decoding_with_the_cache_has_the_scores_of_the_whole_target(linears):
     pemt = dataclasses.replace(TARGET, expert_linears=linears)
     model, params = PemtModel(T5_1_1, pemt), random_params(T5_1_1, pemt, seed=3)

@@ -71,6 +71,8 @@ def cache_folders():
     seqio.set_global_cache_dirs([])
 
 
+@pytest.mark.slow
+@pytest.mark.walk
 def test_prepare_caches_what_works_without_the_data_then(run, tmp_path, monkeypatch, cache_folders):
     result = run("prepare", "pemt_record")
     assert (result.returncode, result.stdout, result.stderr) == (

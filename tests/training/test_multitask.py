@@ -139,6 +139,7 @@ def test_tasks_left_at_different_steps_meet_again_with_the_same_bits(world, tmp_
         assert_same_run(tmp_path / "straight" / task, tmp_path / "killed" / task)
 
 
+@pytest.mark.slow
 def test_a_task_that_gets_no_better_stops_and_the_others_go_on(world, tmp_path, monkeypatch):
     scores = iter([3.0, 1.0, 2.0, 2.0, 3.0, 4.0])  # mood, topic, mood, topic, topic, topic
 
@@ -158,6 +159,7 @@ def test_a_task_that_gets_no_better_stops_and_the_others_go_on(world, tmp_path, 
     assert metrics["tiny_topic/average"] == 4.0
 
 
+@pytest.mark.slow
 def test_a_task_that_is_not_finite_stops_alone(world, tmp_path, monkeypatch):
     def poison(trainer):
         prompt = trainer.state.trainable["prompt/embedding"]
