@@ -44,7 +44,7 @@ setup(
     package_data={
         "": ["*.md"],
         "pemt_jax": ["py.typed", "assets/*/*", "assets/*/*/*"],
-        "pemt_jax.configs": ["*/*.gin"],
+        "pemt_jax.configs": ["*/*.gin", "*/*.md"],
         "pemt_jax.reporting": ["templates/*"],
         "pemt_jax.sweeping.pages": ["*.json"],
     },
