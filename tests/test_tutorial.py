@@ -35,7 +35,6 @@ def test_the_notebook_is_valid_and_stored_without_outputs(notebook):
 
 
 @pytest.mark.slow
-@pytest.mark.walk
 def test_all_cells_run_from_rows_to_the_report(notebook, tmp_path, monkeypatch):
     # As in an activated environment; nothing is read from or written to the user's folders.
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
