@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Adapt to a task with 32 examples per label by experts on four others, and compare:
-#     ./launch/demo.sh              about 210 seconds of CPU time, after installation
+#     ./launch/demo.sh              about three minutes on 2 cores, after installation
 #     ./launch/demo.sh --all        all experts trained anew, about eight minutes
 #     ./launch/demo.sh --study      about an hour: 8 and 32 examples, 5 seeds, more baselines
 #
