@@ -50,7 +50,7 @@ class ModelConfig(Part):
         (config.T5Config); remat_policy takes less memory, scan_layers less time to compile.
       embedding_rows: keep only the first rows of the base's embedding.
       frozen_dtype: "bfloat16" halves the memory of the frozen parameters.
-      base_dtype: in which method full stores its base, "float32" or "bfloat16".
+      base_dtype: in which methods full and decoder store their base, "float32" or "bfloat16".
       max_decode_length: most tokens to generate; None for the longest target of the split.
     """
 

@@ -5,7 +5,7 @@
 
 The same command resumes a run that was stopped. MODEL_DIR then holds checkpoints/, metrics.jsonl
 and TensorBoard files, config.gin, and, when the run has ended, its result: artefact/ (an expert
-or a target) or, after method full, base/ (a Hugging Face folder).
+or a target) or, after methods full and decoder, base/ (a Hugging Face folder).
 
 SIGTERM and Ctrl-C save at the end of the step. Exit codes: 0 the run has ended, 1 a failure,
 2 wrong use, 143 stopped by SIGTERM, 130 by Ctrl-C; after the last two the same command resumes.

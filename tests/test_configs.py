@@ -55,7 +55,7 @@ def needed(name: str) -> list[tuple[str, str]]:
             if (ROOT / file).read_text() not in text
         ]
     macros = re.findall(r"^(\w+) = %gin.REQUIRED", text, re.M)
-    if name == "demo/pretrain.gin":
+    if name in ("demo/pretrain.gin", "demo/decoder.gin"):
         macros.append("MODEL_DIR")
     return [(macro, REQUIRED[macro]) for macro in dict.fromkeys(macros)]
 

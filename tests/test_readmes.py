@@ -42,6 +42,7 @@ READMES = [
     "configs/README.md",
     "configs/methods/README.md",
     "launch/README.md",
+    "launch/mini_t5/README.md",
     "pemt_jax/assets/mini_t5/README.md",
     "pemt_jax/library/README.md",
     "pemt_jax/interop/peft/README.md",
@@ -193,7 +194,7 @@ def test_no_block_is_left_out():
         assert not re.search(r"\n\n    \S", FENCE.sub("", read(readme))), readme
     # pytest writes a README into its own hidden cache folder.
     found = {str(path.relative_to(CHECKOUT)) for path in CHECKOUT.glob("[!.]*/README.md")}
-    for folder in ("configs", "pemt_jax", "tests"):
+    for folder in ("configs", "launch", "pemt_jax", "tests"):
         found |= {str(p.relative_to(CHECKOUT)) for p in (CHECKOUT / folder).rglob("README.md")}
     assert found | {"README.md", "tasks/README.md"} == {*READMES, "tasks/README.md"}
 

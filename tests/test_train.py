@@ -17,12 +17,15 @@ import pytest
 from tiny_system import EXPERTS, T5, Recorder, leaves, snapshot, stop, world_fixture  # noqa: F401
 
 from pemt_jax.checkpoints.manifest import flatten_state
-from pemt_jax.common.errors import PemtError
+from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.weights import load_weights
+from pemt_jax.finished_config import FinishedConfig
 from pemt_jax.interop.hf import load_hf
 from pemt_jax.library import artefact
 from pemt_jax.library import expert as library
 from pemt_jax.parallel.stop_signals import Stopped
+from pemt_jax.runs.finished import open_run
+from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 from pemt_jax.training.metrics_log import read_metrics
 
 
@@ -113,6 +116,18 @@ def test_full_from_nothing_leaves_a_base_for_others(world, tmp_path):
     assert losses(tmp_path)[0][1] < values[0]
     moved = [path for path in params if not np.array_equal(params[path], after[path])]
     assert set(moved) == set(params)
+
+
+def test_the_decoder_alone_leaves_a_base_that_differs_in_the_decoder(world, tmp_path):
+    before, (_, params) = snapshot(world.base), load_hf(world.base)
+    world.train(tmp_path, "tiny_both", 4, method="decoder", eval_every=None)
+    _, after = load_hf(tmp_path / "base")
+    assert after.keys() == params.keys() and snapshot(world.base) == before
+    for path, value in params.items():
+        assert np.array_equal(value, after[path]) != path.startswith("decoder/"), path
+    assert open_run(FinishedConfig(str(tmp_path)), DEFAULT_VOCABULARY).task == "tiny_both"
+    with pytest.raises(UsageError, match="'decoder' has no base model"):
+        world.train(tmp_path, "tiny_both", 4, method="decoder", initial_checkpoint_path=None, t5=T5)
 
 
 def test_a_mixture_trains_as_one_task_with_the_text_given(world, tmp_path, monkeypatch):

@@ -1,8 +1,8 @@
 """SHA256SUMS: the sha256 of every file of a folder, in the form of the command `sha256sum`.
 
 It stands in what is written here in the form of others, which has no room for it: a base, converted
-or made by a run of method full, and an expert for PEFT. `sha256sum -c SHA256SUMS` checks it without
-this package.
+or made by a run of method full or decoder, and an expert for PEFT. `sha256sum -c SHA256SUMS` checks
+it without this package.
 """
 
 import hashlib

@@ -16,6 +16,7 @@ from flax import traverse_util
 from pemt_jax.common.errors import UsageError, no_such
 from pemt_jax.config import PemtConfig
 
+DECODER = r"decoder/.*"
 NORMS = r".*norm/scale"
 PROMPT = r"prompt/\w+|source_prompts/attention/.*"
 EXPERT = r".*/(\w+_)?expert/lora_[ab]"
@@ -35,6 +36,7 @@ class Method:
       source_expert: whether there is a trainable expert.
       experts: whether frozen experts from the library are mixed in, or their prompts.
       adapter: whether feed-forward outputs have a target adapter.
+      base: whether a run leaves a base model for others instead of an artefact.
       choices: fields of PemtConfig that make the method what it is, whatever the user says.
       summary: one line for people.
     """
@@ -45,6 +47,7 @@ class Method:
     source_expert: bool = False
     experts: bool = False
     adapter: bool = False
+    base: bool = False
     choices: Mapping[str, str] = dataclasses.field(default_factory=dict)
     summary: str = ""
 
@@ -78,7 +81,14 @@ class Method:
 METHODS = {
     method.name: method
     for method in (
-        Method("full", (".*",), prompt=False, summary="every parameter of the backbone"),
+        Method("full", (".*",), prompt=False, base=True, summary="every parameter of the backbone"),
+        Method(
+            "decoder",
+            (DECODER,),
+            prompt=False,
+            base=True,
+            summary="the decoder alone: encoder and embedding stay as pretrained",
+        ),
         Method(
             "pemt_source",
             (EXPERT, PROMPT),

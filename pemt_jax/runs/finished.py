@@ -130,7 +130,7 @@ def filled_up(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def open_base_run(folder: Path, vocabulary: Vocabulary, config: FinishedConfig) -> FinishedRun:
-    """Open a base as a model: one that a run of method full made, or any other."""
+    """Open a base as a model: one that a run has left, or any other."""
     prefer(config.vocabulary or beside(folder))
     facts: dict[str, Any] = {}
     if (folder / RUN_FACTS).is_file():

@@ -1,8 +1,9 @@
 """What a finished run leaves behind.
 
-Method `full` leaves MODEL_DIR/base, a Hugging Face folder with its vocabulary, which is a base for
-others, and a card beside it. Every other method leaves MODEL_DIR/artefact: only what was trained,
-and a card with the base and the experts it depends on. A source expert enters the library as well.
+Methods `full` and `decoder` leave MODEL_DIR/base, a Hugging Face folder with its vocabulary, which
+is a base for others, and a card beside it. Every other method leaves MODEL_DIR/artefact: only what
+was trained, and a card with the base and the experts it depends on. A source expert enters the
+library as well.
 """
 
 import json
@@ -16,8 +17,10 @@ import numpy as np
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError, warn
 from pemt_jax.common.hashing import unlisted, write_checksums
+from pemt_jax.common.lazy_array import LazyArray
 from pemt_jax.common.storage import current, replacing_folder
 from pemt_jax.common.writing import lease
+from pemt_jax.interop.base import open_base
 from pemt_jax.interop.hf import save_hf
 from pemt_jax.interop.hf_config import check_savable
 from pemt_jax.library import expert as expert_library
@@ -32,7 +35,7 @@ from pemt_jax.library.artefact import (
 from pemt_jax.library.hub_names import find, lasting_name
 from pemt_jax.model.methods import get_method
 from pemt_jax.run_config import TrainConfig
-from pemt_jax.runs.build_model import BuiltModel
+from pemt_jax.runs.build_model import BuiltModel, cut_embedding
 
 ARTEFACT, BASE = "artefact", "base"
 RUN_FACTS = "pemt_run.json"  # of a base: what its run was, for predict and evaluate
@@ -54,7 +57,7 @@ def check_publishable(config: TrainConfig) -> None:
             f"Method {method.name!r} has no base model, expected INITIAL_CHECKPOINT_PATH, for only "
             "method 'full' trains one anew."
         )
-    if method.name == "full":
+    if method.base:
         check_base_replaceable(folder)
     else:
         check_replaceable(folder / ARTEFACT, "expert" if method.source_expert else "target")
@@ -84,8 +87,7 @@ def check_base_replaceable(model_dir: Path) -> None:
         return
     if others := unlisted(folder):
         raise UsageError(
-            f"{folder} holds {others[0]!r}, which no run of method 'full' wrote, expected another "
-            "MODEL_DIR."
+            f"{folder} holds {others[0]!r}, which no run wrote, expected another MODEL_DIR."
         )
 
 
@@ -108,7 +110,7 @@ def check_owner(model_dir: Path, library: str, expert_name: str) -> None:
 
 def check_model(config: TrainConfig, built: BuiltModel) -> None:
     """Raise UsageError for a model whose shape its format cannot store."""
-    if built.method.name == "full":
+    if built.method.base:
         check_savable(built.model.t5)
 
 
@@ -130,7 +132,7 @@ def publish(
     """
     trained = {path: np.asarray(value) for path, value in trained.items()}
     metrics = finite_metrics(metrics)
-    if built.method.name == "full":
+    if built.method.base:
         return publish_base(config, trained, built, metrics)
     identity, options, library = built.identity, built.model.pemt, config.experts.library
     base = config.model.initial_checkpoint_path
@@ -195,7 +197,10 @@ def against_majority(
 def publish_base(
     config: TrainConfig, trained: Mapping, built: BuiltModel, metrics: Mapping[str, float]
 ) -> Path:
-    """Write MODEL_DIR/base, which replaces only what an earlier publication wrote there."""
+    """Write MODEL_DIR/base, which replaces only what an earlier publication wrote there.
+
+    What was not trained is as in the run's own base.
+    """
     check_base_replaceable(config.folder)
     vocabulary, folder = built.model.input_vocabulary, config.folder / BASE
     assert vocabulary is not None
@@ -205,9 +210,14 @@ def publish_base(
         "max_decode_length": built.model.max_decode_length,
         "metrics": dict(metrics),
     }
+    params: dict[str, np.ndarray | LazyArray] = {}
+    if path := config.model.initial_checkpoint_path:
+        params |= open_base(path)[1]
+        params |= cut_embedding(params, built.model.t5.vocab_size)
+    params |= trained
     try:
         with replacing_folder(folder) as partial:
-            save_hf(partial, built.model.t5, trained, config.model.base_dtype)
+            save_hf(partial, built.model.t5, params, config.model.base_dtype)
             vocabulary.save(partial)
             text = json.dumps(facts, indent=1) + "\n"
             (partial / RUN_FACTS).write_text(text, encoding="utf-8")

@@ -6,8 +6,8 @@ T5X calls four things of ours, all of them through its public configuration:
   function they would be constants of its program.
 - `Publish` (SaveCheckpointConfig.state_transformation_fns) is given every state that T5X saves.
   It writes what is trained as artefact_STEP and artefact, which the commands of this package read;
-  after the last step an expert enters the library, and method full leaves a base. It can leave the
-  frozen parameters out of T5X's checkpoint.
+  after the last step an expert enters the library, and methods full and decoder leave a base. It
+  can leave the frozen parameters out of T5X's checkpoint.
 - `FillFrozen` (RestoreCheckpointConfig.state_transformation_fns) puts them back in.
 - `train_data` (train's get_dataset_fn) makes the batches, whose position is in the checkpoint.
 """
@@ -98,7 +98,7 @@ class Publish:
         config, built = self.model.config, self.model.built
         assert config is not None, "a model that trains"
         last = step >= config.steps
-        if built.method.name == "full" and not last:
+        if built.method.base and not last:
             return
         if jax.process_count() > 1:
             trainable = multihost_utils.process_allgather(trainable, tiled=True)

@@ -36,6 +36,16 @@ ATTENTIONS = (
     "decoder/layers_0/encoder_decoder_attention",
 )
 SUBLAYERS = (*STACKS, *ATTENTIONS)
+DECODER = {
+    "decoder/relpos_bias/rel_embedding",
+    *(norm for norm in NORMS if norm.startswith("decoder/")),
+    *(f"decoder/layers_0/mlp/{name}/kernel" for name in ("wi", "wo")),
+    *(
+        f"{attention}/{name}/kernel"
+        for attention in ATTENTIONS[1:]
+        for name in ("query", "key", "value", "out")
+    ),
+}
 ATTENTION = ("down/kernel", "up/kernel", "scale", "bias")
 PROMPT_ONLY = PemtConfig(prompt_length=4)
 ADAPTER_ONLY = PemtConfig(prompt_length=4, adapter_dim=3)
@@ -61,6 +71,7 @@ CASES = {
         | {f"{name}/{kv}_scale/vector" for name in ATTENTIONS for kv in ("key", "value")},
     ),
     "norms": (PemtConfig(), NORMS),
+    "decoder": (PemtConfig(), DECODER),
 }
 OTHER_GATES = {
     "constant": {f"{stack}/gate/logits" for stack in STACKS},

@@ -27,7 +27,7 @@ def test_a_users_files_at_model_dir_base_are_not_replaced(world, tmp_path):
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "thesis.txt").write_text("precious")
     before = snapshot(tmp_path)
-    with pytest.raises(UsageError, match="base holds 'thesis.txt', which no run of method 'full'"):
+    with pytest.raises(UsageError, match="base holds 'thesis.txt', which no run wrote"):
         world.train(tmp_path, "tiny_both", 1, **FULL)
     assert snapshot(tmp_path) == before
 
