@@ -8,6 +8,7 @@ and three ship with the package, made by
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import bag_of_words
@@ -20,6 +21,7 @@ from experiment import (
     cpu_seconds,
     gates,
     matmul_gflops,
+    program,
 )
 
 from pemt_jax.common.storage import replacing
@@ -149,4 +151,4 @@ def write_page(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(program(main))

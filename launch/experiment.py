@@ -5,15 +5,15 @@ import dataclasses
 import json
 import os
 import shlex
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
 from pemt_jax.cli import command
+from pemt_jax.cli.exit_codes import exit_code_of
 from pemt_jax.cli.startup import startup
 from pemt_jax.common.hashing import fingerprint
 from pemt_jax.evaluate import evaluate
@@ -34,6 +34,22 @@ STEPS = {"vader_tweets": 240, "vader_nyt": 1600, "vader_domain": 400}
 PACKAGED = Path(MINI_T5).with_name("demo_library")  # experts that ship with the package
 
 
+class CommandFailed(Exception):
+    """A command failed with the exit code that is the argument, and has said why."""
+
+
+def program(main: Callable[[], None]) -> int:
+    """Call `main`; return its exit code, that of a command which failed in it included."""
+
+    def action() -> int | None:
+        try:
+            return main()
+        except CommandFailed as error:
+            return error.args[0]
+
+    return exit_code_of(action)
+
+
 class Experiment:
     """Runs under one folder; a run that has ended is not made again.
 
@@ -51,13 +67,17 @@ class Experiment:
         self.base = fingerprint(load_base(MINI_T5)[1])
 
     def command(self, main, *files: str, **macros) -> None:
-        """Call a gin main as its command line would be; end the program when it fails."""
+        """Call a gin main as its command line would be.
+
+        Raises:
+          CommandFailed: it failed.
+        """
         flags = [f"--gin_file={file}" for file in files]
         flags += [f"--gin.{name}={value}" for name, value in macros.items()]
         print(f"\n$ python -m pemt_jax.{main.__name__} {shlex.join(flags)}", flush=True)
         code = command.run(main, flags, "importing TensorFlow and the tasks")
         if code:
-            sys.exit(code)
+            raise CommandFailed(code)
 
     def train(self, name: str, file: str, task: str, **macros) -> None:
         """Train a run, unless it has ended before on the same base."""

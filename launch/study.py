@@ -8,10 +8,11 @@ is read for that one only.  Stopped and started again, it goes on where it was.
 import argparse
 import json
 import statistics
+import sys
 from pathlib import Path
 
 import bag_of_words
-from experiment import POOLED, SOURCES, TARGET, Experiment, Stopwatch, accuracy, gates
+from experiment import POOLED, SOURCES, TARGET, Experiment, Stopwatch, accuracy, gates, program
 
 from pemt_jax.common.storage import replacing
 
@@ -126,4 +127,4 @@ def table(results: dict) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(program(main))

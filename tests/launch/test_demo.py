@@ -71,3 +71,20 @@ def test_packaged_experts_of_another_base_are_refused(demo):
     with pytest.raises(PemtError, match="expected the base of this run"):
         demo.packaged_source("vader_nyt")
     assert not demo.folder.exists()
+
+
+def test_a_demo_that_fails_ends_with_a_sentence_and_the_code_of_its_command(
+    demo, experiment, capfd
+):
+    def wrong_use():
+        demo.command(experiment.evaluate, MODEL_DIR=demo.folder, SPLIT="validation")
+
+    def failure():
+        demo.base = "0" * 64
+        demo.packaged_source("vader_nyt")
+
+    assert experiment.program(wrong_use) == 2
+    assert experiment.program(failure) == 1
+    assert experiment.program(lambda: None) == 0
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(said) == 2 and "expected the base of this run" in said[1]
