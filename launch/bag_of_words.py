@@ -1,8 +1,15 @@
-"""What a language model has to beat: tf-idf of words and pairs, and logistic regression."""
+"""What a language model has to beat: tf-idf of words and pairs, and logistic regression.
+
+`python launch/bag_of_words.py` prints its test accuracies for every draw of the few examples.
+"""
+
+import statistics
 
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
+
+from pemt_jax.cli.startup import startup
 
 SOURCES = ("movies", "tweets", "nyt")
 
@@ -24,3 +31,19 @@ def scores(shots: int, seed: int) -> dict[str, float]:
     test = demo.sentiment("amazon", "test")
     pooled = [row for name in SOURCES for row in demo.sentiment(name, "train")]
     return {"few": accuracy(few, test), "sources_and_few": accuracy(pooled + few, test)}
+
+
+def main() -> None:
+    startup()  # keeps TensorFlow quiet
+    from pemt_jax.tasks.demo.sentiment import SEEDS, SHOTS
+
+    for shots in SHOTS:
+        draws = [scores(shots, seed) for seed in SEEDS]
+        for name in draws[0]:
+            found = [draw[name] for draw in draws]
+            mean, spread = statistics.mean(found), statistics.stdev(found)
+            print(f"{shots} per label, {name}: {mean:.3f} +- {spread:.3f} over {len(found)} draws")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,6 @@
 """The demo: experts on four source tasks, then few examples of a fifth, on a laptop.
 
-Run it as ./launch/demo.sh; with --study it becomes study.py. One expert is trained from its data,
-and three ship with the package, made by
+Run it as ./launch/demo.sh. One expert is trained from its data. Three ship with the package, by
 
     ./launch/demo.sh --all --export pemt_jax/assets/demo_library
 """
@@ -31,7 +30,7 @@ from pemt_jax.reporting.page import write_report
 
 TRAINED = "vader_tweets"  # the expert that is trained unless all are
 SHOTS, SEED = 32, 0
-# Each way has the rate that study.py chose for it on validation.
+# Each has the rate that the study (configs/tables/study.gin) chose for it on validation.
 RATES = {"pemt": 3e-3, "adapter": 3e-3}
 SENTENCES = (
     "It broke on the first day.",

@@ -1,4 +1,4 @@
-"""The runs of the demo and the study, each a call of a public command, and what they measured."""
+"""The runs of the demo, each a call of a public command, and what they measured."""
 
 import contextlib
 import dataclasses
@@ -27,7 +27,6 @@ from pemt_jax.run_config import MINI_T5
 from pemt_jax.train import train
 
 SOURCES = ("vader_movies", "vader_tweets", "vader_nyt", "vader_domain")
-POOLED = "vader_sources"
 TARGET = "vader_amazon"
 # Steps where stage1.gin's 2,000, which the film reviews need, are more than enough.
 STEPS = {"vader_tweets": 240, "vader_nyt": 1600, "vader_domain": 400}
@@ -114,10 +113,6 @@ class Experiment:
         """The source whose expert, as it is, answers the target's validation examples best."""
         return max(SOURCES, key=lambda task: accuracy(self._on_target(task, "validation")))
 
-    def validation(self, name: str) -> float:
-        """Accuracy of a finished run's best checkpoint on validation."""
-        return accuracy(artefact.read_card(self.folder / name / "artefact").metrics)
-
     def source(self, task: str) -> None:
         """Stage 1 on one source task."""
         steps = {"TRAIN_STEPS": STEPS[task]} if task in STEPS else {}
@@ -158,14 +153,12 @@ class Experiment:
                 print(f"{place}: {', '.join(shown)}", flush=True)
 
     def few_shot(self, method: str, shots: int, seed: int, rate: float, **macros) -> str:
-        """Stage 2, or what it is compared with, on a few target examples; the run's name."""
+        """Stage 2 ("pemt") or the adapter without experts on few examples; the run's name."""
         name = f"{method}_{shots}_seed{seed}_rate{rate:g}"
         if method == "pemt":
             macros |= {"METHOD": "pemt_target"}
         elif method == "adapter":
             macros |= {"METHOD": "adapter", "EXPERTS": "()"}
-        elif method == "lora":
-            macros |= {"METHOD": "lora", "EXPERTS": "()", "INITIAL_EXPERT": POOLED}
         self.train(
             name,
             "demo/stage2.gin",
@@ -178,7 +171,7 @@ class Experiment:
 
 
 def accuracy(metrics: dict[str, float]) -> float:
-    """Accuracy from 0 to 1, as in the demo's and the study's files; a task's own is in percent."""
+    """Accuracy from 0 to 1, as in the demo's files; a task's own is in percent."""
     return metrics["accuracy"] / 100
 
 
