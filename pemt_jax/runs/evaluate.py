@@ -12,6 +12,8 @@ from pemt_jax.parallel import partitioning, processes
 from pemt_jax.parallel.capacity import check_batch
 from pemt_jax.runs.finished import FinishedRun, open_run
 from pemt_jax.runs.publish import ARTEFACT
+from pemt_jax.tasks.pretraining import general_text
+from pemt_jax.tasks.pretraining.general_text import register_general_text
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 from pemt_jax.training.evaluator import Evaluator
 from pemt_jax.training.held_back import check_split
@@ -32,19 +34,21 @@ def evaluate(config: EvaluateConfig, run: FinishedRun | None = None) -> dict[str
     Raises:
       UsageError, PemtError: no finished run, no such task or split, or one that is held back.
     """
-    folder = storage.path(config.run.model_dir)
-    check_split(folder, config.split)
+    folder, split = storage.path(config.run.model_dir), config.split
+    if general := config.general_text and register_general_text(config.general_text):
+        split = general_text.SPLIT
+    check_split(folder, split)
     run = run or open_run(config.run, DEFAULT_VOCABULARY)
     built = run.built
-    name = config.mixture_or_task_name or run.task
-    lengths = config.task_feature_lengths or run.lengths
+    name = general or config.mixture_or_task_name or run.task
+    lengths = general_text.LENGTHS if general else config.task_feature_lengths or run.lengths
     if not name or not lengths:
         raise UsageError(
             f"{folder} does not name its task, expected MIXTURE_OR_TASK_NAME and "
             "TASK_FEATURE_LENGTHS."
         )
     with processes.first_alone():  # it tokenises what is not cached yet
-        splits = [part for _, part in open_mixture(name, config.split, lengths)]
+        splits = [part for _, part in open_mixture(name, split, lengths)]
     size, tokens = config.batch_size, max(longest_row(part, ()) for part in splits)
     check_batch(f"BATCH_SIZE {size} of {tokens} tokens", size, tokens, built.model.t5.emb_dim)
     processes.agree(
@@ -63,7 +67,7 @@ def evaluate(config: EvaluateConfig, run: FinishedRun | None = None) -> dict[str
     buckets = eval_buckets(config.buckets, splits)
     metrics = Validation(evaluator, splits, config.batch_size, buckets)(params)
     if processes.is_first() and any((folder / kept).is_dir() for kept in ("checkpoints", ARTEFACT)):
-        place, file = folder / "evaluation", f"{name}-{config.split}.json"
+        place, file = folder / "evaluation", f"{name}-{split}.json"
         for path, content in (
             (place / "splits" / file, split_facts(splits)),
             (place / file, metrics),

@@ -51,6 +51,8 @@ def row_of(
         "validation": dict(record.metrics),
         "test": test,
         "facts": dict(facts[0]) if facts else {},
+        "general_loss": None,
+        "forgetting": None,
         "parameters": record.parameters,
         "base": record.card.base_fingerprint if record.card else "",
         "experts": [list(pair) for pair in record.card.experts] if record.card else [],

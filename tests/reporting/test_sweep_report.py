@@ -13,8 +13,9 @@ from test_report import check
 from pemt_jax import report
 from pemt_jax.sweeping.methods import METHODS
 from pemt_jax.sweeping.pages import numbers
-from pemt_jax.sweeping.pages.page import write_sweep_report
+from pemt_jax.sweeping.pages.page import render, write_sweep_report
 from pemt_jax.sweeping.pages.published import published
+from pemt_jax.sweeping.pages.results import read_sweep
 
 HOSTILE = "<script>alert('1')</script>|_&"
 
@@ -97,6 +98,25 @@ def test_costs_are_per_run_and_packed_jobs_are_shared(tmp_path):
     ]
     (cost,) = numbers.costs(rows, lines)
     assert (cost["runs"], cost["seconds"], cost["memory"], cost["stored"]) == (2, 40.0, 7, 15)
+
+
+def test_forgetting_is_a_cost_where_it_was_measured(tmp_path):
+    rows = [
+        row("pemt", seed=0, test=70.0, general_loss=3.5, forgetting=0.25),
+        row("pemt", seed=1, test=70.0, general_loss=3.75, forgetting=0.5),
+        row("pemt", seed=1, chosen=False, general_loss=None, forgetting=None),
+        row("lora", test=60.0),  # of a version that did not measure it
+    ]
+    page = check(render(read_sweep(str(write(tmp_path / "sweep", rows)))))
+    head = next(cells for cells in page.rows if "peak memory" in cells)
+    costs = [
+        cells for cells in page.rows if cells[0] in ("pemt", "lora") and len(cells) == len(head)
+    ]
+    assert [cells[head.index("forgetting")] for cells in costs] == ["+0.375", "–"]
+    assert "minus that of the base (3.25)" in page.text
+    without = check(render(read_sweep(str(write(tmp_path / "other", rows[3:])))))
+    assert not any("forgetting" in cells for cells in without.rows)
+    assert "Forgetting was not measured" in without.text
 
 
 @pytest.mark.parametrize("sources", [1, 24])

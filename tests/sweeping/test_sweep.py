@@ -189,6 +189,7 @@ def test_a_changed_file_is_another_run_and_a_comment_is_not(made, tmp_path):
         ({"shots": (0,)}, "Found a number of SHOTS 0"),
         ({"file": "runs/stage9.gin"}, "There is no gin file runs/stage9.gin"),
         ({"libraries": {"x": ("nowhere", ("films",))}, "methods": ("pemt",)}, "has no expert"),
+        ({"forgetting_text": "nowhere.txt"}, "There is no nowhere.txt, expected a file of text"),
         ({"methods": ("pooled",), "sources": ("tiny_mood",)}, "expected POOLED"),
     ],
 )
