@@ -15,6 +15,7 @@ from pemt_jax.data.token_cache import open_split
 from pemt_jax.evaluate import evaluate
 from pemt_jax.finished_config import FinishedConfig
 from pemt_jax.parallel import partitioning
+from pemt_jax.reporting.gates import read_gates
 from pemt_jax.runs.finished import open_run
 from pemt_jax.tasks.pretraining import general_text
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
@@ -33,6 +34,20 @@ def test_metrics_are_those_of_the_model_row_by_row(world):
     for i, name in enumerate(EXPERTS):
         gate = np.mean([row["mean_gate"][i] for row in rows])
         np.testing.assert_allclose(metrics[f"gate/{name}"], gate, rtol=1e-5)
+
+
+def test_the_gates_of_each_layer_are_kept_with_a_run(world, tmp_path):
+    run = shutil.copytree(world.target, tmp_path / "run")
+    metrics = evaluate(model_dir=str(run), split="validation", batch_size=8)
+    kept = json.loads((run / "evaluation" / "gates" / "tiny_mood-validation.json").read_text())
+    found = read_gates(open_run(FinishedConfig(str(run)), DEFAULT_VOCABULARY), "validation")
+    assert set(kept) == set(found.layers)
+    for i, layer in enumerate(found.layers):
+        expected = found.gate_NLE[:, i].mean(axis=0)
+        own = [kept[layer][name] for name in found.sources]
+        np.testing.assert_allclose(own, expected, rtol=1e-5)
+    means = np.mean([[gates[name] for name in EXPERTS] for gates in kept.values()], axis=0)
+    np.testing.assert_allclose(means, [metrics[f"gate/{name}"] for name in EXPERTS], rtol=1e-5)
 
 
 def test_rows_that_only_fill_a_batch_count_nowhere(world):

@@ -26,7 +26,8 @@ def evaluate(config: EvaluateConfig, run: FinishedRun | None = None) -> dict[str
 
     The first process writes them to MODEL_DIR/evaluation/TASK-SPLIT.json, where MODEL_DIR is a
     run's; an artefact, an expert or a base is left as it is. What the report compares them with,
-    `split_facts`, is written to MODEL_DIR/evaluation/splits/TASK-SPLIT.json.
+    `split_facts`, is written to MODEL_DIR/evaluation/splits/TASK-SPLIT.json, and the mean gates of
+    each layer of a run that has some, {sublayer: {expert: gate}}, to MODEL_DIR/evaluation/gates/.
 
     Args:
       run: where it is open already.
@@ -61,17 +62,23 @@ def evaluate(config: EvaluateConfig, run: FinishedRun | None = None) -> dict[str
         model=config.mesh.model_parallel, expert=config.mesh.expert_parallel
     )
     evaluator = Evaluator(
-        built.model.predict_batch, built.model.eval_fn, DEFAULT_VOCABULARY, mesh, built.params_axes
+        built.model.predict_batch,
+        built.model.eval_fn_by_layer,
+        DEFAULT_VOCABULARY,
+        mesh,
+        built.params_axes,
     )
     params = built.placed(mesh, config.mesh.fully_sharded)
     buckets = eval_buckets(config.buckets, splits)
-    metrics = Validation(evaluator, splits, config.batch_size, buckets)(params)
+    metrics, gates = Validation(evaluator, splits, config.batch_size, buckets).with_layers(params)
     if processes.is_first() and any((folder / kept).is_dir() for kept in ("checkpoints", ARTEFACT)):
         place, file = folder / "evaluation", f"{name}-{split}.json"
         for path, content in (
             (place / "splits" / file, split_facts(splits)),
+            (place / "gates" / file, gates),
             (place / file, metrics),
         ):
-            with replacing(path) as partial:
-                partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
+            if content:
+                with replacing(path) as partial:
+                    partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
     return metrics
