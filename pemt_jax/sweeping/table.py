@@ -140,7 +140,10 @@ class SweepConfig(Flat):
     def __post_init__(self):
         not_blank(FOLDER=self.folder)
         if storage.is_remote(self.folder):
-            raise UsageError(f"FOLDER is {self.folder}, expected a folder on a disk.")
+            raise UsageError(
+                f"FOLDER is {self.folder}, expected a folder on a disk, where a sweep can lock and "
+                "append; the report reads a copy of it in a bucket too."
+            )
         at_least(1, JOBS=self.jobs)
         _ = self.share
 

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from bucket import bucket_folder_fixture, storage_fixture  # noqa: F401
 from fake_results import row, study, write
 from test_report import check
 
@@ -255,3 +256,13 @@ def test_wrong_use_is_one_sentence(tmp_path, capsys):
         output, error = capsys.readouterr()
         assert output == "" and sentence in error and error.count("\n") == 1
     assert not list(tmp_path.glob("x.*"))
+
+
+@pytest.mark.slow
+def test_a_copy_in_a_bucket_has_the_same_page(tmp_path, bucket_folder):
+    place = write(tmp_path / "sweep", study())
+    for name in ("results.jsonl", "costs.jsonl", "sweep.json"):
+        (bucket_folder / name).write_text((place / name).read_text())
+    for source, name in ((place, "disk"), (bucket_folder, "bucket")):
+        assert report.main([str(source), "--to", str(tmp_path / f"{name}.html")]) == 0
+    assert (tmp_path / "disk.html").read_text() == (tmp_path / "bucket.html").read_text()

@@ -32,7 +32,7 @@ def made(tmp_path):
     """Make the configuration of a sweep of runs that only look trained."""
     file = tmp_path / "target.gin"
     file.write_text("train.train.seed = 0\n")
-    return lambda **values: config(tmp_path / "sweep", **{"file": file} | values)
+    return lambda folder=tmp_path / "sweep", **values: config(folder, **{"file": file} | values)
 
 
 def by_rate(flags):
@@ -190,6 +190,10 @@ def test_a_changed_file_is_another_run_and_a_comment_is_not(made, tmp_path):
         ({"shots": (0,)}, "Found a number of SHOTS 0"),
         ({"file": "runs/stage9.gin"}, "There is no gin file runs/stage9.gin"),
         ({"libraries": {"x": ("nowhere", ("films",))}, "methods": ("pemt",)}, "has no expert"),
+        (
+            {"folder": "gs://bucket/sweep"},
+            "FOLDER is gs://bucket/sweep, expected a folder on a disk",
+        ),
         ({"forgetting_text": "nowhere.txt"}, "There is no nowhere.txt, expected a file of text"),
         ({"methods": ("pooled",), "sources": ("tiny_mood",)}, "expected POOLED"),
     ],
