@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from pemt_jax.common.errors import UsageError
 from pemt_jax.common.flat_config import Flat, Part, at_least, bucket_lengths, lengths, not_blank
 from pemt_jax.run_config import MeshConfig
 
@@ -38,6 +39,8 @@ class EvaluateConfig(Flat):
       split: of the task, or of every task of the mixture.
       batch_size: examples per batch.
       buckets: input lengths to pad to, or how many to choose from the data; None for 2.
+      general_text: in place of a task a text, a file or a folder of files, on which span corruption
+        is evaluated: the loss there minus that of the base is what adapting has forgotten.
     """
 
     run: FinishedConfig
@@ -46,10 +49,17 @@ class EvaluateConfig(Flat):
     task_feature_lengths: Mapping[str, int] | None = None
     batch_size: int = 128
     buckets: Sequence[int] | int | None = None
+    general_text: str | None = None
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
         not_blank("a name", MIXTURE_OR_TASK_NAME=self.mixture_or_task_name, SPLIT=self.split)
+        not_blank(GENERAL_TEXT=self.general_text)
+        if self.general_text and (self.mixture_or_task_name or self.task_feature_lengths):
+            raise UsageError(
+                "GENERAL_TEXT is set, which has its own task and lengths, expected no "
+                "MIXTURE_OR_TASK_NAME and no TASK_FEATURE_LENGTHS beside it."
+            )
         at_least(1, BATCH_SIZE=self.batch_size)
         bucket_lengths("BUCKETS", self.buckets)
         if self.task_feature_lengths is not None:

@@ -20,9 +20,9 @@ from pemt_jax.cli.parser import Parser
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.flat_config import at_least
 from pemt_jax.common.storage import path, replacing
+from pemt_jax.common.user_input.paragraphs import paragraphs, text_files
 from pemt_jax.common.writing.output import check_output
 from pemt_jax.tasks.demo import vader
-from pemt_jax.tasks.pretraining.corpus import paragraphs, text_files
 
 SOURCE_REPEATS = 4
 

@@ -10,7 +10,15 @@ import seqio
 from tiny_system import EXPERTS, LENGTHS, snapshot, world_fixture  # noqa: F401
 
 from pemt_jax.common.errors import UsageError
+from pemt_jax.data.batching import make_batch
+from pemt_jax.data.token_cache import open_split
 from pemt_jax.evaluate import evaluate
+from pemt_jax.finished_config import FinishedConfig
+from pemt_jax.parallel import partitioning
+from pemt_jax.reporting.gates import read_gates
+from pemt_jax.runs.finished import open_run
+from pemt_jax.tasks.pretraining import general_text
+from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 
 
 def test_metrics_are_those_of_the_model_row_by_row(world):
@@ -26,6 +34,20 @@ def test_metrics_are_those_of_the_model_row_by_row(world):
     for i, name in enumerate(EXPERTS):
         gate = np.mean([row["mean_gate"][i] for row in rows])
         np.testing.assert_allclose(metrics[f"gate/{name}"], gate, rtol=1e-5)
+
+
+def test_the_gates_of_each_layer_are_kept_with_a_run(world, tmp_path):
+    run = shutil.copytree(world.target, tmp_path / "run")
+    metrics = evaluate(model_dir=str(run), split="validation", batch_size=8)
+    kept = json.loads((run / "evaluation" / "gates" / "tiny_mood-validation.json").read_text())
+    found = read_gates(open_run(FinishedConfig(str(run)), DEFAULT_VOCABULARY), "validation")
+    assert set(kept) == set(found.layers)
+    for i, layer in enumerate(found.layers):
+        expected = found.gate_NLE[:, i].mean(axis=0)
+        own = [kept[layer][name] for name in found.sources]
+        np.testing.assert_allclose(own, expected, rtol=1e-5)
+    means = np.mean([[gates[name] for name in EXPERTS] for gates in kept.values()], axis=0)
+    np.testing.assert_allclose(means, [metrics[f"gate/{name}"] for name in EXPERTS], rtol=1e-5)
 
 
 def test_rows_that_only_fill_a_batch_count_nowhere(world):
@@ -154,3 +176,24 @@ def test_a_base_that_a_run_made_knows_its_task_and_another_is_told(world, tmp_pa
         "tiny_topic/accuracy",
         "average",
     }
+
+
+def test_general_text_is_span_corruption_under_the_trained_model(world, tmp_path):
+    """The mean over all tokens of the targets, and nothing that a test split's rules speak of."""
+    lines = "".join(f"Some people said in {1900 + i} that it rained.\n" for i in range(40))
+    (tmp_path / "text.txt").write_text(lines)
+    name = general_text.register_general_text(str(tmp_path))
+    run = shutil.copytree(world.target, tmp_path / "run")
+    metrics = evaluate(model_dir=str(run), general_text=str(tmp_path), batch_size=8)
+    split = open_split(name, general_text.SPLIT, general_text.LENGTHS)
+    opened = open_run(FinishedConfig(str(run)), DEFAULT_VOCABULARY)
+    params = opened.built.placed(partitioning.make_mesh())
+    total = count = 0
+    for row in range(len(split)):
+        batch = make_batch(split.pairs(np.array([row])), 1, 128, general_text.LENGTHS["targets"])
+        found = opened.built.model.eval_fn(params, batch)[1]["cross_entropy"]
+        total, count = total + float(found.total), count + float(found.count)
+    np.testing.assert_allclose(metrics["cross_entropy"], total / count, rtol=1e-5)
+    assert json.loads((run / "evaluation" / f"{name}-validation.json").read_text()) == metrics
+    with pytest.raises(UsageError, match="GENERAL_TEXT is set, .* expected no MIXTURE_OR_TASK"):
+        evaluate(model_dir=str(run), general_text="text.txt", mixture_or_task_name="tiny_mood")

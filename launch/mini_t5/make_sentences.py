@@ -47,7 +47,8 @@ def corpus_sentences(limits: dict[str, int], default: int) -> tuple[list[str], l
       limits: of files whose names begin so.
       default: of the others.
     """
-    from pemt_jax.tasks.pretraining.corpus import corpus, is_held_out, paragraphs, text_files
+    from pemt_jax.common.user_input.paragraphs import paragraphs, text_files
+    from pemt_jax.tasks.pretraining.corpus import corpus, is_held_out
 
     seen, found = set[str](), ([], [])
     for file in text_files(corpus()):

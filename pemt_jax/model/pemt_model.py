@@ -25,6 +25,7 @@ from pemt_jax.model.network import Transformer
 from pemt_jax.model.stack import stacked
 
 Batch = Mapping[str, Array]
+LAYER_GATE = "layer_gate/"
 
 
 class PemtModel:
@@ -109,6 +110,10 @@ class PemtModel:
           batch: see the module's docstring.
           dropout_rng: key of the step's dropout; None for no dropout.
         """
+        return self._loss(params, batch, dropout_rng)[:2]
+
+    def _loss(self, params: Mapping, batch: Batch, dropout_rng: Array | None) -> tuple:
+        """What `loss_fn` returns, and the flat collection "pemt"."""
         logits_BTV, collected = self.apply(params, batch, dropout_rng)
         targets_BT = batch["decoder_target_tokens"]
         weights_BT = batch["decoder_loss_weights"].astype(jnp.float32)
@@ -135,11 +140,22 @@ class PemtModel:
             for i, name in enumerate(self.pemt.expert_names):
                 metrics[f"gate/{name}"] = average(jnp.sum(gate_BE[:, i] * rows_B), rows)
         metrics["loss"] = average(loss * rows, rows)
-        return loss, metrics
+        return loss, metrics, collected
 
     def eval_fn(self, params: Mapping, batch: Batch) -> tuple[Array, dict]:
         """`loss_fn` without dropout."""
         return self.loss_fn(params, batch, None)
+
+    def eval_fn_by_layer(self, params: Mapping, batch: Batch) -> tuple[Array, dict]:
+        """`eval_fn` with each layer's mean gates too: `layer_gate/encoder/layers_0/mlp/NAME`."""
+        loss, metrics, collected = self._loss(params, batch, None)
+        rows_B = row_weights(batch)
+        for path, gate_BE in collected.items():
+            layer, _, kind = path.rpartition("/")
+            for i, name in enumerate(self.pemt.expert_names if kind == "gate" else ()):
+                mean = average(jnp.sum(gate_BE[:, i] * rows_B), jnp.sum(rows_B))
+                metrics[f"{LAYER_GATE}{layer}/{name}"] = mean
+        return loss, metrics
 
     def predict_batch(self, params: Mapping, batch: Batch, rng: Array | None = None) -> Array:
         """Return greedily decoded tokens [B, T], 0 after the end."""

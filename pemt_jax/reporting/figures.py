@@ -19,6 +19,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STYLES = ("solid", "dashed", "dotted")
 LINES = 12  # groups in a figure; more could not be told apart
 POINTS = 100  # of a line
+NUMBERS = 8  # of a line in the table that says the same
 INK = "#123456"  # stands for the page's own colour of text
 Point = tuple[int, float]
 
@@ -39,6 +40,20 @@ class Line:
         shared = sorted(set.intersection(*map(set, values)))
         return [(step, statistics.fmean(one[step] for one in values)) for step in shared]
 
+    @property
+    def ranges(self) -> list[tuple[float, float]]:
+        """The lowest and highest of the curves at each step of the mean."""
+        values = [dict(curve) for curve in self.curves]
+        every = ([one[step] for one in values] for step, _ in self.mean)
+        return [(min(found), max(found)) for found in every]
+
+    @property
+    def numbers(self) -> list[tuple[int, float, float, float]]:
+        """Step, mean, lowest and highest of a few steps, the last among them."""
+        mean = self.mean
+        found = dict(zip([step for step, _ in mean], self.ranges, strict=True))
+        return [(step, value, *found[step]) for step, value in thinned(mean, NUMBERS)]
+
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
@@ -47,6 +62,8 @@ class Figure:
     Attributes:
       svg: the picture, an <svg> element; its title and description are the page's.
       left_out: how many groups are not in it.
+      of: what each line is of.
+      ranges: whether a band from the lowest to the highest is drawn in place of each curve.
     """
 
     key: str
@@ -54,6 +71,8 @@ class Figure:
     lines: Sequence[Line]
     left_out: int
     svg: str
+    of: str = "run"
+    ranges: bool = False
 
 
 def learning_curves(groups: Sequence[Group]) -> list[Figure]:
@@ -70,7 +89,7 @@ def learning_curves(groups: Sequence[Group]) -> list[Figure]:
     ):
         lines = []
         for i, group in enumerate(chosen):
-            curves = [run.curve(kind, _metric(run.rows, kind)) for run in group.runs]
+            curves = [run.curve(kind, metric_of(run.rows, kind)) for run in group.runs]
             curves = [thinned(curve, POINTS) for curve in curves if curve]
             style = STYLES[i // len(COLOURS) % len(STYLES)]
             if curves:
@@ -81,8 +100,15 @@ def learning_curves(groups: Sequence[Group]) -> list[Figure]:
     return figures
 
 
-def draw(key: str, title: str, lines: Sequence[Line]) -> str:
-    """Return an <svg> of lines over steps, as wide as its place on the page."""
+def draw(key: str, label: str, lines: Sequence[Line], ranges: bool = False) -> str:
+    """Return an <svg> of lines over steps, as wide as its place on the page.
+
+    Args:
+      key: prefix of the names in it.
+      label: of the vertical axis.
+      lines: their curves are drawn thin, their means thick; a single curve is its mean.
+      ranges: draw a band from the lowest to the highest in place of the curves.
+    """
     import matplotlib  # half a second, which a command that draws nothing does not need
     from matplotlib.figure import Figure as Canvas
     from matplotlib.ticker import MaxNLocator
@@ -93,6 +119,11 @@ def draw(key: str, title: str, lines: Sequence[Line]) -> str:
         axes = canvas.add_subplot()
         for line in lines:
             seeds = [(curve, 0.7, 0.5) for curve in line.curves if len(line.curves) > 1]
+            if ranges and seeds:
+                steps = [step for step, _ in line.mean]
+                low, high = zip(*line.ranges, strict=True)
+                axes.fill_between(steps, low, high, color=line.colour, alpha=0.15, lw=0)
+                seeds = []
             for curve, width, alpha in (*seeds, (line.mean, 1.6, 1.0)):
                 steps, values = [step for step, _ in curve], [value for _, value in curve]
                 (drawn,) = axes.plot(steps, values, color=line.colour, lw=width, alpha=alpha)
@@ -101,7 +132,7 @@ def draw(key: str, title: str, lines: Sequence[Line]) -> str:
                     drawn.set(marker="o", markersize=2 * width)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_xlabel("step", color=INK)
-        axes.set_ylabel(title.lower(), color=INK)
+        axes.set_ylabel(label.lower(), color=INK)
         axes.tick_params(colors=INK)
         axes.grid(True, color=INK, alpha=0.15, lw=0.6)
         for side, spine in axes.spines.items():
@@ -117,7 +148,7 @@ def draw(key: str, title: str, lines: Sequence[Line]) -> str:
 
 def thinned(curve: Sequence[Point], count: int) -> list[Point]:
     """At most `count` points of a curve, evenly spaced, the last among them."""
-    every = -(-len(curve) // count)
+    every = max(1, -(-len(curve) // count))
     return list(curve[::-1][::every][::-1])
 
 
@@ -133,7 +164,7 @@ def _for_page(svg: str, key: str) -> str:
     return re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
 
 
-def _metric(rows: Sequence, kind: str) -> str:
+def metric_of(rows: Sequence, kind: str) -> str:
     """The loss, or of validation the metric that chooses the best checkpoint."""
     if kind == "train":
         return "loss"

@@ -19,6 +19,7 @@ from pemt_jax.data.token_cache import open_split
 from pemt_jax.data.tokenized import Ragged, TokenizedSplit
 from pemt_jax.parallel import partitioning
 from pemt_jax.parallel.activation_constraints import constrained
+from pemt_jax.reporting.heats import layer_order
 from pemt_jax.runs.finished import FinishedRun
 from pemt_jax.training.evaluator import decode, target_text
 
@@ -87,7 +88,11 @@ def read_gates(run: FinishedRun, split: str | None = None) -> Gates:
 
     def gates(params, batch):
         _, collected = built.model.apply(params, batch)
-        return {path: value for path, value in collected.items() if path.endswith("/gate")}
+        return {
+            path.removesuffix("/gate"): value
+            for path, value in collected.items()
+            if path.endswith("/gate")
+        }
 
     replicated = NamedSharding(mesh, PartitionSpec())
     step = jax.jit(constrained(gates, mesh, built.params_axes), out_shardings=replicated)
@@ -98,7 +103,7 @@ def read_gates(run: FinishedRun, split: str | None = None) -> Gates:
     for numbers, batch in eval_batches(chosen, BATCH_SIZE, buckets, local_rows=local_rows):
         made = jax.device_get(step(params, partitioning.place_batch(batch, mesh)))
         if not layers:
-            layers = sorted(made, key=_order)
+            layers = sorted(made, key=layer_order)
             found = np.zeros((len(chosen), *np.shape([made[path][0] for path in layers])))
         stacked_BLE = np.stack([made[path] for path in layers], axis=1)
         found[numbers] = stacked_BLE[: len(numbers)]
@@ -110,7 +115,7 @@ def read_gates(run: FinishedRun, split: str | None = None) -> Gates:
         split=chosen.split,
         total=len(whole),
         sources=built.model.pemt.expert_names,
-        layers=[path.removesuffix("/gate") for path in layers],
+        layers=layers,
         gate_NLE=found,
         inputs=[decode(chosen.vocabulary, chosen.inputs(row)) for row in examples],
         targets=[target_text(task, chosen, row) for row in examples],
@@ -131,12 +136,6 @@ def prompt_cosines(run: FinishedRun) -> tuple[list[str], np.ndarray]:
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors = vectors / np.where(norms > 0, norms, 1)
     return [*pemt.expert_names, f"target: {run.task}"], vectors @ vectors.T
-
-
-def _order(path: str) -> tuple:
-    """The encoder before the decoder, layers by number, sublayers by name."""
-    stack, layer, *sublayer = path.split("/")
-    return stack != "encoder", int(layer.rpartition("_")[2]), sublayer
 
 
 def _subset(split: TokenizedSplit, rows: np.ndarray) -> TokenizedSplit:

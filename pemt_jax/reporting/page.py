@@ -5,8 +5,6 @@ The page needs no network and no script: its Content-Security-Policy forbids bot
 """
 
 import contextlib
-import dataclasses
-import itertools
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,29 +15,14 @@ from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.versions import VERSION
 from pemt_jax.common.writing.output import check_output, output
 from pemt_jax.finished_config import FinishedConfig
-from pemt_jax.reporting.figures import STYLES, learning_curves, thinned
+from pemt_jax.reporting.figures import learning_curves
+from pemt_jax.reporting.heats import Heat, gate_heats
 from pemt_jax.reporting.records import FINISHED, RunRecord, find_runs
 from pemt_jax.reporting.scores import OWN, SEED, Group, group_runs, scores_of
 
 TYPICAL = 5  # examples with the most typical gates, and with the least
 TEXT = 300  # characters of an example that are shown
 PATHS = {"library", "initial_checkpoint_path"}  # settings that say where things are on a machine
-
-
-@dataclasses.dataclass(frozen=True)
-class Heat:
-    """A table whose cells are coloured by their values.
-
-    Attributes:
-      columns, rows: their names; rows come with their values.
-      largest: the value of the full colour.
-    """
-
-    title: str
-    corner: str
-    columns: Sequence[str]
-    rows: Sequence[tuple[str, Sequence[float]]]
-    largest: float
 
 
 def write_report(
@@ -90,8 +73,6 @@ def render(runs: Sequence[RunRecord], gates: Sequence[dict] = ()) -> str:
         mixing=any(run.experts for run in runs),
         settings=settings(groups),
         cards=cards(runs),
-        styles=STYLES,
-        thinned=thinned,
         version=VERSION,
     )
 
@@ -127,15 +108,8 @@ def gate_section(record: RunRecord, split: str | None) -> dict[str, Any]:
     except PemtError as error:
         return section | {"fault": str(error)}
     mean_LE = found.gate_NLE.mean(axis=0)
-    largest = float(mean_LE.max())
-    for stack, part in itertools.groupby(
-        range(len(found.layers)), lambda i: _stack(found.layers[i])
-    ):
-        rows = [(_layer(found.layers[i]), mean_LE[i].tolist()) for i in part]
-        if len(rows) > 1:
-            rows.append(("mean", np.mean([values for _, values in rows], axis=0).tolist()))
-        title = f"{stack.capitalize()}: mean gate per layer and source"
-        section["heats"].append(Heat(title, "layer", found.sources, rows, largest))
+    layers = dict(zip(found.layers, mean_LE.tolist(), strict=True))
+    section["heats"] = gate_heats(layers, found.sources)
     order = np.argsort(found.distances, kind="stable")
     ends = {"most": order[:TYPICAL], "least": order[::-1][: min(TYPICAL, len(order) - TYPICAL)]}
     for name, chosen in ends.items():
@@ -188,17 +162,6 @@ def _setting(name: str, value: str) -> str:
     if name in PATHS and value.count("/") > 2:
         value = f"…/{'/'.join(value.split('/')[-2:])}"
     return value
-
-
-def _stack(layer: str) -> str:
-    return layer.partition("/")[0]
-
-
-def _layer(layer: str) -> str:
-    """`encoder/layers_3/mlp` as `3 feed-forward`."""
-    _, number, sublayer = layer.split("/", 2)
-    name = "feed-forward" if sublayer == "mlp" else sublayer.replace("_", " ")
-    return f"{number.rpartition('_')[2]} {name}"
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -27,12 +27,18 @@ FINISHED, UNFINISHED, UNREADABLE = "finished", "not finished", "unreadable"
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Metrics of a task on a split, and what `split_facts` knows of that split, if written."""
+    """Metrics of a task on a split.
+
+    Attributes:
+      facts: what `split_facts` knows of that split, if written.
+      gates: {sublayer: {expert: mean gate}}, likewise.
+    """
 
     task: str
     split: str
     metrics: Mapping[str, float]
     facts: Mapping = dataclasses.field(default_factory=dict)
+    gates: Mapping = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,8 +199,8 @@ def _evaluations(folder: Path) -> list[Evaluation]:
     found = []
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
         task, _, split = path.stem.rpartition("-")
-        facts = _json(folder / "splits" / path.name)
-        found.append(Evaluation(task, split, _numbers(_json(path)), facts))
+        facts, gates = (_json(folder / kind / path.name) for kind in ("splits", "gates"))
+        found.append(Evaluation(task, split, _numbers(_json(path)), facts, gates))
     return found
 
 

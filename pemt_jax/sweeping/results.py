@@ -11,7 +11,8 @@ from pathlib import Path
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.storage import replacing
 from pemt_jax.common.user_input.files import parse_json, read_text
-from pemt_jax.reporting.records import RunRecord
+from pemt_jax.reporting.figures import metric_of, thinned
+from pemt_jax.reporting.records import FINISHED, RunRecord
 from pemt_jax.sweeping.choosing import metrics_on_test
 from pemt_jax.sweeping.plan import Job, Run
 
@@ -19,6 +20,7 @@ KEYS = (
     "base candidate chosen experts facts job method parameters reason run seed set shots state "
     "steps task test trained_task validation"
 ).split()
+POINTS = 30  # of a curve
 RESULTS, COSTS, TABLE = "results.jsonl", "costs.jsonl", "sweep.json"
 
 
@@ -33,7 +35,9 @@ def row_of(
 ) -> dict[str, object]:
     """The line of a run; `chosen` is None before its cell's choice."""
     test = metrics_on_test(folder, run, record) if chosen else {}
-    facts = [one.facts for one in record.evaluations if one.split == "test"] if test else []
+    own = ("test", run.task)
+    tests = [one for one in record.evaluations if (one.split, one.task) == own] if test else []
+    curve = record.curve("validation", metric_of(record.rows, "validation"))
     return {
         "run": job.folder_of(run).relative_to(folder).as_posix(),
         "job": job.folder.name,
@@ -50,7 +54,11 @@ def row_of(
         "steps": run.steps,
         "validation": dict(record.metrics),
         "test": test,
-        "facts": dict(facts[0]) if facts else {},
+        "facts": dict(tests[0].facts) if tests else {},
+        "gates": dict(tests[0].gates) if tests else {},
+        "curve": thinned(curve, POINTS) if record.state == FINISHED else [],
+        "general_loss": None,
+        "forgetting": None,
         "parameters": record.parameters,
         "base": record.card.base_fingerprint if record.card else "",
         "experts": [list(pair) for pair in record.card.experts] if record.card else [],

@@ -24,6 +24,7 @@ from pemt_jax.runs.model_dir import LOCK
 from pemt_jax.sweeping import libraries, plan
 from pemt_jax.sweeping.choosing import CHOICES, choose
 from pemt_jax.sweeping.commands import Commands, Ended
+from pemt_jax.sweeping.forgetting import BASE, general_loss
 from pemt_jax.sweeping.libraries import DERIVED
 from pemt_jax.sweeping.plan import Job, Run, Source
 from pemt_jax.sweeping.results import TABLE
@@ -32,6 +33,7 @@ from pemt_jax.sweeping.table import SweepConfig
 from pemt_jax.training.held_back import hold_back
 
 DAY = 86400.0
+FORGETTING = "forgetting"  # among failures
 
 
 class Sweep(SweepState):
@@ -48,15 +50,19 @@ class Sweep(SweepState):
           PemtError: runs failed; the others were run all the same. Stopped: a signal came.
         """
         self._write_table()
-        faults = []
+        faults, measured = [], []
         with self._stoppable():
             try:
                 self._each(self._train_source, self.sources, lambda one: one.folder.name)
                 self._derive()
                 self._each(self._train, self.jobs, lambda job: job.folder.name)
                 faults = self._choose()
-                chosen_runs = [run for run in self.job_of if self.is_chosen(run)]
+                chosen_runs = [r for runs in self.runs.values() for r in runs if self.is_chosen(r)]
                 self._each(self._test, chosen_runs, lambda run: run.name)
+                if self.base:
+                    self._each(self._train, [self.base], lambda job: job.folder.name)
+                    measured = [*self.base.runs, *chosen_runs]
+                    self._each(self._measure_forgetting, measured, lambda run: run.name)
             finally:
                 rows = self.collect()
         states = [str(row["state"]) for row in rows]
@@ -69,6 +75,11 @@ class Sweep(SweepState):
         if failed:
             first = next(row for row in rows if row["state"] == FAILED)
             raise PemtError(f"{failed} runs failed, the first {first['run']}: {first['reason']}")
+        for run in measured:
+            folder = self.job_of[run].folder_of(run)
+            for what in ("train", FORGETTING):
+                if (fault := self.failure(what, folder)) is not None:
+                    raise PemtError(f"The forgetting of {run.name} was not measured: {fault}")
 
     def _write_table(self) -> None:
         content = dataclasses.asdict(self.config.table) | dataclasses.asdict(self.config.experts)
@@ -141,15 +152,27 @@ class Sweep(SweepState):
             flags = [f"--gin.MODEL_DIR={folder}", "--gin.SPLIT=test"]
             self._command("evaluate", folder, flags, 1)
 
-    def _command(self, module: str, folder: Path, flags: Sequence[str], runs: int) -> None:
-        """Run a command to its end; note its failure, or what it cost."""
+    def _measure_forgetting(self, run: Run) -> None:
+        """Evaluate a run that has been tested, or the base, on general text."""
+        record, folder = self.record(run), self.job_of[run].folder_of(run)
+        tested = any(one.split == "test" for one in record.evaluations)
+        ready = tested or (run.cell.method is BASE and record.state == FINISHED)
+        if ready and general_loss(record, self.general_text) is None:
+            flags = {"gin_file": (), "MODEL_DIR": folder}
+            flags["GENERAL_TEXT"] = self.config.table.forgetting_text
+            self._command("evaluate", folder, plan.arguments(flags), 1, FORGETTING)
+
+    def _command(
+        self, module: str, folder: Path, flags: Sequence[str], runs: int, what: str | None = None
+    ) -> None:
+        """Run a command to its end; note its failure, as that of `what`, or what it cost."""
         place = folder.relative_to(self.folder).as_posix()
         say(f"{module} {place}")
         log = self.folder / "logs" / f"{place.replace('/', '-')}.log"
         ended = self.commands.run(module, flags, log)
         if self.commands.stopping:
             return
-        failure = self.failure_file(module, folder)
+        failure = self.failure_file(what or module, folder)
         if ended.code:
             say(f"{module} {place} failed: {ended.sentence}")
             with replacing(failure) as partial:
@@ -200,10 +223,8 @@ def run_sweep(config: SweepConfig) -> None:
         return
     for source in sweep.sources:
         print(f"python -m pemt_jax.train {shlex.join(source.command)}")
-    for job in sweep.jobs:
+    for job in [*sweep.jobs, *([sweep.base] if sweep.base else [])]:
         print(f"python -m pemt_jax.train {shlex.join(job.command)}")
     tests = sum(1 for cell in sweep.cells for _ in sweep.runs[cell][:1])
-    print(
-        f"# {len(sweep.sources)} experts, {len(sweep.job_of)} runs in {len(sweep.jobs)} jobs, "
-        f"{tests} choices"
-    )
+    runs = sum(len(job.runs) for job in sweep.jobs)
+    print(f"# {len(sweep.sources)} experts, {runs} runs in {len(sweep.jobs)} jobs, {tests} choices")

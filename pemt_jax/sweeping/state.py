@@ -4,9 +4,11 @@ from pathlib import Path
 
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.user_input.files import read_object
+from pemt_jax.common.user_input.paragraphs import general_text_task
 from pemt_jax.reporting.records import FINISHED, RunRecord, read_run
 from pemt_jax.sweeping import libraries, plan
 from pemt_jax.sweeping.choosing import chosen, validation_score
+from pemt_jax.sweeping.forgetting import base_job, forgetting, general_loss
 from pemt_jax.sweeping.libraries import DERIVED
 from pemt_jax.sweeping.plan import Job, Run, Source
 from pemt_jax.sweeping.results import COSTS, RESULTS, row_of, write_lines
@@ -24,6 +26,8 @@ class SweepState:
     Attributes:
       cells, runs, jobs, sources: its plan; `runs` by cell.
       job_of: the job that trains a run.
+      base: the run that is the base, for forgetting; None where that is not measured.
+      general_text: name of the task of span corruption on FORGETTING_TEXT; "" without one.
 
     Raises:
       UsageError: the table names what does not exist.
@@ -38,11 +42,18 @@ class SweepState:
         self.jobs = plan.jobs_of(config, every)
         self.job_of = {run: job for job in self.jobs for run in job.runs}
         self.sources = plan.sources_of(config)
+        text, self.base, self.general_text = config.table.forgetting_text, None, ""
+        if text is not None:
+            self.general_text = general_text_task(text)
+            self.base = base_job(config)
+            self.job_of[self.base.runs[0]] = self.base
 
     def collect(self) -> list[dict]:
         """Write results.jsonl and costs.jsonl of what there is, unless this is a shard of several;
         return the lines of the former."""
-        rows, costs = [], []
+        rows, costs, base_loss = [], [], None
+        if self.base:
+            base_loss = general_loss(self.record(self.base.runs[0]), self.general_text)
         for cell in self.cells:
             choice = chosen(self.folder, cell)
             for run in self.runs[cell]:
@@ -50,7 +61,10 @@ class SweepState:
                 record = self.record(run)
                 is_chosen = None if choice is None else choice == run.choice
                 state, reason = self.state(run, record, bool(is_chosen))
-                rows.append(row_of(self.folder, job, run, record, is_chosen, state, reason))
+                row = row_of(self.folder, job, run, record, is_chosen, state, reason)
+                if self.base and is_chosen:
+                    row |= forgetting(general_loss(record, self.general_text), base_loss)
+                rows.append(row)
                 costs.append({"run": rows[-1]["run"], "stored": record.stored})
         bases = {row["base"] for row in rows if row["base"]}
         if len(bases) > 1:

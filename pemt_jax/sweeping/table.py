@@ -32,6 +32,8 @@ class Table(Part):
       draw: the gin binding that a run's seed draws examples by; None where the name does.
       bindings: more flags of every target run, {"BATCH_SIZE": 8}.
       pack: at most so many runs that differ only in their task are one job of several tasks.
+      forgetting_text: held-out general text, a file or a folder of files, on which forgetting is
+        measured; None for not.
       baseline: a method that the others are compared with, draw by draw.
       published: a table of sweeping/pages/published.json to be shown beside ours.
       title: of the report.
@@ -49,6 +51,7 @@ class Table(Part):
     draw: str | None = "FewShot.seed"
     bindings: Mapping[str, object] = dataclasses.field(default_factory=dict)
     pack: int = 1
+    forgetting_text: str | None = None
     baseline: str = "adapter"
     published: str | None = None
     title: str = "Sweep"
@@ -69,7 +72,7 @@ class Table(Part):
         at_least(1, PACK=self.pack)
         for rate in self.rates:
             number("a rate of RATES", rate, positive=True)
-        not_blank(FILE=self.file)
+        not_blank(FILE=self.file, FORGETTING_TEXT=self.forgetting_text)
 
     def steps_of(self, task: str, shots: int | str) -> int:
         """Updates of a target run; UsageError where the table has no number."""
@@ -137,7 +140,10 @@ class SweepConfig(Flat):
     def __post_init__(self):
         not_blank(FOLDER=self.folder)
         if storage.is_remote(self.folder):
-            raise UsageError(f"FOLDER is {self.folder}, expected a folder on a disk.")
+            raise UsageError(
+                f"FOLDER is {self.folder}, expected a folder on a disk, where a sweep can lock and "
+                "append; the report reads a copy of it in a bucket too."
+            )
         at_least(1, JOBS=self.jobs)
         _ = self.share
 

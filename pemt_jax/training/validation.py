@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import seqio
 
 from pemt_jax.data.batching import DEFAULT_BUCKETS, eval_batches
+from pemt_jax.model.pemt_model import LAYER_GATE
 from pemt_jax.parallel import partitioning, processes
 from pemt_jax.training.evaluator import (
     Evaluator,
@@ -50,6 +51,13 @@ class Validation:
 
     def __call__(self, params) -> dict[str, float]:
         """Return {metric: value}: the model's losses and gates, the tasks' metrics, `average`."""
+        return self.with_layers(params)[0]
+
+    def with_layers(self, params) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        """Return the metrics, and {sublayer: {expert: mean gate}}.
+
+        The latter is empty unless the evaluator has `PemtModel.eval_fn_by_layer`.
+        """
         rows = (batch for split in self.splits for batch in self.batches(split))
         means = self.evaluator.mean_metrics(params, rows)
         metrics = {k: v for k, v in means.items() if k in MODEL_METRICS or k.startswith("gate/")}
@@ -60,7 +68,12 @@ class Validation:
                     for split in self.scored
                 }
             )
-        return processes.from_first(metrics)  # so that all decide alike
+        layers: dict[str, dict[str, float]] = {}
+        for key, value in means.items():
+            if key.startswith(LAYER_GATE):
+                layer, _, expert = key.removeprefix(LAYER_GATE).rpartition("/")
+                layers.setdefault(layer, {})[expert] = value
+        return processes.from_first(metrics), layers  # so that all decide alike
 
     @functools.cached_property
     def majority(self) -> float | None:

@@ -9,18 +9,17 @@ One paragraph in 200, chosen by a hash of its text, is in the validation split.
 """
 
 import hashlib
-import lzma
+import itertools
 import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import gin
 import seqio
 import tensorflow as tf
 
-from pemt_jax.common import storage
-from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.common.errors import UsageError
+from pemt_jax.common.user_input.paragraphs import paragraphs, text_files
 from pemt_jax.tasks.pretraining.span_corruption import SpanCorruption, chunk_length
 from pemt_jax.tasks.sources.tracked import TrackedSource
 from pemt_jax.tasks.vocabulary import FEATURES
@@ -42,27 +41,6 @@ def corpus(path: str | None = None) -> str:
     return path
 
 
-def text_files(folder: str) -> list[Path]:
-    """The `*.txt` and `*.txt.xz` files of a folder, by name."""
-    place = storage.path(folder)
-    found = sorted([*place.glob("*.txt"), *place.glob("*.txt.xz")])
-    if not found:
-        raise PemtError(f"{folder} has no text files, expected *.txt or *.txt.xz to pretrain on.")
-    return found
-
-
-def paragraphs(path: Path) -> Iterator[str]:
-    """The non-empty lines of one text file."""
-    opened = lzma.open if path.suffix == ".xz" else open
-    with (
-        storage.fetched(path) as file,
-        opened(file, "rt", encoding="utf-8", errors="replace") as lines,
-    ):
-        for line in lines:
-            if line := line.strip():
-                yield line
-
-
 def is_held_out(paragraph: str) -> bool:
     """Whether a paragraph belongs to the validation split."""
     digest = hashlib.blake2b(paragraph.encode(), digest_size=4).digest()
@@ -80,16 +58,21 @@ def paragraph_dataset(split: str) -> tf.data.Dataset:
     """Paragraphs of a split of the corpus, in the order of its files, as `{"text": string}`."""
     files = text_files(corpus())
 
-    def batches() -> Iterator[list[str]]:
-        batch = []
+    def chosen() -> Iterator[str]:
         for path in files:
             for paragraph in paragraphs(path):
                 if is_held_out(paragraph) == (split == "validation"):
-                    batch.append(paragraph)
-                if len(batch) == PARAGRAPHS_AT_A_TIME:
-                    yield batch
-                    batch = []
-        if batch:
+                    yield paragraph
+
+    return dataset_of(chosen)
+
+
+def dataset_of(texts: Callable[[], Iterable[str]]) -> tf.data.Dataset:
+    """Texts as `{"text": string}`; the function is called each time that the rows are read."""
+
+    def batches() -> Iterator[list[str]]:
+        rest = iter(texts())
+        while batch := list(itertools.islice(rest, PARAGRAPHS_AT_A_TIME)):
             yield batch
 
     dataset = tf.data.Dataset.from_generator(

@@ -32,6 +32,10 @@ def row(method="pemt", task="shop", shots="8", set="seed0", seed=0, test=None, *
         "validation": {"accuracy": 70.0, "average": 70.0, "loss": 1.0},
         "test": metrics,
         "facts": facts if metrics else {},
+        "general_loss": None,
+        "forgetting": None,
+        "curve": [[150, 60.0 + seed], [300, 70.0 + seed]],
+        "gates": {},
         "parameters": 12345,
         "base": "b" * 64,
         "experts": [],
@@ -53,7 +57,7 @@ def write(folder: Path, rows: Sequence[dict], **table) -> Path:
     return folder
 
 
-def study(sources=4, tasks=3, sets=3, seeds=5, rates=2) -> list[dict]:
+def study(sources=4, tasks=3, sets=3, seeds=5, rates=2, layers=3, points=4) -> list[dict]:
     """Rows of a study with a failed run, one that waits and one method at chance."""
     rng, found = random.Random(0), []
     names = [f"source_{i}" for i in range(sources)]
@@ -79,8 +83,17 @@ def study(sources=4, tasks=3, sets=3, seeds=5, rates=2) -> list[dict]:
                 one = row(method, task, shots, own, seed, None if rate else test,
                           chosen=not rate, candidate={"rate": 0.001 * (1 + 2 * rate)})  # fmt: skip
                 one["run"] += f"-rate{rate}"
+                one["curve"] = [
+                    [10 * (i + 1), means[method] - 20 / (i + 1) + rng.gauss(0, 1)]
+                    for i in range(points)
+                ]
                 if method == "pemt" and not rate:
                     one["test"] |= {f"gate/{name}": 1 / sources for name in names}
+                    one["gates"] = {
+                        f"{stack}/layers_{i}/mlp": dict.fromkeys(names, 1 / sources)
+                        for stack in ("encoder", "decoder")
+                        for i in range(layers)
+                    }
                 found.append(one)
     for one, state in ((found[0], "failed"), (found[1], "waiting")):
         one |= {"state": state, "test": {}, "facts": {}, "validation": {}, "chosen": None}

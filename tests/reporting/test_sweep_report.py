@@ -7,14 +7,16 @@ import time
 
 import numpy as np
 import pytest
+from bucket import bucket_folder_fixture, storage_fixture  # noqa: F401
 from fake_results import row, study, write
 from test_report import check
 
 from pemt_jax import report
 from pemt_jax.sweeping.methods import METHODS
-from pemt_jax.sweeping.pages import numbers
-from pemt_jax.sweeping.pages.page import write_sweep_report
+from pemt_jax.sweeping.pages import numbers, pictures
+from pemt_jax.sweeping.pages.page import render, write_sweep_report
 from pemt_jax.sweeping.pages.published import published
+from pemt_jax.sweeping.pages.results import read_sweep
 
 HOSTILE = "<script>alert('1')</script>|_&"
 
@@ -99,6 +101,70 @@ def test_costs_are_per_run_and_packed_jobs_are_shared(tmp_path):
     assert (cost["runs"], cost["seconds"], cost["memory"], cost["stored"]) == (2, 40.0, 7, 15)
 
 
+def test_forgetting_is_a_cost_where_it_was_measured(tmp_path):
+    rows = [
+        row("pemt", seed=0, test=70.0, general_loss=3.5, forgetting=0.25),
+        row("pemt", seed=1, test=70.0, general_loss=3.75, forgetting=0.5),
+        row("pemt", seed=1, chosen=False, general_loss=None, forgetting=None),
+        row("lora", test=60.0),  # of a version that did not measure it
+    ]
+    page = check(render(read_sweep(str(write(tmp_path / "sweep", rows)))))
+    head = next(cells for cells in page.rows if "peak memory" in cells)
+    costs = [
+        cells for cells in page.rows if cells[0] in ("pemt", "lora") and len(cells) == len(head)
+    ]
+    assert [cells[head.index("forgetting")] for cells in costs] == ["+0.375", "–"]
+    assert "minus that of the base (3.25)" in page.text
+    without = check(render(read_sweep(str(write(tmp_path / "other", rows[3:])))))
+    assert not any("forgetting" in cells for cells in without.rows)
+    assert "Forgetting was not measured" in without.text
+
+
+def test_a_curve_is_the_mean_of_the_chosen_runs_between_the_lowest_and_highest():
+    rows = [
+        row("pemt", set=name, seed=seed, curve=[[10, 50.0 + 4 * seed], [20, 60.0 + own], [30, 1.0]])
+        for own, name in enumerate(("seed0", "seed1"))
+        for seed in (0, 1)
+    ]
+    rows[0]["curve"].pop()  # it ended earlier
+    rows += [row("pemt", chosen=False, curve=[[10, 0.0], [20, 0.0]])]
+    rows += [row("single", shots="any"), row("lora", curve=[[10, 40.0]])]
+    rows += [row("adapter", task="rooms", curve=[]) | {"curve": []}]
+    (figure,) = pictures.curve_figures(rows, numbers.columns(rows))
+    assert [line.name for line in figure.lines] == ["pemt", "lora"]
+    assert figure.lines[0].numbers == [(10, 52.0, 50.0, 54.0), (20, 60.5, 60.0, 61.0)]
+    assert "<svg" in figure.svg and figure.title == "Validation metric of shop, 8 shots"
+
+
+def test_so_many_columns_and_methods_have_curves_and_the_page_says_so(tmp_path):
+    rows = [row(method, task=f"task_{i}", test=70.0) for method in list(METHODS) for i in range(10)]
+    html = render(read_sweep(str(write(tmp_path / "sweep", rows))))
+    page = check(html)
+    assert html.count("<svg") == pictures.FIGURES and "Of the 10 columns the first 8" in page.text
+    trained = sum(method.trained for method in METHODS.values())
+    assert f"the first 12 are shown, {trained - 12} are left out" in page.text
+
+
+def test_gates_per_layer_are_means_over_the_chosen_runs(tmp_path):
+    layers = ("encoder/layers_10/mlp", "encoder/layers_2/mlp", "decoder/layers_0/self_attention")
+    rows = [
+        row("pemt", seed=seed, test=70.0, experts=[["songs", "s"], ["books", "b"]],
+            gates={layer: {"books": 0.25 + seed / 2, "songs": 0.75 - seed / 2} for layer in layers})
+        for seed in (0, 1)
+    ]  # fmt: skip
+    rows += [row("random", test=70.0, gates={layers[0]: {"random_books": 1.0}})]
+    rows += [row("pemt", chosen=False, gates={layer: {"books": 1.0} for layer in layers})]
+    (part,) = pictures.layer_heats(rows, numbers.columns(rows))
+    assert part["runs"] == 2 and part["column"] == ("shop", "8")
+    encoder, decoder = part["heats"]
+    assert encoder.columns == ["songs", "books"]
+    assert [name for name, _ in encoder.rows] == ["2 feed-forward", "10 feed-forward", "mean"]
+    assert {tuple(values) for _, values in (*encoder.rows, *decoder.rows)} == {(0.5, 0.5)}
+    page = check(render(read_sweep(str(write(tmp_path / "sweep", rows)))))
+    assert page.row("0 self attention")[1:] == ["0.50", "0.50"]
+    assert "shop, 8 shots: 2 runs" in page.text
+
+
 @pytest.mark.parametrize("sources", [1, 24])
 def test_any_number_of_sources_is_one_page(tmp_path, capsys, sources):
     place = write(tmp_path / "sweep", study(sources))
@@ -165,7 +231,8 @@ def test_hostile_text_is_shown_and_nothing_else(tmp_path):
 
 
 def test_two_thousand_runs_take_seconds_and_megabytes(tmp_path):
-    place = write(tmp_path / "sweep", study(sources=24, tasks=8))
+    rows = study(sources=24, tasks=8, layers=24, points=30)
+    place = write(tmp_path / "sweep", rows)
     write_sweep_report(place, tmp_path / "page.html")  # imports
     start = time.process_time()
     assert len(write_sweep_report(place, tmp_path / "page.html").rows) > 1000
@@ -189,3 +256,13 @@ def test_wrong_use_is_one_sentence(tmp_path, capsys):
         output, error = capsys.readouterr()
         assert output == "" and sentence in error and error.count("\n") == 1
     assert not list(tmp_path.glob("x.*"))
+
+
+@pytest.mark.slow
+def test_a_copy_in_a_bucket_has_the_same_page(tmp_path, bucket_folder):
+    place = write(tmp_path / "sweep", study())
+    for name in ("results.jsonl", "costs.jsonl", "sweep.json"):
+        (bucket_folder / name).write_text((place / name).read_text())
+    for source, name in ((place, "disk"), (bucket_folder, "bucket")):
+        assert report.main([str(source), "--to", str(tmp_path / f"{name}.html")]) == 0
+    assert (tmp_path / "disk.html").read_text() == (tmp_path / "bucket.html").read_text()

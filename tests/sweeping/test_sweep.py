@@ -32,7 +32,7 @@ def made(tmp_path):
     """Make the configuration of a sweep of runs that only look trained."""
     file = tmp_path / "target.gin"
     file.write_text("train.train.seed = 0\n")
-    return lambda **values: config(tmp_path / "sweep", **{"file": file} | values)
+    return lambda folder=tmp_path / "sweep", **values: config(folder, **{"file": file} | values)
 
 
 def by_rate(flags):
@@ -49,6 +49,7 @@ def test_the_rate_with_the_best_mean_on_validation_is_chosen_and_only_it_is_test
         (0.03, True, True),
         (0.03, True, True),
     ]
+    assert [row["curve"] for row in rows[::2]] == [[[2, 59.0], [4, 60.0]], [[2, 62.0], [4, 63.0]]]
     choice = json.loads((tmp_path / "sweep/choices/adapter-tiny_mood-full.json").read_text())
     assert choice["chosen"] == "rate 0.03"
     assert choice["validation"] == {"rate 0.01": 61.5, "rate 0.03": 64.5}
@@ -189,6 +190,11 @@ def test_a_changed_file_is_another_run_and_a_comment_is_not(made, tmp_path):
         ({"shots": (0,)}, "Found a number of SHOTS 0"),
         ({"file": "runs/stage9.gin"}, "There is no gin file runs/stage9.gin"),
         ({"libraries": {"x": ("nowhere", ("films",))}, "methods": ("pemt",)}, "has no expert"),
+        (
+            {"folder": "gs://bucket/sweep"},
+            "FOLDER is gs://bucket/sweep, expected a folder on a disk",
+        ),
+        ({"forgetting_text": "nowhere.txt"}, "There is no nowhere.txt, expected a file of text"),
         ({"methods": ("pooled",), "sources": ("tiny_mood",)}, "expected POOLED"),
     ],
 )
@@ -213,6 +219,11 @@ def test_real_runs_with_experts_end_in_tested_choices(world, tmp_path):
     assert [row["chosen"] for row in rows if row["method"] == "single"].count(True) == 1
     assert all(("gate/random_tiny_mood" in row["test"]) == (row["method"] == "random")
                for row in rows if row["chosen"])  # fmt: skip
+    random = next(row for row in rows if row["chosen"] and row["method"] == "random")
+    assert set(random["gates"]) == {"encoder/layers_0/mlp", "decoder/layers_0/mlp"}
+    for gates in random["gates"].values():
+        assert sum(gates.values()) == pytest.approx(1) and len(gates) == 2
+    assert [step for step, _ in random["curve"]][-1] == random["steps"]
     # A single expert as it is answers as the expert of the library does.
     single = next(row for row in rows if row["chosen"] and row["method"] == "single")
     ((name, sha256),) = single["experts"]

@@ -9,6 +9,7 @@ import seqio
 from pemt_jax import configs, tasks  # noqa: F401
 from pemt_jax.cli import command as cli
 from pemt_jax.sweep import sweep
+from pemt_jax.sweeping.forgetting import base_job
 from pemt_jax.sweeping.methods import METHODS, NONE
 from pemt_jax.sweeping.pages.published import published
 from pemt_jax.sweeping.plan import gin_text
@@ -40,6 +41,16 @@ def test_a_table_is_a_sweep_of_tasks_that_exist(name, tmp_path):
     assert (config.table.published is None) or published(config.table.published).rows
     for source in made.sources:
         assert cli.arguments_of(train, source.command)["library"]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_training_command_takes_the_flags_of_the_base(name, tmp_path):
+    made = planned(tmp_path, f"--gin_file=tables/{name}")
+    flags = base_job(made.config).command
+    found = cli.arguments_of(train, flags)
+    assert (found["method"], found["train_steps"]) == ("norms", 1)
+    assert found["initial_checkpoint_path"] == made.config.table.base
+    assert not found.get("experts") and "--gin.LEARNING_RATE=0.0" in flags
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -3,12 +3,16 @@
 import lzma
 
 import gin
+import numpy as np
 import pytest
 import seqio
 
 from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.common.user_input.paragraphs import general_text_task, paragraphs, text_files
 from pemt_jax.data import token_cache as data
 from pemt_jax.tasks.pretraining import corpus as pretraining
+from pemt_jax.tasks.pretraining.general_text import LENGTHS as GENERAL_LENGTHS
+from pemt_jax.tasks.pretraining.general_text import SPLIT, register_general_text
 from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 
 LENGTHS = {"inputs": 64, "targets": 16}
@@ -90,13 +94,47 @@ def test_gin_names_the_folder(corpus, monkeypatch):
 
 def test_a_folder_without_text_is_one_sentence(tmp_path):
     with pytest.raises(PemtError, match="has no text files, expected .*txt"):
-        pretraining.text_files(str(tmp_path / "nowhere"))
+        text_files(str(tmp_path / "nowhere"))
 
 
 def test_stray_bytes_do_not_stop_a_run(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"fine\nca\xff\xfe\nfine too\n")
-    assert len(list(pretraining.paragraphs(tmp_path / "a.txt"))) == 3
+    assert len(list(paragraphs(tmp_path / "a.txt"))) == 3
 
 
 def test_the_hash_of_a_paragraph_is_the_same_everywhere():
     assert [i for i in range(400) if pretraining.is_held_out(str(i))] == [93, 335, 364]
+
+
+def test_general_text_is_all_paragraphs_under_a_name_of_its_content(corpus, tmp_path):
+    folder, lines = corpus
+    name = register_general_text(str(folder))
+    split = data.open_split(name, SPLIT, GENERAL_LENGTHS, tmp_path / "tokens")
+    expected = [token for line in lines for token in DEFAULT_VOCABULARY.encode(line)]
+    assert split.columns["targets"].values.tolist() == expected
+    assert split.input_lengths.max() == GENERAL_LENGTHS["inputs"]
+    assert split.target_lengths.max() == GENERAL_LENGTHS["targets"]
+    # The same noise whenever it is read.
+    np.testing.assert_array_equal(split.inputs(3), split.inputs(3))
+    moved = folder.rename(tmp_path / "elsewhere")
+    assert general_text_task(str(moved)) == name
+    (moved / "a.txt").write_text("Other words.")
+    assert register_general_text(str(moved)) != name
+
+
+def test_general_text_may_be_json_lines(tmp_path):
+    file = tmp_path / "text.jsonl"
+    file.write_text('{"text": "One\\ntwo."}\n\n{"text": ""}\n{"text": "Three.", "id": 3}\n')
+    assert list(paragraphs(file)) == ["One two.", "Three."]
+    for content, sentence in (("{", "line 2 is no JSON"), ('{"txt": 1}', "line 2 has no text")):
+        file.write_text('{"text": "Fine."}\n' + content)
+        with pytest.raises(PemtError, match=sentence):
+            list(paragraphs(file))
+
+
+def test_general_text_that_is_not_there_is_wrong_use(tmp_path):
+    (tmp_path / "text.pdf").touch()
+    with pytest.raises(UsageError, match="There is no .*text.txt, expected a file of text"):
+        general_text_task(str(tmp_path / "text.txt"))
+    with pytest.raises(UsageError, match="is no text file, expected one that ends in .txt"):
+        general_text_task(str(tmp_path / "text.pdf"))

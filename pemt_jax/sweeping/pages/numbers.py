@@ -188,7 +188,8 @@ def _difference(entry: Entry, base: Entry) -> tuple[float | None, float | None]:
 def costs(rows: Sequence[Mapping], lines: Sequence[Mapping]) -> list[dict[str, object]]:
     """What a run of each method costs: means over runs, of memory the largest.
 
-    The seconds of a job of several tasks are divided equally among them.
+    The seconds of a job of several tasks are divided equally among them. Forgetting is the mean
+    over the runs that were chosen, of which alone it is known.
     """
     by_run = {line["run"]: line for line in lines}
     found = []
@@ -205,9 +206,16 @@ def costs(rows: Sequence[Mapping], lines: Sequence[Mapping]) -> list[dict[str, o
                 "stored": _mean([one.get("stored") for one in known]),
                 "seconds": _mean([one["seconds"] / one["runs"] for one in timed]),
                 "memory": max(memory) if memory else None,
+                "forgetting": _mean([row.get("forgetting") for row in own]),
             }
         )
     return found
+
+
+def base_loss(rows: Sequence[Mapping]) -> float | None:
+    """The loss of the base on general text; None where forgetting was not measured."""
+    known = [row for row in rows if row.get("forgetting") is not None]
+    return known[0]["general_loss"] - known[0]["forgetting"] if known else None
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

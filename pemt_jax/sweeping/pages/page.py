@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from pemt_jax.common.errors import UsageError
 from pemt_jax.common.versions import VERSION
 from pemt_jax.common.writing.output import check_output, output
-from pemt_jax.reporting.page import Heat, template
+from pemt_jax.reporting.heats import Heat
+from pemt_jax.reporting.page import template
 from pemt_jax.reporting.records import FINISHED
 from pemt_jax.sweeping.methods import METHODS
 from pemt_jax.sweeping.pages import text
-from pemt_jax.sweeping.pages.numbers import candidate, costs, gates, shown, transfers
+from pemt_jax.sweeping.pages.numbers import base_loss, candidate, costs, gates, shown, transfers
+from pemt_jax.sweeping.pages.pictures import curve_figures, layer_heats
 from pemt_jax.sweeping.pages.results import Results, read_sweep, title_of
 
 FAULTS = 50  # runs without a result that are listed one by one
@@ -68,7 +70,10 @@ def render(results: Results) -> str:
         titles={method: title_of(method) for method in results.methods},
         papers={m: METHODS[m].paper if m in METHODS else "" for m in results.methods},
         costs=costs(rows, results.costs),
+        base_loss=base_loss(rows),
         transfers=transfers(rows),
+        figures=curve_figures(rows, results.columns),
+        layers=layer_heats(rows, results.columns),
         gates=_gate_tables(gates(rows)),
         choices=_choices(rows),
         faults=faults[:FAULTS],
