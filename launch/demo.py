@@ -30,12 +30,12 @@ from pemt_jax.reporting.page import write_report
 
 TRAINED = "vader_tweets"  # the expert that is trained unless all are
 SHOTS, SEED = 32, 0
-# Each has the rate that the study (configs/tables/study.gin) chose for it on validation.
-RATES = {"pemt": 3e-3, "adapter": 3e-3}
+# Of 1e-3 and 3e-3 the better one on validation, over two draws of the examples.
+RATES = {"pemt": 1e-3, "adapter": 3e-3}
 SENTENCES = (
     "It broke on the first day.",
     "The picture is sharp and the sound is clear.",
-    "I returned it, and the second one was no better.",
+    "The software is slow and full of problems.",
 )
 
 

@@ -12,8 +12,6 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from pemt_jax.tasks.pretraining.corpus import SPAN_CORRUPTION
-
 
 def curve(folder: Path, kind: str, metric: str) -> tuple[list[int], list[float]]:
     """Steps and values of a metric in the log of a run."""
@@ -26,7 +24,6 @@ def draw(file: Path, distilled: Path, decoder: Path) -> None:
     """Write the picture, as SVG with text that stays text."""
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "mini_t5"})
     canvas = Figure(figsize=(9, 3.2), layout="constrained")
-    held_out = f"{SPAN_CORRUPTION}/loss"
     for axes, title, folder, curves in (
         (
             canvas.add_subplot(1, 2, 1),
@@ -38,7 +35,7 @@ def draw(file: Path, distilled: Path, decoder: Path) -> None:
             canvas.add_subplot(1, 2, 2),
             "decoder: nats per token",
             decoder,
-            {"batch": ("train", "loss"), "held out": ("validation", held_out)},
+            {"batch": ("train", "loss"), "held out": ("validation", "cross_entropy")},
         ),
     ):
         for name, (kind, metric) in curves.items():
