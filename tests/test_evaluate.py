@@ -178,6 +178,7 @@ def test_a_base_that_a_run_made_knows_its_task_and_another_is_told(world, tmp_pa
     }
 
 
+@pytest.mark.slow
 def test_general_text_is_span_corruption_under_the_trained_model(world, tmp_path):
     """The mean over all tokens of the targets, and nothing that a test split's rules speak of."""
     lines = "".join(f"Some people said in {1900 + i} that it rained.\n" for i in range(40))

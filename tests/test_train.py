@@ -310,6 +310,8 @@ def test_full_on_two_by_two_devices_resumes_and_agrees_with_one(world, tmp_path)
     assert_close_to_one_device(world, tmp_path, "full", tmp_path / "straight", 1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.walk
 def test_the_commands_train_evaluate_and_predict(world, tmp_path, capsys):
     """As a user calls them, in this process: files, macros, what they print."""
     run, experts = tmp_path / "run", str(EXPERTS)

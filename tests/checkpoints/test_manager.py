@@ -143,6 +143,8 @@ def test_the_best_complete_checkpoint_is_restored(
         assert any(f"Checkpoint {tmp_path}/{step} is damaged" in line for line in warnings)
 
 
+@pytest.mark.slow
+@pytest.mark.walk
 def test_when_no_checkpoint_is_complete_the_best_is_named_and_nothing_is_set_aside(tmp_path):
     saved(tmp_path, 0.9, 0.1, 0.5)
     damage(tmp_path, 10, 20, 30)

@@ -119,6 +119,8 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "-l", folder], check=True)
 
 
+@pytest.mark.slow
+@pytest.mark.walk
 def test_full_disk(world, forker, tmp_path, small_disk):
     disk, mounted = small_disk
     run = disk / "run"

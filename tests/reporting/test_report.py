@@ -184,6 +184,7 @@ def test_a_stopped_run_and_missing_values_are_shown_as_such(tmp_path):
     assert page.row("stopped", "pemt_target", "shop")[5].startswith("not finished Stopped, failed")
 
 
+@pytest.mark.slow
 def test_a_thousand_runs_take_seconds_and_megabytes(tmp_path):
     copies(fake_run(tmp_path / "run", test=60.0), tmp_path / "runs", 1000)
     render(find_runs([str(tmp_path / "run")]))  # imports

@@ -230,6 +230,7 @@ def test_hostile_text_is_shown_and_nothing_else(tmp_path):
     assert not re.search(r"(?<!\\)<", (tmp_path / "t.md").read_text())
 
 
+@pytest.mark.slow
 def test_two_thousand_runs_take_seconds_and_megabytes(tmp_path):
     rows = study(sources=24, tasks=8, layers=24, points=30)
     place = write(tmp_path / "sweep", rows)
