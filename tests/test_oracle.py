@@ -62,6 +62,8 @@ def test_scanned_layers_give_the_authors_numbers(compare):
     assert "FAIL" not in result.stdout and result.stdout.endswith("all within their limits\n")
 
 
+@pytest.mark.slow
+@pytest.mark.walk
 def test_one_weight_off_by_a_thousandth_is_found(compare, changed):
     value = "s2/w/decoder.block.1.layer.1.EncDecAttention.v.weight"
     result = compare(changed(**{value: ((3, 5), 1e-3)}))

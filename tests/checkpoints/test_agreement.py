@@ -9,6 +9,8 @@ import textwrap
 
 import pytest
 
+pytestmark = [pytest.mark.slow, pytest.mark.walk]
+
 # Each process makes one decision per fault and prints them as JSON.
 SCRIPT = textwrap.dedent("""
     import contextlib, errno, json, pathlib, sys

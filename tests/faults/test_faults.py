@@ -153,6 +153,8 @@ def fault(run):
     assert leaves(run, 20) == leaves(world.source, 20)
 
 
+@pytest.mark.slow
+@pytest.mark.walk
 def test_folder_that_becomes_read_only(world, forker, tmp_path):
     run = tmp_path / "run"
     fault = OBEY_PERMISSIONS + "def fault(run): (run / 'checkpoints').chmod(0o555)\n"

@@ -126,6 +126,8 @@ def test_a_folder_stands_for_a_repository(save_expert, tmp_path):
         sharing.pull_experts(tmp_path / "mine", str(tmp_path / "shared"), "movie")
 
 
+@pytest.mark.slow
+@pytest.mark.walk
 def test_a_pull_goes_on_past_what_is_already_there(save_expert, tmp_path, command):
     for name in ("movies", "nyt", "tweets"):
         save_expert(name, seed=len(name))

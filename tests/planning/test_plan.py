@@ -61,6 +61,8 @@ def step_on_8():
 
 
 @pytest.mark.parametrize("method", ["pemt_target", "pemt_source"])
+@pytest.mark.slow
+@pytest.mark.walk
 def test_step_on_data_devices_sends_gradients_of_trainables_and_nothing_of_the_backbone(
     step_on_8, method
 ):
@@ -81,6 +83,8 @@ def test_step_on_data_devices_sends_gradients_of_trainables_and_nothing_of_the_b
     assert max(sent - trained) < smallest_matrix
 
 
+@pytest.mark.slow
+@pytest.mark.walk
 def test_arguments_are_counted_as_the_compiler_counts_them(step_on_8):
     for method, found in step_on_8.items():
         key_and_step = 4  # the step number; the key is not used without dropout

@@ -75,6 +75,8 @@ def test_a_result_at_chance_is_a_warning_and_in_the_card(average, beaten, capsys
     assert against_majority("films", {"loss": 1.0}, None) == {} and capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
+@pytest.mark.walk
 def test_an_expert_that_learned_nothing_says_so_in_the_log_the_card_and_the_list(
     world, tmp_path, capsys
 ):
@@ -109,6 +111,8 @@ def test_a_base_from_elsewhere_must_be_told_its_lengths(world):
         predict.Predictor(run, PredictConfig.of(model_dir=str(world.base)))
 
 
+@pytest.mark.slow
+@pytest.mark.walk
 def test_a_number_of_buckets_is_taken_by_evaluate_as_by_train(world, capsys):
     flags = [f"--gin.MODEL_DIR={world.target}", "--gin.BATCH_SIZE=8", "--gin.SPLIT=test"]
     assert world.command("evaluate", *flags) == 0
