@@ -127,7 +127,6 @@ def test_a_folder_stands_for_a_repository(save_expert, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.walk
 def test_a_pull_goes_on_past_what_is_already_there(save_expert, tmp_path, command):
     for name in ("movies", "nyt", "tweets"):
         save_expert(name, seed=len(name))

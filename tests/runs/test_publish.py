@@ -112,7 +112,6 @@ def test_a_base_from_elsewhere_must_be_told_its_lengths(world):
 
 
 @pytest.mark.slow
-@pytest.mark.walk
 def test_a_number_of_buckets_is_taken_by_evaluate_as_by_train(world, capsys):
     flags = [f"--gin.MODEL_DIR={world.target}", "--gin.BATCH_SIZE=8", "--gin.SPLIT=test"]
     assert world.command("evaluate", *flags) == 0

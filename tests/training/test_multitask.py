@@ -209,7 +209,6 @@ def test_an_optimizer_that_would_see_the_padding_of_prompts_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.walk
 def test_the_command_trains_two_tasks_with_steps_of_their_own(world, tmp_path, capsys):
     """As a user calls it, with a schedule that ends at each task's own steps."""
     gin = re.sub(r"(?m)^optimizers.make_optimizer.schedule.*$", "", world.gin_file.read_text())
