@@ -92,6 +92,8 @@ def offline(tmp_path, monkeypatch):
     sys.modules.pop("huggingface_hub", None)
 
 
+@pytest.mark.slow
+@pytest.mark.walk
 def test_an_expert_goes_to_the_hub_and_comes_back(save_expert, tmp_path, command):
     for name in ("movies", "nyt"):
         folder = save_expert(name, seed=len(name))

@@ -203,6 +203,8 @@ def test_shapes_have_the_published_numbers_of_parameters(name, count):
     assert sum(math.prod(x.shape) for x in trainable.values()) == count and not frozen
 
 
+@pytest.mark.slow
+@pytest.mark.walk
 def test_search_lists_only_what_fits_quickest_first_and_more_memory_helps():
     job = job_of_shape(shape_named("3B"), "pemt_target", batch_size=32)
     found = search(job, CHIPS["v5e"], 8)

@@ -32,6 +32,8 @@ def test_a_users_files_at_model_dir_base_are_not_replaced(world, tmp_path):
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.slow
+@pytest.mark.walk
 def test_a_file_beside_an_earlier_base_stops_the_next_publication(world, tmp_path):
     world.train(tmp_path, "tiny_both", 1, **FULL)
     world.train(tmp_path, "tiny_both", 2, **FULL)  # its own base is replaced

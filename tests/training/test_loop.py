@@ -78,7 +78,13 @@ def test_callers_arrays_outlive_the_donated_state():
     assert_same_bits((trainable, frozen), tiny.parameters())
 
 
-@pytest.mark.parametrize("name", [pytest.param("adamw", marks=pytest.mark.slow), "adafactor"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("adamw", marks=pytest.mark.slow),
+        pytest.param("adafactor", marks=(pytest.mark.slow, pytest.mark.walk)),
+    ],
+)
 def test_stopped_and_resumed_run_has_the_bits_of_the_whole_run(tmp_path, name):
     options = {
         "validation": tiny.validation,
