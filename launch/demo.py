@@ -1,6 +1,6 @@
 """The demo: experts on four source tasks, then few examples of a fifth, on a laptop.
 
-Run it as ./launch/demo.sh. One expert is trained from its data. Three ship with the package, by
+Run it as ./launch/demo.sh. One expert is trained, three ship with the package, made by
 
     ./launch/demo.sh --all --export pemt_jax/assets/demo_library
 """

@@ -101,12 +101,17 @@ def tokenize_join_and_cut(
     )
 
 
+def add_span_corruption(name: str, source: seqio.DataSource) -> None:
+    """Register span corruption of a source of `{"text": string}` as a task."""
+    seqio.TaskRegistry.add(
+        name,
+        source=source,
+        preprocessors=[tokenize_join_and_cut, SpanCorruption()],
+        output_features=FEATURES,
+        metric_fns=[],
+    )
+
+
 # SeqIO's types want a number of examples where its own sources have None.
 _source: Any = TrackedSource(paragraph_dataset, corpus_fingerprint, splits=("train", "validation"))
-seqio.TaskRegistry.add(
-    SPAN_CORRUPTION,
-    source=_source,
-    preprocessors=[tokenize_join_and_cut, SpanCorruption()],
-    output_features=FEATURES,
-    metric_fns=[],
-)
+add_span_corruption(SPAN_CORRUPTION, _source)

@@ -10,14 +10,9 @@ from typing import Any
 import seqio
 
 from pemt_jax.common.user_input.paragraphs import files_of, general_text_task, paragraphs
-from pemt_jax.tasks.pretraining.corpus import dataset_of, tokenize_join_and_cut
-from pemt_jax.tasks.pretraining.span_corruption import (
-    SpanCorruption,
-    chunk_length,
-    corrupted_lengths,
-)
+from pemt_jax.tasks.pretraining.corpus import add_span_corruption, dataset_of
+from pemt_jax.tasks.pretraining.span_corruption import chunk_length, corrupted_lengths
 from pemt_jax.tasks.sources.tracked import TrackedSource
-from pemt_jax.tasks.vocabulary import FEATURES
 
 SPLIT = "validation"
 INPUTS = 128  # tokens, with the end token, without a prompt
@@ -42,11 +37,5 @@ def register_general_text(place: str) -> str:
     source: Any = TrackedSource(lambda _: dataset_of(texts), lambda _: name, splits=(SPLIT,))
     if name in seqio.TaskRegistry.names():  # of files that may have been moved since
         seqio.TaskRegistry.remove(name)
-    seqio.TaskRegistry.add(
-        name,
-        source=source,
-        preprocessors=[tokenize_join_and_cut, SpanCorruption()],
-        output_features=FEATURES,
-        metric_fns=[],
-    )
+    add_span_corruption(name, source)
     return name
