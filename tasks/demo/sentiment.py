@@ -32,8 +32,7 @@ import tensorflow as tf
 from pemt_jax.tasks import metrics
 from pemt_jax.tasks.demo import vader
 from pemt_jax.tasks.descriptions import description, register_description
-from pemt_jax.tasks.pretraining.corpus import SPAN_CORRUPTION, tokenize_join_and_cut
-from pemt_jax.tasks.pretraining.span_corruption import SpanCorruption
+from pemt_jax.tasks.pretraining.corpus import SPAN_CORRUPTION, add_span_corruption
 from pemt_jax.tasks.sources.tracked import TrackedSource
 from pemt_jax.tasks.vocabulary import FEATURES
 
@@ -158,13 +157,9 @@ def source_text_dataset(split: str) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensor_slices(columns)
 
 
-_source: Any = TrackedSource(source_text_dataset, lambda split: source_texts(), splits=("train",))
-seqio.TaskRegistry.add(
+add_span_corruption(
     "vader_texts_pretrain",
-    source=_source,
-    preprocessors=[tokenize_join_and_cut, SpanCorruption()],
-    output_features=FEATURES,
-    metric_fns=[],
+    TrackedSource(source_text_dataset, lambda split: source_texts(), splits=("train",)),
 )
 
 

@@ -103,15 +103,18 @@ def tokenize_join_and_cut(
 
 def add_span_corruption(name: str, source: seqio.DataSource) -> None:
     """Register span corruption of a source of `{"text": string}` as a task."""
+    # SeqIO's types want a number of examples where its own sources have None.
+    untyped: Any = source
     seqio.TaskRegistry.add(
         name,
-        source=source,
+        source=untyped,
         preprocessors=[tokenize_join_and_cut, SpanCorruption()],
         output_features=FEATURES,
         metric_fns=[],
     )
 
 
-# SeqIO's types want a number of examples where its own sources have None.
-_source: Any = TrackedSource(paragraph_dataset, corpus_fingerprint, splits=("train", "validation"))
-add_span_corruption(SPAN_CORRUPTION, _source)
+add_span_corruption(
+    SPAN_CORRUPTION,
+    TrackedSource(paragraph_dataset, corpus_fingerprint, splits=("train", "validation")),
+)

@@ -5,7 +5,6 @@ can be subtracted: forgetting is the cross entropy of an adapted model minus tha
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import seqio
 
@@ -34,7 +33,7 @@ def register_general_text(place: str) -> str:
         for file in files:
             yield from paragraphs(file)
 
-    source: Any = TrackedSource(lambda _: dataset_of(texts), lambda _: name, splits=(SPLIT,))
+    source = TrackedSource(lambda _: dataset_of(texts), lambda _: name, splits=(SPLIT,))
     if name in seqio.TaskRegistry.names():  # of files that may have been moved since
         seqio.TaskRegistry.remove(name)
     add_span_corruption(name, source)
