@@ -4,7 +4,8 @@
 
 Prints one JSON object and writes it to MODEL_DIR/evaluation/TASK-SPLIT.json. MODEL_DIR may also be
 an artefact, an expert of a library or a base, which are left as they are. Modules that
-MODEL_DIR/config.gin imports, such as those that register the tasks, are imported.
+MODEL_DIR/config.gin imports, such as those that register the tasks, are imported. The runs of
+MORE_MODEL_DIRS are evaluated after it, a line each, without another start of the program.
 """
 
 import json
@@ -18,14 +19,16 @@ from pemt_jax.finished_config import EvaluateConfig
 
 @configured(EvaluateConfig)
 def evaluate(config: EvaluateConfig) -> dict[str, float]:
-    """Return and print the metrics of a finished run."""
+    """Print the metrics of finished runs, one line each; return those of the last."""
     from pemt_jax import api  # brings TensorFlow, which a command silences first
     from pemt_jax.parallel import processes
 
-    import_modules_of(config.run.model_dir)
-    metrics = api.evaluate_run(config)
-    if processes.is_first():
-        print(json.dumps(metrics))
+    metrics = {}
+    for one in config.each:
+        import_modules_of(one.run.model_dir)
+        metrics = api.evaluate_run(one)
+        if processes.is_first():
+            print(json.dumps(metrics), flush=True)
     processes.barrier()
     return metrics
 

@@ -35,6 +35,7 @@ class EvaluateConfig(Flat):
     """An evaluation of a finished run.
 
     Attributes:
+      more_model_dirs: finished runs that are evaluated likewise after it, in the same process.
       mixture_or_task_name, task_feature_lengths: None for those it was trained on.
       split: of the task, or of every task of the mixture.
       batch_size: examples per batch.
@@ -44,6 +45,7 @@ class EvaluateConfig(Flat):
     """
 
     run: FinishedConfig
+    more_model_dirs: Sequence[str] = ()
     mixture_or_task_name: str | None = None
     split: str = "test"
     task_feature_lengths: Mapping[str, int] | None = None
@@ -54,6 +56,8 @@ class EvaluateConfig(Flat):
 
     def __post_init__(self):
         not_blank("a name", MIXTURE_OR_TASK_NAME=self.mixture_or_task_name, SPLIT=self.split)
+        for folder in self.more_model_dirs:
+            not_blank(**{"a folder of MORE_MODEL_DIRS": folder})
         not_blank(GENERAL_TEXT=self.general_text)
         if self.general_text and (self.mixture_or_task_name or self.task_feature_lengths):
             raise UsageError(
@@ -64,6 +68,14 @@ class EvaluateConfig(Flat):
         bucket_lengths("BUCKETS", self.buckets)
         if self.task_feature_lengths is not None:
             lengths("TASK_FEATURE_LENGTHS", self.task_feature_lengths)
+
+    @property
+    def each(self) -> "list[EvaluateConfig]":
+        """An evaluation per run."""
+        runs = [self.run] + [
+            dataclasses.replace(self.run, model_dir=folder) for folder in self.more_model_dirs
+        ]
+        return [dataclasses.replace(self, run=run, more_model_dirs=()) for run in runs]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

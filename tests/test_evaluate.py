@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,6 +49,18 @@ def test_the_gates_of_each_layer_are_kept_with_a_run(world, tmp_path):
         np.testing.assert_allclose(own, expected, rtol=1e-5)
     means = np.mean([[gates[name] for name in EXPERTS] for gates in kept.values()], axis=0)
     np.testing.assert_allclose(means, [metrics[f"gate/{name}"] for name in EXPERTS], rtol=1e-5)
+
+
+def test_several_runs_are_evaluated_one_after_the_other(world, tmp_path, capsys):
+    folders = [str(shutil.copytree(world.target, tmp_path / name)) for name in ("one", "two")]
+    evaluate(model_dir=folders[0], more_model_dirs=folders[1:], split="validation", batch_size=8)
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert said[0] == said[1] and len(said) == 2
+    for folder in folders:
+        kept = Path(folder, "evaluation", "tiny_mood-validation.json").read_text()
+        assert json.loads(kept) == said[0]
+    with pytest.raises(UsageError, match="Found a folder of MORE_MODEL_DIRS ''"):
+        evaluate(model_dir=folders[0], more_model_dirs=("",))
 
 
 def test_rows_that_only_fill_a_batch_count_nowhere(world):

@@ -30,6 +30,7 @@ class ExpertSet:
     Attributes:
       seed: with which the sweep trains them, and makes what is random of them.
       trained: whether the sweep trains them.
+      without: experts of the set that are left out, which then are not in `experts`.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ExpertSet:
     experts: tuple[str, ...]
     seed: int = 0
     trained: bool = False
+    without: tuple[str, ...] = ()
 
 
 def expert_sets(config: SweepConfig) -> list[ExpertSet]:
@@ -54,6 +56,20 @@ def expert_sets(config: SweepConfig) -> list[ExpertSet]:
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UsageError(f"There are two expert sets {twice!r}, expected another name for one.")
     return sets
+
+
+def experts_for(config: SweepConfig, chosen: ExpertSet, task: str) -> ExpertSet:
+    """A set without the experts that a target task leaves out.
+
+    Raises:
+      UsageError: nothing is left.
+    """
+    left_out = config.experts.leave_out.get(task, ())
+    without = tuple(name for name in chosen.experts if name in left_out)
+    rest = tuple(name for name in chosen.experts if name not in left_out)
+    if not rest:
+        raise UsageError(f"LEAVE_OUT leaves no expert of {chosen.name!r} for {task!r}.")
+    return dataclasses.replace(chosen, experts=rest, without=without)
 
 
 def _random(library: Path, experts: Sequence[str], seed: int) -> None:
@@ -89,7 +105,8 @@ def experts_of(config: SweepConfig, chosen: ExpertSet, kind: str) -> ExpertSet:
     names = (POOLED,) if kind == POOLED else (MERGED,)
     if kind == "random":
         names = tuple(f"random_{name}" for name in chosen.experts)
-    library = config.path / "libraries" / f"{chosen.name}.{kind}"
+    base = "-without-".join((chosen.name, *chosen.without))
+    library = config.path / "libraries" / f"{base}.{kind}"
     return dataclasses.replace(chosen, library=str(library), experts=names, trained=False)
 
 

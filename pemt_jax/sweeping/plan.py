@@ -22,6 +22,7 @@ from pemt_jax.sweeping.libraries import (
     ExpertSet,
     description,
     expert_sets,
+    experts_for,
     experts_of,
     missing,
 )
@@ -153,17 +154,26 @@ def cells(config: SweepConfig) -> list[Cell]:
             raise UsageError(f"{name!r} needs experts, expected LIBRARIES or SOURCES.")
         if method.library == POOLED and not config.experts.pooled:
             raise UsageError(f"{name!r} needs a mixture of the sources, expected POOLED.")
-        own = sets if method.experts != NONE else [NO_SET]
         shots = [str(one) for one in table.shots] if method.trained else [ANY]
-        found += [Cell(method, *rest) for rest in itertools.product(table.tasks, shots, own)]
+        for task in table.tasks:
+            own = [experts_for(config, one, task) for one in sets]
+            if method.library == POOLED and any(one.without for one in own):
+                raise UsageError(
+                    f"{name!r} was trained on all sources, but LEAVE_OUT has some for {task!r}; "
+                    "expected a table without one of the two."
+                )
+            own = own if method.experts != NONE else [NO_SET]
+            found += [Cell(method, task, *rest) for rest in itertools.product(shots, own)]
     return found
 
 
 def runs_of(config: SweepConfig, cell: Cell) -> list[Run]:
     """The runs of a cell, candidate by candidate."""
     table, method = config.table, cell.method
-    rates = [float(f"{rate * method.rate_factor:.6g}") for rate in table.rates]
-    options = {"rate": rates, "expert": list(cell.set.experts)}
+    options = {"expert": list(cell.set.experts)}
+    if "rate" in method.choose:
+        rates = table.rates_of(method.name)
+        options["rate"] = [float(f"{rate * method.rate_factor:.6g}") for rate in rates]
     candidates = itertools.product(
         *([(name, one) for one in options[name]] for name in method.choose)
     )
@@ -172,7 +182,7 @@ def runs_of(config: SweepConfig, cell: Cell) -> list[Run]:
     found = []
     for candidate in candidates:
         for seed in table.seeds if method.trained else table.seeds[:1]:
-            few = table.few_shot.format(task=cell.task, shots=shots, seed=seed)
+            few = table.few_shot_of(cell.task).format(task=cell.task, shots=shots, seed=seed)
             chosen = dict(candidate)
             files = method.files or (table.file,)
             flags = {"gin_file": files, **method.bindings, **table.bindings}
@@ -196,7 +206,7 @@ def jobs_of(config: SweepConfig, runs: Iterable[Run]) -> list[Job]:
     """The runs as jobs: those that differ only in their task together, `pack` at most."""
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
-        key = (run.cell.method.name, run.cell.set.name, repr(run.flags))
+        key = (run.cell.method.name, run.cell.set.name, run.cell.set.without, repr(run.flags))
         groups.setdefault(key, []).append(run)
     found, size = [], config.table.pack
     for group in groups.values():
@@ -205,7 +215,7 @@ def jobs_of(config: SweepConfig, runs: Iterable[Run]) -> list[Job]:
             cell, flags = pack[0].cell, dict(pack[0].flags)
             made = experts_of(config, cell.set, cell.method.library) if cell.set.name else NO_SET
             facts = [flags, cell.set.name, cell.method.library]
-            facts += [[run.task, run.steps] for run in pack]
+            facts += [[run.task, run.steps] for run in pack] + list(cell.set.without)
             label = f"{cell.key}-seed{pack[0].seed}"
             if len(pack) > 1:
                 label = f"{cell.method.name}-{len(pack)}tasks-seed{pack[0].seed}"

@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from pemt_jax.common.errors import PemtError, say
 from pemt_jax.common.storage import replacing
@@ -33,7 +34,20 @@ from pemt_jax.sweeping.table import SweepConfig
 from pemt_jax.training.held_back import hold_back
 
 DAY = 86400.0
+TOGETHER = 8  # runs that one process evaluates: a start takes longer than many an evaluation
 FORGETTING = "forgetting"  # among failures
+
+
+def _folder_name(one: Source | Job) -> str:
+    return one.folder.name
+
+
+def _name(run: Run) -> str:
+    return run.name
+
+
+def _batches(runs: Sequence[Run]) -> list[Sequence[Run]]:
+    return [runs[start : start + TOGETHER] for start in range(0, len(runs), TOGETHER)]
 
 
 class Sweep(SweepState):
@@ -53,16 +67,18 @@ class Sweep(SweepState):
         faults, measured = [], []
         with self._stoppable():
             try:
-                self._each(self._train_source, self.sources, lambda one: one.folder.name)
+                self._each(self._train_source, self._own(self.sources, _folder_name))
                 self._derive()
-                self._each(self._train, self.jobs, lambda job: job.folder.name)
+                self._each(self._train, self._own(self.jobs, _folder_name))
                 faults = self._choose()
                 chosen_runs = [r for runs in self.runs.values() for r in runs if self.is_chosen(r)]
-                self._each(self._test, chosen_runs, lambda run: run.name)
+                own = [run for run in self._own(chosen_runs, _name) if not self.is_tested(run)]
+                self._each(self._test, _batches(own))
                 if self.base:
-                    self._each(self._train, [self.base], lambda job: job.folder.name)
+                    self._each(self._train, self._own([self.base], _folder_name))
                     measured = [*self.base.runs, *chosen_runs]
-                    self._each(self._measure_forgetting, measured, lambda run: run.name)
+                    own = [run for run in self._own(measured, _name) if self._can_be_measured(run)]
+                    self._each(self._measure_forgetting, _batches(own))
             finally:
                 rows = self.collect()
         states = [str(row["state"]) for row in rows]
@@ -86,11 +102,14 @@ class Sweep(SweepState):
         with replacing(self.folder / TABLE) as partial:
             partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
-    def _each(self, action: Callable, items: Sequence, key: Callable) -> None:
-        """Call `action` for this shard's share of the items, JOBS at a time."""
-        own = [item for item in items if plan.share(self.config, key(item))]
+    def _own(self, items: Sequence, key: Callable) -> list:
+        """This shard's share of the items."""
+        return [item for item in items if plan.share(self.config, key(item))]
+
+    def _each(self, action: Callable, items: Sequence) -> None:
+        """Call `action` for the items, JOBS at a time."""
         with ThreadPoolExecutor(self.config.jobs) as pool:
-            futures = [pool.submit(action, item) for item in own]
+            futures = [pool.submit(action, item) for item in items]
             try:
                 for future in futures:
                     future.result()
@@ -146,21 +165,37 @@ class Sweep(SweepState):
                     faults.append(error)
         return faults
 
-    def _test(self, run: Run) -> None:
-        folder = self.job_of[run].folder_of(run)
-        if not any(one.split == "test" for one in self.record(run).evaluations):
-            flags = [f"--gin.MODEL_DIR={folder}", "--gin.SPLIT=test"]
-            self._command("evaluate", folder, flags, 1)
+    def _test(self, runs: Sequence[Run]) -> None:
+        self._evaluate(runs, {"SPLIT": "test"}, self.is_tested, "evaluate")
 
-    def _measure_forgetting(self, run: Run) -> None:
-        """Evaluate a run that has been tested, or the base, on general text."""
-        record, folder = self.record(run), self.job_of[run].folder_of(run)
-        tested = any(one.split == "test" for one in record.evaluations)
-        ready = tested or (run.cell.method is BASE and record.state == FINISHED)
-        if ready and general_loss(record, self.general_text) is None:
-            flags = {"gin_file": (), "MODEL_DIR": folder}
-            flags["GENERAL_TEXT"] = self.config.table.forgetting_text
-            self._command("evaluate", folder, plan.arguments(flags), 1, FORGETTING)
+    def _can_be_measured(self, run: Run) -> bool:
+        """Whether general text is to be read for a run: it has been tested, or is the base."""
+        record = self.record(run)
+        is_base = run.cell.method is BASE and record.state == FINISHED
+        return (self.is_tested(run) or is_base) and not self._is_measured(run)
+
+    def _is_measured(self, run: Run) -> bool:
+        return general_loss(self.record(run), self.general_text) is not None
+
+    def _measure_forgetting(self, runs: Sequence[Run]) -> None:
+        flags = {"GENERAL_TEXT": self.config.table.forgetting_text}
+        self._evaluate(runs, flags, self._is_measured, FORGETTING)
+
+    def _evaluate(
+        self, runs: Sequence[Run], flags: dict[str, Any], is_done: Callable, what: str
+    ) -> None:
+        """Evaluate runs in one process; where one fails, those that are left each in its own."""
+        folders = [self.job_of[run].folder_of(run) for run in runs]
+        flags = {"gin_file": ()} | flags
+        if len(runs) > 1:
+            more = {"MODEL_DIR": folders[0], "MORE_MODEL_DIRS": tuple(map(str, folders[1:]))}
+            self._command("evaluate", folders[0], plan.arguments(flags | more), 1, what)
+        for run, folder in zip(runs, folders, strict=True):
+            if is_done(run):
+                self.failure_file(what, folder).unlink(missing_ok=True)
+            else:
+                one = plan.arguments(flags | {"MODEL_DIR": folder})
+                self._command("evaluate", folder, one, 1, what)
 
     def _command(
         self, module: str, folder: Path, flags: Sequence[str], runs: int, what: str | None = None

@@ -102,6 +102,10 @@ class SweepState:
             )
         return True
 
+    def is_tested(self, run: Run) -> bool:
+        """Whether the test split of a run has been read."""
+        return any(one.split == "test" for one in self.record(run).evaluations)
+
     def is_chosen(self, run: Run) -> bool:
         """Whether validation chose a run."""
         return chosen(self.folder, run.cell) == run.choice

@@ -12,6 +12,7 @@ from pemt_jax.common.flat_config import Flat, Part, at_least, not_blank, number
 from pemt_jax.sweeping.methods import METHODS
 
 FULL = "full"  # all training examples of a task, in place of a number of shots
+REST = "*"  # in a mapping: what is not named there
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
@@ -26,9 +27,11 @@ class Table(Part):
       steps: updates of a target run: a number, or one per task or number of shots, the task first.
       shots: training examples per label; "full" for all.
       seeds: of each run, and which few-shot examples it draws.
-      rates: learning rates to choose from, on validation.
+      rates: learning rates to choose from, on validation; those of all methods, or {method: rates}
+        with "*" for the methods that are not named.
       base: the pretrained T5; None for that of the files.
-      few_shot: the task of a number of shots, of {task}, {shots} and {seed}.
+      few_shot: the task of a number of shots, of {task}, {shots} and {seed}; one for all tasks, or
+        {task: few_shot} with "*" for the tasks that are not named.
       draw: the gin binding that a run's seed draws examples by; None where the name does.
       bindings: more flags of every target run, {"BATCH_SIZE": 8}.
       pack: at most so many runs that differ only in their task are one job of several tasks.
@@ -45,9 +48,9 @@ class Table(Part):
     steps: int | Mapping[str, int]
     shots: Sequence[int | str] = (FULL,)
     seeds: Sequence[int] = (0, 1, 2)
-    rates: Sequence[float] = (3e-4,)
+    rates: Sequence[float] | Mapping[str, Sequence[float]] = (3e-4,)
     base: str | None = None
-    few_shot: str = "{task}_{shots}"
+    few_shot: str | Mapping[str, str] = "{task}_{shots}"
     draw: str | None = "FewShot.seed"
     bindings: Mapping[str, object] = dataclasses.field(default_factory=dict)
     pack: int = 1
@@ -57,22 +60,43 @@ class Table(Part):
     title: str = "Sweep"
 
     def __post_init__(self):
-        for name in (*self.methods, self.baseline):
+        rates = {
+            "RATES" if name == REST else f"RATES of {name!r}": values
+            for name, values in _entries(self.rates).items()
+        }
+        for name in (*self.methods, self.baseline, *(_entries(self.rates).keys() - {REST})):
             if name not in METHODS:
                 raise no_such("method of a sweep", name, METHODS)
-        for field in ("methods", "tasks", "shots", "seeds", "rates"):
-            values = list(getattr(self, field))
+        for name in _entries(self.few_shot).keys() - {REST}:
+            if name not in self.tasks:
+                raise no_such("task of FEW_SHOT", name, self.tasks)
+        names = ("methods", "tasks", "shots", "seeds")
+        lists = {name.upper(): getattr(self, name) for name in names} | rates
+        for field, values in lists.items():
             if not values or len(set(map(str, values))) < len(values):
-                raise UsageError(f"Found {field.upper()} {values}, expected some, each once.")
+                raise UsageError(f"Found {field} {list(values)}, expected some, each once.")
         for shots in self.shots:
             if shots != FULL:
                 count: Any = shots
                 at_least(1, **{"a number of SHOTS": count})
         at_least(0, **{f"SEEDS {seed}": seed for seed in self.seeds})
         at_least(1, PACK=self.pack)
-        for rate in self.rates:
-            number("a rate of RATES", rate, positive=True)
+        for values in rates.values():
+            for rate in values:
+                number("a rate of RATES", rate, positive=True)
+        for method in self.methods:
+            self.rates_of(method)
+        for task in self.tasks:
+            self.few_shot_of(task)
         not_blank(FILE=self.file, FORGETTING_TEXT=self.forgetting_text)
+
+    def rates_of(self, method: str) -> Sequence[float]:
+        """The learning rates of a method; UsageError where the table has none."""
+        return _entry("RATES", self.rates, method)
+
+    def few_shot_of(self, task: str) -> str:
+        """The pattern of a task's few-shot tasks; UsageError where the table has none."""
+        return _entry("FEW_SHOT", self.few_shot, task)
 
     def steps_of(self, task: str, shots: int | str) -> int:
         """Updates of a target run; UsageError where the table has no number."""
@@ -91,6 +115,8 @@ class Sources(Part):
     Attributes:
       libraries: expert sets that exist, {name: (library, names of experts)}.
       sources: source tasks of which the sweep trains experts.
+      leave_out: experts that a target task does not use, {task: experts}: its own, or one of a
+        source that shares its examples.
       source_seeds: an expert set of all sources is trained with each, named seed0, ...
       source_file: gin file of stage 1.
       source_steps: updates per source; those not named have the file's.
@@ -101,6 +127,7 @@ class Sources(Part):
 
     libraries: Mapping[str, Sequence] = dataclasses.field(default_factory=dict)
     sources: Sequence[str] = ()
+    leave_out: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     source_seeds: Sequence[int] = (0,)
     source_file: str = "runs/stage1.gin"
     source_steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -117,6 +144,18 @@ class Sources(Part):
         for name in self.libraries:
             if not NAME.fullmatch(str(name)):
                 raise UsageError(f"LIBRARIES has a set {name!r}, expected a name of a folder.")
+
+
+def _entries(value: Any) -> dict[str, Any]:
+    """A value for all, or a mapping, as a mapping."""
+    return dict(value) if isinstance(value, Mapping) else {REST: value}
+
+
+def _entry(field: str, value: object, name: str) -> Any:
+    entries = _entries(value)
+    if name not in entries and REST not in entries:
+        raise UsageError(f"{field} has nothing for {name!r}, expected it or {REST!r} for the rest.")
+    return entries.get(name, entries.get(REST))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,6 +183,16 @@ class SweepConfig(Flat):
                 f"FOLDER is {self.folder}, expected a folder on a disk, where a sweep can lock and "
                 "append; the report reads a copy of it in a bucket too."
             )
+        every = {
+            *self.experts.sources,
+            *(n for _, ns in self.experts.libraries.values() for n in ns),
+        }
+        for task, left_out in self.experts.leave_out.items():
+            if task not in self.table.tasks:
+                raise no_such("task of LEAVE_OUT", task, self.table.tasks)
+            for name in left_out:
+                if name not in every:
+                    raise no_such("expert of LEAVE_OUT", name, sorted(every))
         at_least(1, JOBS=self.jobs)
         _ = self.share
 

@@ -4,15 +4,16 @@
     vader_domain                              a source unlike the target: movie, tweet, newspaper
     vader_sources                             mixture of the four, by their numbers of examples
     vader_amazon                              target, all training examples
-    vader_amazon_8  vader_amazon_32           target, so many examples per label; _seed0 .. _seed4
+    vader_amazon_8  _16  _32                  target, so many examples per label; _seed0 .. _seed4
+    vader_movies_8_seed0 ...                  the sentiment sources as targets, likewise
     vader_texts_pretrain                      span corruption of the sources' sentences
     vader_domain_pretrain                     telling domains apart, in pretraining's words
     vader_movies_pretrain ...                 the sources' questions, answered at random
     mini_t5_pretrain                          mixture: span corruption and these
 
-Few-shot tasks share the validation and test splits of vader_amazon; the examples of 8 are among
-those of 32 with the same seed, and the name without a seed means seed 0. Neutral sentences (an
-absolute rating below 0.5) are left out of the sentiment tasks but not of vader_domain.
+Few-shot tasks share the validation and test splits of the whole task; the examples of 8 are among
+those of 32 with the same seed, and names without a seed mean seed 0. Neutral sentences (an absolute
+rating below 0.5) are left out of the sentiment tasks but not of vader_domain.
 
 Pretraining sees the sentiment sources' sentences but none of their labels. A backbone that has seen
 "negative" and "positive", or the human ratings, for the examples of stage 1 answers sentiment
@@ -23,6 +24,7 @@ so it sees the questions with one of the two answers drawn at random.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,7 +39,8 @@ from pemt_jax.tasks.sources.tracked import TrackedSource
 from pemt_jax.tasks.vocabulary import FEATURES
 
 DOMAIN_NAMES = {"movies": "movie", "tweets": "tweet", "nyt": "newspaper"}  # one piece each
-SHOTS = (8, 32)
+SENTIMENT = (*DOMAIN_NAMES, "amazon")
+SHOTS = (8, 16, 32)
 SEEDS = (0, 1, 2, 3, 4)
 # Shares of the pretraining examples. T5 1.0 was pretrained on its supervised tasks too.
 PRETRAINING_RATES = {
@@ -129,19 +132,17 @@ def add_task(
     )
 
 
-for _name in ("movies", "tweets", "nyt", "amazon"):
+for _name in SENTIMENT:
     add_task(f"vader_{_name}", functools.partial(sentiment, _name))
 add_task("vader_domain", domain)
 
-for _shots in SHOTS:
-    for _seed in SEEDS:
-        _examples = functools.partial(few_shot, "amazon", shots=_shots, seed=_seed)
-        _names = [f"vader_amazon_{_shots}_seed{_seed}"]
-        if _seed == 0:
-            _names.append(f"vader_amazon_{_shots}")
-        for _name in _names:
-            add_task(_name, _examples)
-            register_description(_name, description("vader_amazon"))
+for _domain, _shots, _seed in itertools.product(SENTIMENT, SHOTS, SEEDS):
+    _names = [f"vader_{_domain}_{_shots}_seed{_seed}"]
+    if (_domain, _seed) == ("amazon", 0):
+        _names.append(f"vader_amazon_{_shots}")
+    for _name in _names:
+        add_task(_name, functools.partial(few_shot, _domain, shots=_shots, seed=_seed))
+        register_description(_name, description(f"vader_{_domain}"))
 
 add_task("vader_domain_pretrain", domain, splits=("train",), prefix="domain: ")
 for _name in DOMAIN_NAMES:

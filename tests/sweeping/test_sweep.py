@@ -120,11 +120,21 @@ def test_a_failed_run_is_a_line_and_is_tried_again(made, tmp_path):
 
 def test_a_failed_test_is_a_failed_run_and_the_choice_stays(made, tmp_path):
     with pytest.raises(PemtError, match="2 runs failed, .* There is no test split"):
-        pretend(made(), by_rate, untestable=True)
+        pretend(made(), by_rate, untestable=lambda folder: True)
     rows = lines(tmp_path / "sweep")
     assert [row["state"] for row in rows] == ["finished"] * 2 + ["failed"] * 2
     assert [row["chosen"] for row in rows] == [False, False, True, True]
     assert [module for module, _ in pretend(made(), by_rate)] == ["evaluate"] * 2
+
+
+def test_a_failed_test_does_not_keep_others_from_being_tested(made, tmp_path):
+    with pytest.raises(PemtError, match="1 runs failed, .* There is no test split"):
+        pretend(made(), by_rate, untestable=lambda folder: "seed0" in folder.name)
+    states = [(row["seed"], row["state"]) for row in lines(tmp_path / "sweep") if row["chosen"]]
+    assert states == [(0, "failed"), (1, "finished")]
+    (call,) = pretend(made(), by_rate)
+    assert call[0] == "evaluate" and "seed0" in call[1]
+    assert not list((tmp_path / "sweep" / "failures").iterdir())
 
 
 def test_experts_that_were_replaced_are_found(made, tmp_path, save_expert):
@@ -169,6 +179,57 @@ def test_few_shot_tasks_and_draws_are_named_by_the_table(made):
     assert [dict(run.flags).get("FewShot.seed") for run in runs[::2]] == [3, None]
 
 
+def test_a_target_leaves_out_experts_and_all_that_is_made_of_them(made, tmp_path, save_expert):
+    for seed, name in enumerate(("films", "lamps", "news")):
+        library = save_expert(name, seed=seed)
+    values = {
+        "methods": ("pemt", "random", "linear", "single"),
+        "tasks": ("tiny_mood", "tiny_topic"),
+        "seeds": (0,),
+        "rates": (0.01,),
+        "pack": 2,
+        "libraries": {"own": (str(library), ("films", "lamps", "news"))},
+        "leave_out": {"tiny_topic": ("lamps",)},
+    }
+    one = Sweep(made(**values))
+    used = {
+        (cell.method.name, cell.task): {names for run in one.runs[cell] for names in _experts(run)}
+        for cell in one.cells
+    }
+    assert used["pemt", "tiny_mood"] == used["single", "tiny_mood"] == {"films", "lamps", "news"}
+    assert used["pemt", "tiny_topic"] == used["single", "tiny_topic"] == {"films", "news"}
+    assert used["random", "tiny_topic"] == {"random_films", "random_news"}
+    assert {cell.set.name for cell in one.cells} == {"own"}
+    assert all(len({run.task for run in job.runs}) == 1 for job in one.jobs)  # other experts
+    pretend(made(**values))
+    folders = {path.name for path in (tmp_path / "sweep" / "libraries").iterdir() if path.is_dir()}
+    assert folders == {
+        *("own.random", "own-without-lamps.random", "own.linear", "own-without-lamps.linear")
+    }
+
+
+def _experts(run):
+    flags = dict(run.flags)
+    return flags["EXPERTS"] or [flags["INITIAL_EXPERT"]]
+
+
+def test_rates_are_a_methods_own_and_few_shot_tasks_a_tasks_own(made):
+    one = made(
+        methods=("adapter", "lora", "bitfit"),
+        tasks=("tiny_mood", "tiny_topic"),
+        shots=(8,),
+        seeds=(3,),
+        rates={"lora": (0.02,), "*": (0.1, 0.3)},
+        few_shot={"tiny_topic": "{task}_{shots}_seed{seed}", "*": "{task}_{shots}"},
+    )
+    runs = [run for cell in plan.cells(one) for run in plan.runs_of(one, cell)]
+    found = {}
+    for run in runs:
+        found.setdefault(run.cell.method.name, set()).add(dict(run.candidate)["rate"])
+    assert found == {"adapter": {0.1, 0.3}, "lora": {0.02}, "bitfit": {1.0, 3.0}}
+    assert {run.task for run in runs} == {"tiny_mood_8", "tiny_topic_8_seed3"}
+
+
 def test_a_changed_file_is_another_run_and_a_comment_is_not(made, tmp_path):
     folders = lambda: {job.folder for job in Sweep(made()).jobs}  # noqa: E731
     before = folders()
@@ -196,6 +257,29 @@ def test_a_changed_file_is_another_run_and_a_comment_is_not(made, tmp_path):
         ),
         ({"forgetting_text": "nowhere.txt"}, "There is no nowhere.txt, expected a file of text"),
         ({"methods": ("pooled",), "sources": ("tiny_mood",)}, "expected POOLED"),
+        ({"rates": {"pemt": (0.1,)}}, "RATES has nothing for 'adapter', expected it or '*'"),
+        ({"rates": {"adaptr": (0.1,), "*": (0.1,)}}, "no method of a sweep 'adaptr'"),
+        ({"rates": {"adapter": ()}}, "Found RATES of 'adapter' .*, expected some"),
+        ({"few_shot": {"tiny_topic": "x"}}, "no task of FEW_SHOT 'tiny_topic'"),
+        ({"leave_out": {"tiny_topic": ()}}, "no task of LEAVE_OUT 'tiny_topic'"),
+        ({"leave_out": {"tiny_mood": ("films",)}}, "no expert of LEAVE_OUT 'films'"),
+        (
+            {
+                "methods": ("pemt",),
+                "sources": ("tiny_topic",),
+                "leave_out": {"tiny_mood": ("tiny_topic",)},
+            },
+            "LEAVE_OUT leaves no expert of 'seed0' for 'tiny_mood'",
+        ),
+        (
+            {
+                "methods": ("pooled",),
+                "sources": ("tiny_topic", "tiny_mood"),
+                "pooled": "tiny_both",
+                "leave_out": {"tiny_mood": ("tiny_mood",)},
+            },
+            "'pooled' was trained on all sources, but LEAVE_OUT has some for 'tiny_mood'",
+        ),
     ],
 )
 def test_wrong_use_is_one_sentence(made, values, sentence):

@@ -46,8 +46,8 @@ class Pretended(Commands):
 
     Args:
       score: the validation metric of a training command's flags; None for a failed run.
-      calls: gets (module, folder) of each command.
-      untestable: whether evaluations of tasks fail.
+      calls: gets (module, folder) of each command, and of each run that one evaluates.
+      untestable: whether the test of a run in a folder fails.
       unreadable: whether those of general text do.
       stop_after: commands after which the sweep's process would be killed.
     """
@@ -57,7 +57,7 @@ class Pretended(Commands):
         score: Callable[[Mapping], float | None],
         calls: list,
         stop_after: int = 10**9,
-        untestable: bool = False,
+        untestable: Callable[[Path], bool] = lambda folder: False,
         unreadable: bool = False,
     ):
         super().__init__()
@@ -67,27 +67,11 @@ class Pretended(Commands):
     def run(self, module, arguments, log):
         flags = dict(argument.removeprefix("--gin.").split("=", 1) for argument in arguments)
         folder, tasks = Path(flags["MODEL_DIR"]), flags.get("MIXTURE_OR_TASK_NAME", "")
-        if self.left == 0:
-            raise KeyboardInterrupt
-        self.left -= 1
-        self.calls.append((module, folder.name))
-        if text := flags.get("GENERAL_TEXT", "").strip("'"):
-            if self.unreadable:
-                return Ended(1, "There is no room.", 1.0, 10)
-            card = json.loads((folder / "artefact" / "card.json").read_text())
-            (folder / "evaluation").mkdir(exist_ok=True)
-            found = {"cross_entropy": 3.0 + card["metrics"]["accuracy"] / 100, "loss": 9.0}
-            file = folder / "evaluation" / f"{general_text_task(text)}-validation.json"
-            file.write_text(json.dumps(found))
-            return Ended(0, "", 1.0, 10)
-        if module == "evaluate" and self.untestable:
-            return Ended(1, "There is no test split.", 1.0, 10)
         if module == "evaluate":
-            task = json.loads((folder / "artefact" / "card.json").read_text())["task"]
-            (folder / "evaluation" / "splits").mkdir(parents=True)
-            metrics = {"accuracy": 70.0, "average": 70.0}
-            (folder / "evaluation" / f"{task}-test.json").write_text(json.dumps(metrics))
-            return Ended(0, "", 1.0, 10)
+            text = flags.get("GENERAL_TEXT", "").strip("'")
+            more = eval(flags.get("MORE_MODEL_DIRS", "()"))
+            return self._evaluate([folder, *map(Path, more)], text)
+        self._note(module, folder)
         names = eval(tasks) if tasks.startswith("(") else [tasks]
         for name in names:
             value = self.score(flags | {"MIXTURE_OR_TASK_NAME": name})
@@ -101,6 +85,29 @@ class Pretended(Commands):
             place.mkdir(parents=True, exist_ok=True)
             (place / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
             write_artefact(place / "artefact", {"x": np.zeros(2, np.float32)}, card)
+        return Ended(0, "", 1.0, 10)
+
+    def _note(self, module, folder):
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left -= 1
+        self.calls.append((module, folder.name))
+
+    def _evaluate(self, folders, text):
+        for folder in folders:
+            self._note("evaluate", folder)
+            card = json.loads((folder / "artefact" / "card.json").read_text())
+            if text and self.unreadable:
+                return Ended(1, "There is no room.", 1.0, 10)
+            if not text and self.untestable(folder):
+                return Ended(1, "There is no test split.", 1.0, 10)
+            found = {"accuracy": 70.0, "average": 70.0}
+            name = f"{card['task']}-test.json"
+            if text:
+                found = {"cross_entropy": 3.0 + card["metrics"]["accuracy"] / 100, "loss": 9.0}
+                name = f"{general_text_task(text)}-validation.json"
+            (folder / "evaluation" / "splits").mkdir(parents=True, exist_ok=True)
+            (folder / "evaluation" / name).write_text(json.dumps(found))
         return Ended(0, "", 1.0, 10)
 
 

@@ -229,6 +229,7 @@ def test_few_shot_tasks_are_registered_for_every_seed(four_domains):
     assert ids("vader_amazon_8") == ids("vader_amazon_8_seed0") != ids("vader_amazon_8_seed4")
     assert len(ids("vader_amazon_8")) == 16
     assert seqio.TaskRegistry.get("vader_amazon_32_seed4").splits
+    assert len(ids("vader_movies_8_seed1")) > 0
 
 
 def test_mixtures_hold_the_sources_and_never_the_target(four_domains):
