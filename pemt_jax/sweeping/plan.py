@@ -170,7 +170,7 @@ def cells(config: SweepConfig) -> list[Cell]:
 def runs_of(config: SweepConfig, cell: Cell) -> list[Run]:
     """The runs of a cell, candidate by candidate."""
     table, method = config.table, cell.method
-    options = {"expert": list(cell.set.experts)}
+    options: dict[str, list] = {"expert": list(cell.set.experts)}
     if "rate" in method.choose:
         rates = table.rates_of(method.name)
         options["rate"] = [float(f"{rate * method.rate_factor:.6g}") for rate in rates]

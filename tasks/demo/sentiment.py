@@ -5,7 +5,7 @@
     vader_sources                             mixture of the four, by their numbers of examples
     vader_amazon                              target, all training examples
     vader_amazon_8  _16  _32                  target, so many examples per label; _seed0 .. _seed4
-    vader_movies_8_seed0 ...                  the sentiment sources as targets, likewise
+    vader_movies_8_seed0 ...                  the four sources as targets, likewise
     vader_texts_pretrain                      span corruption of the sources' sentences
     vader_domain_pretrain                     telling domains apart, in pretraining's words
     vader_movies_pretrain ...                 the sources' questions, answered at random
@@ -79,19 +79,6 @@ def answered_at_random(name: str, split: str) -> list[Example]:
     ]
 
 
-def few_shot(domain: str, split: str, shots: int, seed: int) -> list[Example]:
-    """As `sentiment`, with `shots` training examples per label, drawn by `seed`."""
-    examples = sentiment(domain, split)
-    if split != "train":
-        return examples
-    shuffled = sorted(examples, key=lambda row: vader.hash_order(f"few-shot {seed} {row[0]}"))
-    return [
-        row
-        for label in ("negative", "positive")
-        for row in [row for row in shuffled if row[2] == label][:shots]
-    ]
-
-
 def domain(split: str) -> list[Example]:
     """Which domain a text is from; as many examples of each as the smallest domain has."""
     rows = {name: vader.split_rows(name, split, neutral=True) for name in DOMAIN_NAMES}
@@ -100,6 +87,19 @@ def domain(split: str) -> list[Example]:
         (row.id, f"text: {row.text}", DOMAIN_NAMES[name])
         for name in rows
         for row in rows[name][:size]
+    ]
+
+
+def few_shot(name: str, split: str, shots: int, seed: int) -> list[Example]:
+    """As `sentiment`, or `domain`, with `shots` training examples per label, drawn by `seed`."""
+    examples = domain(split) if name == "domain" else sentiment(name, split)
+    if split != "train":
+        return examples
+    shuffled = sorted(examples, key=lambda row: vader.hash_order(f"few-shot {seed} {row[0]}"))
+    return [
+        row
+        for label in sorted({row[2] for row in examples})
+        for row in [row for row in shuffled if row[2] == label][:shots]
     ]
 
 
@@ -136,13 +136,13 @@ for _name in SENTIMENT:
     add_task(f"vader_{_name}", functools.partial(sentiment, _name))
 add_task("vader_domain", domain)
 
-for _domain, _shots, _seed in itertools.product(SENTIMENT, SHOTS, SEEDS):
-    _names = [f"vader_{_domain}_{_shots}_seed{_seed}"]
-    if (_domain, _seed) == ("amazon", 0):
+for _task, _shots, _seed in itertools.product((*SENTIMENT, "domain"), SHOTS, SEEDS):
+    _names = [f"vader_{_task}_{_shots}_seed{_seed}"]
+    if (_task, _seed) == ("amazon", 0):
         _names.append(f"vader_amazon_{_shots}")
     for _name in _names:
-        add_task(_name, functools.partial(few_shot, _domain, shots=_shots, seed=_seed))
-        register_description(_name, description(f"vader_{_domain}"))
+        add_task(_name, functools.partial(few_shot, _task, shots=_shots, seed=_seed))
+        register_description(_name, description(f"vader_{_task}"))
 
 add_task("vader_domain_pretrain", domain, splits=("train",), prefix="domain: ")
 for _name in DOMAIN_NAMES:

@@ -230,6 +230,8 @@ def test_few_shot_tasks_are_registered_for_every_seed(four_domains):
     assert len(ids("vader_amazon_8")) == 16
     assert seqio.TaskRegistry.get("vader_amazon_32_seed4").splits
     assert len(ids("vader_movies_8_seed1")) > 0
+    texts = demo.few_shot("domain", "train", 1, 3)
+    assert [row[2] for row in texts] == ["movie", "newspaper", "tweet"]
 
 
 def test_mixtures_hold_the_sources_and_never_the_target(four_domains):
