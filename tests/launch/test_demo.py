@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from pemt_jax.common.errors import PemtError
@@ -12,6 +13,7 @@ from pemt_jax.config import MINI_T5
 from pemt_jax.interop.base import load_base
 from pemt_jax.library.artefact import read_artefact, read_card
 from pemt_jax.library.expert import check_fits, expert_names, load_expert
+from pemt_jax.runs.predict import Prediction
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 
@@ -27,7 +29,7 @@ def experiment():
         yield experiment
     finally:
         sys.path.remove(str(LAUNCH))
-        for name in {"experiment", "bag_of_words", "demo"} - before:
+        for name in {"experiment", "bag_of_words", "demo", "ceiling"} - before:
             sys.modules.pop(name, None)
 
 
@@ -88,3 +90,38 @@ def test_a_demo_that_fails_ends_with_a_sentence_and_the_code_of_its_command(
     assert experiment.program(lambda: None) == 0
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(said) == 2 and "expected the base of this run" in said[1]
+
+
+def test_log_odds_have_the_sign_of_the_answer(experiment):
+    import ceiling
+
+    answers = [
+        Prediction("", "positive", np.log(0.75)),
+        Prediction("", "negative", np.log(0.75)),
+        Prediction("", "posi", -0.1),
+        Prediction("", "positive", 0.0),
+    ]
+    found = ceiling.log_odds(answers)
+    np.testing.assert_allclose(found[:3], [np.log(3), -np.log(3), 0])
+    assert np.isfinite(found).all()
+
+
+def test_the_best_vote_of_experts_that_err_apart_is_above_each(experiment):
+    import ceiling
+
+    rng = np.random.default_rng(0)
+    positive = np.arange(600) % 2 == 0
+    sign = np.where(positive, 1.0, -1.0)
+    odds = {name: sign + rng.normal(0, 1.2, 600) for name in "abc"}
+    draws = [rng.choice(600, 64, replace=False) for _ in range(3)]
+    found = ceiling.ceiling(odds, positive, draws)
+    alone = [np.mean((odds[name] > 0) == positive) for name in "abc"]
+    assert [found[name] for name in "abc"] == alone
+    gain, error = found["  above the best expert"], found["  standard error of that"]
+    assert found["best vote, all labels"] == pytest.approx(max(alone) + gain)
+    assert gain > 2 * error > 0
+    assert found["best vote, all labels"] < found["an expert is right"] <= 1
+    # A vote that no expert informs is worth nothing.
+    noise = {"a": odds["a"], "b": rng.normal(0, 1, 600)}
+    found = ceiling.ceiling(noise, positive, draws)
+    assert abs(found["  above the best expert"]) < 3 * found["  standard error of that"] + 0.01
