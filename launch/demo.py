@@ -30,7 +30,7 @@ from pemt_jax.reporting.page import write_report
 
 TRAINED = "vader_tweets"  # the expert that is trained unless all are
 SHOTS, SEED = 32, 0
-# Of 1e-3 and 3e-3 the better one on validation, over two draws of the examples.
+# Of 1e-3 and 3e-3 the better one on validation, here and in tables/study.gin.
 RATES = {"pemt": 1e-3, "adapter": 3e-3}
 SENTENCES = (
     "It broke on the first day.",
