@@ -1,5 +1,8 @@
 """Every installed table is a sweep whose commands the training command understands."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import gin
@@ -51,6 +54,29 @@ def test_the_training_command_takes_the_flags_of_the_base(name, tmp_path):
     assert (found["method"], found["train_steps"]) == ("norms", 1)
     assert found["initial_checkpoint_path"] == made.config.table.base
     assert not found.get("experts") and "--gin.LEARNING_RATE=0.0" in flags
+
+
+@pytest.mark.slow
+@pytest.mark.walk
+@pytest.mark.parametrize("name", ["targets.gin", "glue_superglue.gin"])
+def test_a_new_process_takes_the_draw_of_a_table(name, tmp_path):
+    """Here the tasks have been imported, which register what the draw binds."""
+    made = planned(tmp_path, f"--gin_file=tables/{name}", "--gin.SHOTS=(8,)", "--gin.PACK=1")
+    code = (
+        "import json, sys\n"
+        "from pemt_jax.cli import command\n"
+        "from pemt_jax.train import train\n"
+        "assert 'pemt_jax.tasks' not in sys.modules\n"
+        "command.arguments_of(train, json.load(sys.stdin))\n"
+        "import gin\n"
+        "print(gin.query_parameter('FewShot.seed'))\n"
+    )
+    asked = [sys.executable, "-P", "-c", code]
+    files = {job.runs[0].cell.method.files: job for job in made.jobs}
+    for job in files.values():
+        said = subprocess.run(asked, input=json.dumps(job.command), capture_output=True, text=True)
+        assert said.returncode == 0, said.stderr
+        assert said.stdout.split()[-1] == str(job.runs[0].seed)
 
 
 @pytest.mark.parametrize("name", METHODS)
