@@ -102,6 +102,8 @@ def run(program: str, tmp_path: Path, stdin: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.walk
 def test_importing_a_module_changes_no_global_state(tmp_path):
     ours = modules()
     theirs = sorted(set().union(*map(imports_of, ours.values())))

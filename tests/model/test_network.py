@@ -178,7 +178,13 @@ def gradients(policy: str):
     return *lowered.compile()(params), lowered.as_text().count("optimization_barrier")
 
 
-@pytest.mark.parametrize("policy", ["minimal", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        pytest.param("minimal", marks=(pytest.mark.slow, pytest.mark.walk)),
+        pytest.param("full", marks=pytest.mark.slow),
+    ],
+)
 def test_rematerialisation_changes_neither_parameters_nor_numbers(policy):
     assert jax.tree.structure(initial_shapes(T5, TARGET)) == jax.tree.structure(
         initial_shapes(dataclasses.replace(T5, remat_policy=policy), TARGET)

@@ -146,7 +146,13 @@ def test_map_gives_the_bits_of_single_runs_in_optimised_code():
         test_map_gives_the_bits_of_single_runs(stage)
 
 
-@pytest.mark.parametrize("stage", ["stage 1", pytest.param("stage 2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param("stage 1", marks=(pytest.mark.slow, pytest.mark.walk)),
+        pytest.param("stage 2", marks=pytest.mark.slow),
+    ],
+)
 def test_vmap_agrees_with_single_runs(stage):
     pemt, method = STAGES[stage]
     trainer = many(pemt, method, 2, train_steps=(10, 20), task_loop="vmap")
