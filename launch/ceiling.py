@@ -1,9 +1,10 @@
-"""What any fixed mixture of the demo's experts can reach: `python launch/ceiling.py`.
+"""What a weighted vote of the demo's experts can reach: `python launch/ceiling.py`.
 
 Each packaged expert answers the target's training and validation sentences, test sentences are not
-read. Logistic regression on the log odds of their answers is the best weighted vote of them, a
-bound for weights that do not depend on the sentence (stacking, Wolpert 1992). Its accuracy from all
-labels is that of 10-fold cross-validation; with few labels, of the sentences that are left.
+read. Logistic regression on the log odds of their answers is a weighted vote with the same weights
+for every sentence (stacking, Wolpert 1992). PEMT mixes inside the layers, for which this is no
+bound. The accuracy from all labels is that of 10-fold cross-validation; with few labels, of the
+sentences that are left.
 """
 
 import sys
@@ -34,7 +35,7 @@ def log_odds(answers) -> np.ndarray:
 def ceiling(
     odds: Mapping[str, np.ndarray], positive: np.ndarray, draws: list[np.ndarray]
 ) -> dict[str, float]:
-    """Accuracies of each expert and of their best weighted vote, and what the latter gains.
+    """Accuracies of each expert and of their weighted vote, and what the latter gains.
 
     Args:
       odds: log odds [N] of each expert.
@@ -53,10 +54,10 @@ def ceiling(
         classifier = LogisticRegression(C=0.1).fit(votes[drawn], positive[drawn])
         few.append(classifier.score(votes[rest], positive[rest]))
     return alone | {
-        "best vote, all labels": stacked.mean(),
+        "weighted vote, all labels": stacked.mean(),
         "  above the best expert": gain.mean(),
         "  standard error of that": gain.std() / np.sqrt(len(gain)),
-        f"best vote, {SHOTS} labels each": float(np.mean(few)),
+        f"weighted vote, {SHOTS} labels each": float(np.mean(few)),
         "  standard deviation over draws": float(np.std(few, ddof=1)),
         "an expert is right": right.any(axis=1).mean(),
     }

@@ -10,6 +10,7 @@ import pytest
 import seqio
 from tiny_system import EXPERTS, LENGTHS, snapshot, world_fixture  # noqa: F401
 
+from pemt_jax.api import open_model
 from pemt_jax.common.errors import UsageError
 from pemt_jax.data.batching import make_batch
 from pemt_jax.data.token_cache import open_split
@@ -61,6 +62,8 @@ def test_several_runs_are_evaluated_one_after_the_other(world, tmp_path, capsys)
         assert json.loads(kept) == said[0]
     with pytest.raises(UsageError, match="Found a folder of MORE_MODEL_DIRS ''"):
         evaluate(model_dir=folders[0], more_model_dirs=("",))
+    with pytest.raises(UsageError, match="MORE_MODEL_DIRS is for the command"):
+        open_model(folders[0]).evaluate(more_model_dirs=folders[1:])
 
 
 def test_rows_that_only_fill_a_batch_count_nowhere(world):

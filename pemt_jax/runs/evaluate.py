@@ -35,6 +35,8 @@ def evaluate(config: EvaluateConfig, run: FinishedRun | None = None) -> dict[str
     Raises:
       UsageError, PemtError: no finished run, no such task or split, or one that is held back.
     """
+    if config.more_model_dirs:
+        raise UsageError("MORE_MODEL_DIRS is for the command; expected one run here, see `each`.")
     folder, split = storage.path(config.run.model_dir), config.split
     if general := config.general_text and register_general_text(config.general_text):
         split = general_text.SPLIT

@@ -12,6 +12,7 @@ import shlex
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,6 @@ TOGETHER = 8  # runs that one process evaluates: a start takes longer than many 
 FORGETTING = "forgetting"  # among failures
 
 
-def _folder_name(one: Source | Job) -> str:
-    return one.folder.name
-
-
-def _name(run: Run) -> str:
-    return run.name
-
-
 def _batches(runs: Sequence[Run]) -> list[Sequence[Run]]:
     return [runs[start : start + TOGETHER] for start in range(0, len(runs), TOGETHER)]
 
@@ -67,17 +60,25 @@ class Sweep(SweepState):
         faults, measured = [], []
         with self._stoppable():
             try:
-                self._each(self._train_source, self._own(self.sources, _folder_name))
+                self._each(self._train_source, self._own(self.sources, attrgetter("folder.name")))
                 self._derive()
-                self._each(self._train, self._own(self.jobs, _folder_name))
+                self._each(self._train, self._own(self.jobs, attrgetter("folder.name")))
                 faults = self._choose()
                 chosen_runs = [r for runs in self.runs.values() for r in runs if self.is_chosen(r)]
-                own = [run for run in self._own(chosen_runs, _name) if not self.is_tested(run)]
+                own = [
+                    run
+                    for run in self._own(chosen_runs, attrgetter("name"))
+                    if not self.is_tested(run)
+                ]
                 self._each(self._test, _batches(own))
                 if self.base:
-                    self._each(self._train, self._own([self.base], _folder_name))
+                    self._each(self._train, self._own([self.base], attrgetter("folder.name")))
                     measured = [*self.base.runs, *chosen_runs]
-                    own = [run for run in self._own(measured, _name) if self._can_be_measured(run)]
+                    own = [
+                        run
+                        for run in self._own(measured, attrgetter("name"))
+                        if self._can_be_measured(run)
+                    ]
                     self._each(self._measure_forgetting, _batches(own))
             finally:
                 rows = self.collect()

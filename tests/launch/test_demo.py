@@ -106,7 +106,7 @@ def test_log_odds_have_the_sign_of_the_answer(experiment):
     assert np.isfinite(found).all()
 
 
-def test_the_best_vote_of_experts_that_err_apart_is_above_each(experiment):
+def test_a_weighted_vote_of_experts_that_err_apart_is_above_each(experiment):
     import ceiling
 
     rng = np.random.default_rng(0)
@@ -118,9 +118,9 @@ def test_the_best_vote_of_experts_that_err_apart_is_above_each(experiment):
     alone = [np.mean((odds[name] > 0) == positive) for name in "abc"]
     assert [found[name] for name in "abc"] == alone
     gain, error = found["  above the best expert"], found["  standard error of that"]
-    assert found["best vote, all labels"] == pytest.approx(max(alone) + gain)
+    assert found["weighted vote, all labels"] == pytest.approx(max(alone) + gain)
     assert gain > 2 * error > 0
-    assert found["best vote, all labels"] < found["an expert is right"] <= 1
+    assert found["weighted vote, all labels"] < found["an expert is right"] <= 1
     # A vote that no expert informs is worth nothing.
     noise = {"a": odds["a"], "b": rng.normal(0, 1, 600)}
     found = ceiling.ceiling(noise, positive, draws)
