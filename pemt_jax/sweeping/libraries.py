@@ -13,11 +13,12 @@ from pathlib import Path
 from pemt_jax.common import storage
 from pemt_jax.common.errors import PemtError, UsageError
 from pemt_jax.common.writing import lease
-from pemt_jax.library.artefact import read_card
+from pemt_jax.library.artefact import Card, read_card
 from pemt_jax.library.combination import Combination
 from pemt_jax.library.combine import combine_experts, random_expert
 from pemt_jax.library.expert import expert_folder, expert_names
 from pemt_jax.library.transfer import add_expert, remove_expert
+from pemt_jax.sweeping.methods import SEARCHED
 from pemt_jax.sweeping.table import SweepConfig
 
 POOLED, MERGED = "pooled", "merged"  # names of experts
@@ -98,11 +99,15 @@ DERIVED: dict[str, Callable[[Path, Sequence[str], int], None]] = {
 }
 
 
-def experts_of(config: SweepConfig, chosen: ExpertSet, kind: str) -> ExpertSet:
-    """The set itself, or what a method's `library` says is made of it; it need not exist yet."""
+def experts_of(config: SweepConfig, chosen: ExpertSet, kind: str, task: str = "") -> ExpertSet:
+    """The set itself, or what a method's `library` says is made of it; it need not exist yet.
+
+    Args:
+      task: a draw of the target, after which what was found on its examples is named.
+    """
     if kind == "own":
         return chosen
-    names = (POOLED,) if kind == POOLED else (MERGED,)
+    names = {POOLED: (POOLED,), SEARCHED: (f"{SEARCHED}_{task}",)}.get(kind, (MERGED,))
     if kind == "random":
         names = tuple(f"random_{name}" for name in chosen.experts)
     base = "-without-".join((chosen.name, *chosen.without))
@@ -143,9 +148,17 @@ def derive(config: SweepConfig, chosen: ExpertSet, kind: str) -> None:
         DERIVED[kind](library, chosen.experts, chosen.seed)
 
 
-def description(library: str, name: str) -> str:
-    """The prompt's text of an expert."""
-    return read_card(expert_folder(storage.path(library), name)).description
+def copy(chosen: ExpertSet, library: str) -> None:
+    """Put the experts of a set into another library, those that it has not yet."""
+    to = storage.path(library)
+    with lease.held(to.with_name(f"{to.name}.lock"), f"The library {to}", wait=600):
+        for name in missing(dataclasses.replace(chosen, library=library)):
+            add_expert(to, expert_folder(storage.path(chosen.library), name))
+
+
+def card_of(library: str, name: str) -> Card:
+    """The card of an expert, which has its prompt's text and its rank."""
+    return read_card(expert_folder(storage.path(library), name))
 
 
 def replaced(library: str, experts: Sequence[tuple[str, str]]) -> str | None:

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 
 NONE, MIX, START = "none", "mix", "start"
+SEARCHED = "lorahub"
 RATE = ("rate",)
 
 
@@ -22,11 +23,14 @@ class SweepMethod:
         table's `base` and `bindings` give.
       experts: what it does with an expert set: NONE, MIX (EXPERTS) or START (INITIAL_EXPERT, whose
         prompt it starts with as well).
-      library: "own", the set's experts, or those that are made of them, see libraries.DERIVED.
+      library: "own", the set's experts, or those that are made of them, see libraries.DERIVED;
+        SEARCHED, one for each of the target's draws.
       choose: what is chosen on validation, of "rate" and "expert": one expert of the set.
       rate_factor: of the table's rates, for methods that need others, such as prompts alone.
       trained: False for what is not trained on the target: one update at rate 0, one seed, and the
         same for any number of shots.
+      searched: that what is not trained was found on the target's training examples, see
+        searching.py: a run for every seed and number of shots all the same.
       paper: where it is from.
       published: its name in the tables of sweeping/pages/published.json.
     """
@@ -40,8 +44,14 @@ class SweepMethod:
     choose: tuple[str, ...] = RATE
     rate_factor: float = 1.0
     trained: bool = True
+    searched: bool = False
     paper: str = ""
     published: str = ""
+
+    @property
+    def has_draws(self) -> bool:
+        """Whether it depends on the examples that are drawn of the target."""
+        return self.trained or self.searched
 
 
 PEMT, LORA = {"METHOD": "pemt_target"}, {"METHOD": "lora"}
@@ -141,6 +151,17 @@ METHODS = {
                 ("dare", "DARE", "arXiv 2311.03099"),
             )
         ),
+        SweepMethod(
+            "lorahub",
+            "LoraHub: weights of the experts, found without gradients",
+            LORA,
+            experts=START,
+            library=SEARCHED,
+            choose=(),
+            trained=False,
+            searched=True,
+            paper="arXiv 2307.13269",
+        ),
         _rival(
             "bitfit",
             "a bias per sublayer's output",
@@ -202,6 +223,16 @@ METHODS = {
             experts=START,
             library="ties",
             paper="arXiv 2306.01708",
+        ),
+        *(
+            SweepMethod(
+                name,
+                f"PEMT with gate temperature {temperature}",
+                PEMT | {"PemtConfig.gate_temperature": temperature},
+                experts=MIX,
+                paper=f"ablation, {PEMT_PAPER}",
+            )
+            for name, temperature in (("sharp_gate", 0.25), ("flat_gate", 4.0))
         ),
         *(
             _rival(name, title, experts=MIX, paper=f"ablation, {PEMT_PAPER}")

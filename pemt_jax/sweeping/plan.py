@@ -9,18 +9,17 @@ run. Paths are not part of it.
 import dataclasses
 import hashlib
 import itertools
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pemt_jax.configs
 from pemt_jax.common.errors import UsageError
+from pemt_jax.sweeping.gin_files import file_hash
 from pemt_jax.sweeping.libraries import (
     POOLED,
     ExpertSet,
-    description,
+    card_of,
     expert_sets,
     experts_for,
     experts_of,
@@ -108,11 +107,13 @@ class Job:
             flags["LIBRARY"] = library
         if first.cell.method.experts == START:
             start = str(flags["INITIAL_EXPERT"])
-            flags["PROMPT_TEXT"] = (
-                f"THE PROMPT OF {start}"  # in a dry run, before there is one
-                if missing(self.experts)
-                else description(self.experts.library, start)
-            )
+            if missing(self.experts):
+                flags["PROMPT_TEXT"] = f"THE PROMPT OF {start}"  # in a dry run, before there is one
+            else:
+                card = card_of(self.experts.library, start)
+                flags["PROMPT_TEXT"] = card.description
+                if first.cell.method.bindings.get("METHOD") == "lora":
+                    flags["PemtConfig.expert_rank"] = card.rank
         return arguments(flags)
 
 
@@ -154,7 +155,12 @@ def cells(config: SweepConfig) -> list[Cell]:
             raise UsageError(f"{name!r} needs experts, expected LIBRARIES or SOURCES.")
         if method.library == POOLED and not config.experts.pooled:
             raise UsageError(f"{name!r} needs a mixture of the sources, expected POOLED.")
-        shots = [str(one) for one in table.shots] if method.trained else [ANY]
+        if method.searched and table.draw is not None:
+            raise UsageError(
+                f"{name!r} searches on the examples of a task, expected DRAW None, and FEW_SHOT "
+                "with {seed}, which makes every draw a task of its own."
+            )
+        shots = [str(one) for one in table.shots] if method.has_draws else [ANY]
         for task in table.tasks:
             own = [experts_for(config, one, task) for one in sets]
             if method.library == POOLED and any(one.without for one in own):
@@ -177,13 +183,13 @@ def runs_of(config: SweepConfig, cell: Cell) -> list[Run]:
     candidates = itertools.product(
         *([(name, one) for one in options[name]] for name in method.choose)
     )
-    shots = cell.shots if method.trained else str(table.shots[0])
-    experts = experts_of(config, cell.set, method.library) if cell.set.name else NO_SET
+    shots = cell.shots if method.has_draws else str(table.shots[0])
     found = []
     for candidate in candidates:
-        for seed in table.seeds if method.trained else table.seeds[:1]:
+        for seed in table.seeds if method.has_draws else table.seeds[:1]:
             few = table.few_shot_of(cell.task).format(task=cell.task, shots=shots, seed=seed)
-            chosen = dict(candidate)
+            task = cell.task if shots == FULL else few
+            chosen, experts = dict(candidate), made_for(config, cell, task)
             files = method.files or (table.file,)
             flags = {"gin_file": files, **method.bindings, **table.bindings}
             names = (chosen["expert"],) if "expert" in chosen else experts.experts
@@ -197,9 +203,13 @@ def runs_of(config: SweepConfig, cell: Cell) -> list[Run]:
             if table.draw and shots != FULL:
                 flags[table.draw] = seed
             steps = table.steps_of(cell.task, cell.shots) if method.trained else 1
-            task = cell.task if shots == FULL else few
             found.append(Run(cell, candidate, seed, task, tuple(flags.items()), steps))
     return found
+
+
+def made_for(config: SweepConfig, cell: Cell, task: str) -> ExpertSet:
+    """What a run of a cell on a task uses of an expert set; NO_SET where it uses none."""
+    return experts_of(config, cell.set, cell.method.library, task) if cell.set.name else NO_SET
 
 
 def jobs_of(config: SweepConfig, runs: Iterable[Run]) -> list[Job]:
@@ -213,13 +223,13 @@ def jobs_of(config: SweepConfig, runs: Iterable[Run]) -> list[Job]:
         for start in range(0, len(group), size):
             pack = tuple(group[start : start + size])
             cell, flags = pack[0].cell, dict(pack[0].flags)
-            made = experts_of(config, cell.set, cell.method.library) if cell.set.name else NO_SET
+            made = made_for(config, cell, pack[0].task)
             facts = [flags, cell.set.name, cell.method.library]
             facts += [[run.task, run.steps] for run in pack] + list(cell.set.without)
             label = f"{cell.key}-seed{pack[0].seed}"
             if len(pack) > 1:
                 label = f"{cell.method.name}-{len(pack)}tasks-seed{pack[0].seed}"
-            name = f"{label}-{_hash(flags['gin_file'], facts)}"
+            name = f"{label}-{file_hash(flags['gin_file'], facts)}"
             found.append(Job(pack, config.path / "runs" / name, made))
     return found
 
@@ -252,33 +262,8 @@ def sources_of(config: SweepConfig) -> list[Source]:
 
 
 def _source(config: SweepConfig, chosen: ExpertSet, name: str, flags: Mapping) -> Source:
-    folder = f"{chosen.name}-{name}-{_hash(flags['gin_file'], [dict(flags)])}"
+    folder = f"{chosen.name}-{name}-{file_hash(flags['gin_file'], [dict(flags)])}"
     return Source(chosen, name, config.path / "stage1" / folder, tuple(flags.items()))
-
-
-def _hash(gin_files: Iterable[str], facts: object) -> str:
-    """Hex digest of facts, and of gin files with what they include."""
-    texts = [gin_text(file) for file in gin_files]
-    text = json.dumps([facts, texts], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def gin_text(name: str) -> list[str]:
-    """The texts of a gin file and of those it includes, without lines of comment.
-
-    Raises:
-      UsageError: there is no such file.
-    """
-    places = (Path(name), Path(pemt_jax.configs.__file__).parent / name)
-    path = next((path for path in places if path.is_file()), None)
-    if path is None:
-        raise UsageError(f"There is no gin file {name}, expected one here or in configs/.")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    lines = [line for line in lines if line and not line.startswith("#")]
-    included = [
-        line.split(None, 1)[1].strip("'\"") for line in lines if line.startswith("include ")
-    ]
-    return ["\n".join(lines), *(text for other in included for text in gin_text(other))]
 
 
 def share(config: SweepConfig, key: str) -> bool:

@@ -28,8 +28,10 @@ from pemt_jax.sweeping.choosing import CHOICES, choose
 from pemt_jax.sweeping.commands import Commands, Ended
 from pemt_jax.sweeping.forgetting import BASE, general_loss
 from pemt_jax.sweeping.libraries import DERIVED
+from pemt_jax.sweeping.methods import SEARCHED
 from pemt_jax.sweeping.plan import Job, Run, Source
 from pemt_jax.sweeping.results import TABLE
+from pemt_jax.sweeping.searching import lorahub
 from pemt_jax.sweeping.state import FAILED, SweepState
 from pemt_jax.sweeping.table import SweepConfig
 from pemt_jax.training.held_back import hold_back
@@ -138,6 +140,7 @@ class Sweep(SweepState):
                 libraries.derive(self.config, own, kind)
 
     def _train(self, job: Job) -> None:
+        self._search(job)
         if libraries.missing(job.experts) or all(self.is_done(run) for run in job.runs):
             return
         for run in job.runs:
@@ -147,6 +150,14 @@ class Sweep(SweepState):
         self._wait_for(job.folder)
         if not all(self.is_done(run) for run in job.runs):
             self._command("train", job.folder, job.command, len(job.runs))
+
+    def _search(self, job: Job) -> None:
+        """Find the expert of a job whose method searches for one on the target's examples."""
+        own = job.runs[0].cell.set
+        searched = job.runs[0].cell.method.searched
+        if searched and libraries.missing(job.experts) and not libraries.missing(own):
+            libraries.copy(own, job.experts.library)
+            self._command("library", job.folder, lorahub(self.config, job), 1, SEARCHED)
 
     def _wait_for(self, folder: Path) -> None:
         """Wait for a process that a killed sweep has left behind, or another sweep's, to end."""
@@ -215,7 +226,7 @@ class Sweep(SweepState):
                 partial.write_text(json.dumps({"reason": ended.sentence}) + "\n", encoding="utf-8")
         else:
             failure.unlink(missing_ok=True)
-        if module == "train":
+        if module in ("train", "library"):
             self._note_cost(folder.name, ended, runs)
 
     def _note_cost(self, job: str, ended: Ended, runs: int) -> None:

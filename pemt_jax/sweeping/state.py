@@ -10,6 +10,7 @@ from pemt_jax.sweeping import libraries, plan
 from pemt_jax.sweeping.choosing import chosen, validation_score
 from pemt_jax.sweeping.forgetting import base_job, forgetting, general_loss
 from pemt_jax.sweeping.libraries import DERIVED
+from pemt_jax.sweeping.methods import SEARCHED
 from pemt_jax.sweeping.plan import Job, Run, Source
 from pemt_jax.sweeping.results import COSTS, RESULTS, row_of, write_lines
 from pemt_jax.sweeping.table import SweepConfig
@@ -130,8 +131,9 @@ class SweepState:
                 fault = self.failure("evaluate", job.folder_of(run))
                 return (FAILED, fault) if fault else (WAITING, "It has not been tested yet.")
             return FINISHED, ""
-        if (fault := self.failure("train", job.folder)) is not None:
-            return FAILED, fault
+        for what in ("train", SEARCHED):
+            if (fault := self.failure(what, job.folder)) is not None:
+                return FAILED, fault
         for source in self.sources:
             if _depends(job, source) and (fault := self.failure("train", source.folder)):
                 return FAILED, f"Its expert {source.name!r} failed: {fault}"
@@ -141,5 +143,5 @@ class SweepState:
 def _depends(job: Job, source: Source) -> bool:
     """Whether a job uses what a run of stage 1 trains, or what is made of it."""
     cell = job.runs[0].cell
-    made_of = [cell.set.library] if cell.method.library in DERIVED else []
+    made_of = [cell.set.library] if cell.method.library in (*DERIVED, SEARCHED) else []
     return source.set.library in [job.experts.library, *made_of]

@@ -13,9 +13,9 @@ from pemt_jax import configs, tasks  # noqa: F401
 from pemt_jax.cli import command as cli
 from pemt_jax.sweep import sweep
 from pemt_jax.sweeping.forgetting import base_job
+from pemt_jax.sweeping.gin_files import gin_text
 from pemt_jax.sweeping.methods import METHODS, NONE
 from pemt_jax.sweeping.pages.published import published
-from pemt_jax.sweeping.plan import gin_text
 from pemt_jax.sweeping.running import Sweep
 from pemt_jax.sweeping.table import SweepConfig
 from pemt_jax.train import train
@@ -54,6 +54,15 @@ def test_the_training_command_takes_the_flags_of_the_base(name, tmp_path):
     assert (found["method"], found["train_steps"]) == ("norms", 1)
     assert found["initial_checkpoint_path"] == made.config.table.base
     assert not found.get("experts") and "--gin.LEARNING_RATE=0.0" in flags
+
+
+def test_the_table_of_methods_goes_on_with_the_runs_of_the_study(tmp_path):
+    study, every = (planned(tmp_path, f"--gin_file=tables/{n}.gin") for n in ("study", "methods"))
+    assert {job.folder for job in study.jobs} < {job.folder for job in every.jobs}
+    assert [source.folder for source in study.sources] == [s.folder for s in every.sources]
+    for cell in study.cells:  # with the same candidates, so that a choice stays what it is
+        others = next(runs for other, runs in every.runs.items() if other.key == cell.key)
+        assert {run.name for run in study.runs[cell]} == {run.name for run in others}
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import numpy as np
 import tiny_system
 
 from pemt_jax.cli import command as cli
+from pemt_jax.cli import library_command
 from pemt_jax.common.user_input.paragraphs import general_text_task
 from pemt_jax.library.artefact import Card, write_artefact
 from pemt_jax.sweeping import running
@@ -36,7 +37,10 @@ class InProcess(Commands):
     def run(self, module, arguments, log):
         said = io.StringIO()
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-            code = cli.run(tiny_system.MAINS[module], list(arguments))
+            if module == "library":
+                code = library_command.main(arguments)
+            else:
+                code = cli.run(tiny_system.MAINS[module], list(arguments))
         error = said.getvalue().strip().splitlines()[-1:] if code else [""]
         return Ended(code, error[0].removeprefix("error: "), 1.0, 10**6)
 

@@ -177,7 +177,7 @@ def _difference(entry: Entry, base: Entry) -> tuple[float | None, float | None]:
     found = []
     for name, values in entry.sets.items():
         others = base.sets.get(name, base.sets.get("", {}))
-        if method and not method.trained and len(values) == 1:  # the same for every seed
+        if method and not method.has_draws and len(values) == 1:  # the same for every seed
             values = dict.fromkeys(others, next(iter(values.values())))
         found += [value - others[seed] for seed, value in values.items() if seed in others]
     if not found:
