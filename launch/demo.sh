@@ -13,6 +13,7 @@ source launch/environment.sh ""  # without an argument it would see this script'
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 if [[ "${1:-}" == --study ]]; then
     "$python" -P -m pemt_jax.sweep --gin_file=tables/study.gin --gin.FOLDER=runs/study "${@:2}"
+    [[ " $* " != *DRY_RUN=True* ]] || exit 0
     "$python" -P -m pemt_jax.report runs/study --to runs/study/study.html --markdown runs/study/study.md
     exec "$python" launch/bag_of_words.py
 fi

@@ -1,5 +1,6 @@
 """Settings of all tests: the CPU, strict rank promotion, an expert small enough to write out."""
 
+import logging
 import os
 import signal
 
@@ -27,6 +28,12 @@ def strict_rank_promotion():
     """Broadcasting between ranks is an error in our own code, not in the libraries' set-up."""
     with jax.numpy_rank_promotion("raise"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def logs_reach_pytest():
+    """Our programs keep their log to themselves, and some have run in this process."""
+    logging.getLogger("pemt_jax").propagate = True
 
 
 @pytest.fixture

@@ -85,6 +85,7 @@ def show_log(level: str) -> None:
         raise no_such("log level", level, LOG_LEVELS)
     logger = logging.getLogger("pemt_jax")
     logger.setLevel(level.upper())
+    logger.propagate = False  # else a library that adds a handler to the root prints it again
     if not any(isinstance(handler, _Lines) for handler in logger.handlers):
         logger.addHandler(_Lines())
 

@@ -88,13 +88,14 @@ class Combination:
           pairs: one per weight; None for an expert that lacks the layer, which is left out.
 
         Raises:
-          UsageError: ranks differ, and the method needs equal ones.
+          UsageError: ranks differ, and the method needs equal ones; or `rank` is too high.
         """
         found = [(w, *pair) for w, pair in zip(self.weights, pairs, strict=True) if pair]
         weights = np.array([w for w, _, _ in found], np.float32)
         lora_a, lora_b = [a for _, a, _ in found], [b for _, _, b in found]
         ranks = [a.shape[1] for a in lora_a]
         rank = self.rank or max(ranks)
+        self._check_rank(linear, lora_a[0].shape[0], lora_b[0].shape[1], sum(ranks))
         if self.method in ("cat", "svd"):
             scaled = [w * a for w, a in zip(weights, lora_a, strict=True)]
             both = np.concatenate(scaled, axis=1), np.concatenate(lora_b, axis=0)
@@ -113,6 +114,15 @@ class Combination:
             self._mix(lora_a, np.copysign(roots, weights), random),
             self._mix(lora_b, roots, random),
         )
+
+    def _check_rank(self, linear: str, width_in: int, width_out: int, together: int) -> None:
+        """UsageError where the rank that is asked for is more than a product here can have."""
+        most = min(width_in, width_out, together if self.method == "svd" else width_in)
+        if self.rank is not None and self.rank > most:
+            raise UsageError(
+                f"Found rank {self.rank}, expected at most {most}, which is the highest that "
+                f"method {self.method!r} can give beside {linear}."
+            )
 
     def _mix(
         self, matrices: Sequence[np.ndarray], weights: np.ndarray, random: np.random.Generator

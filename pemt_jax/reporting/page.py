@@ -42,7 +42,8 @@ def write_report(
       split: whose examples the gates are shown for; None for validation, else test or train.
 
     Raises:
-      UsageError: a place holds no run, or `to` is no .html file. PemtError: it cannot be written.
+      UsageError: a place holds no run, `to` is no .html file, or a task has no such split.
+      PemtError: it cannot be written.
     """
     if not os.fspath(to).endswith((".html", ".htm")):
         raise UsageError(
@@ -106,6 +107,8 @@ def gate_section(record: RunRecord, split: str | None) -> dict[str, Any]:
         section["prompts"] = Heat("Cosines between mean prompt vectors", "task", names, rows, 1.0)
         found = read_gates(run, split)
     except PemtError as error:
+        if split is not None and isinstance(error, UsageError):
+            raise  # the split that was asked for is wrong
         return section | {"fault": str(error)}
     mean_LE = found.gate_NLE.mean(axis=0)
     layers = dict(zip(found.layers, mean_LE.tolist(), strict=True))

@@ -24,6 +24,16 @@ def unset(monkeypatch):
     startup.show_log("warning")
 
 
+def test_a_record_is_printed_once_whatever_handlers_libraries_add(tmp_path, capsys):
+    other = logging.StreamHandler(sys.stderr)
+    logging.getLogger().addHandler(other)
+    try:
+        command.run(rehearse, [f"--gin.MODEL_DIR={tmp_path}", "--log=info"])
+    finally:
+        logging.getLogger().removeHandler(other)
+    assert capsys.readouterr().err.count("step 0 is compiled") == 1
+
+
 def rehearse(model_dir: str, fail: bool = False):
     if fail:
         raise PemtError("The disk is full.")

@@ -109,6 +109,8 @@ def test_cat_is_the_weighted_sum_of_the_products(pairs):
         w * lora[WO][0] @ lora[WO][1] for w, lora in zip(fixture.WEIGHTS, pairs, strict=True)
     )
     np.testing.assert_allclose(a @ b, expected, rtol=0, atol=1e-5)
+    with pytest.raises(UsageError, match="rank 1000, expected at most .*'svd' can give beside"):
+        Combination("svd", fixture.WEIGHTS, rank=1000).combine(WO, [lora[WO] for lora in pairs])
     # At full rank svd is the same product, with orthonormal columns.
     combination = Combination("svd", fixture.WEIGHTS, rank=8)
     a, b = combination.combine(WO, [lora[WO] for lora in pairs])

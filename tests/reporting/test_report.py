@@ -13,6 +13,7 @@ from fake_runs import Page, copies, fake_run
 from tiny_system import EXPERTS, world_fixture  # noqa: F401
 
 from pemt_jax import report
+from pemt_jax.common.errors import UsageError
 from pemt_jax.finished_config import FinishedConfig
 from pemt_jax.reporting import gates as reading
 from pemt_jax.reporting.page import render, write_report
@@ -171,6 +172,12 @@ def test_hostile_examples_go_through_the_model_into_text(world, tmp_path, monkey
     write_report([world.target], tmp_path / "page.html")
     html = (tmp_path / "page.html").read_text()
     assert "<script" not in html and HOSTILE in check(html).text and name in html
+
+
+def test_a_split_that_the_task_does_not_have_is_wrong_use(world, tmp_path):
+    with pytest.raises(UsageError, match="has no split 'tset', expected one of .*'test'"):
+        write_report([world.target], tmp_path / "page.html", split="tset")
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_a_stopped_run_and_missing_values_are_shown_as_such(tmp_path):
