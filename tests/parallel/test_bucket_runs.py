@@ -6,7 +6,7 @@ import time
 
 import pytest
 from bucket import bucket_folder_fixture, storage_fixture  # noqa: F401
-from test_processes import QUICK, Job, losses, sentences, train_flags
+from local_job import QUICK, Job, losses, sentences, train_flags
 from tiny_system import leaves, world_fixture  # noqa: F401
 
 from pemt_jax import convert
