@@ -52,36 +52,55 @@ class Evaluator:
         replicated = NamedSharding(mesh, PartitionSpec())
         self._predict = jax.jit(lambda p, b: predict_fn(p, b), out_shardings=replicated)
         self._eval = jax.jit(lambda p, b: eval_fn(p, b)[1], out_shardings=replicated)
+        # In one program the two share what the encoder does, which XLA finds.
+        self._both = jax.jit(
+            lambda p, b: (eval_fn(p, b)[1], predict_fn(p, b)), out_shardings=replicated
+        )
 
     def predict(self, params, batches: EvalBatches) -> dict[int, str]:
         """Return {row index: predicted text} of batches as data.eval_batches yields them.
 
         A batch may hold more rows than it has indices: the rest only fills it.
         """
-        texts = {}
+        texts: dict[int, str] = {}
         for rows, batch in batches:
             tokens = self._predict(params, partitioning.place_batch(batch, self.mesh))
-            for row, tokens_T in zip(rows, np.asarray(tokens), strict=False):
-                texts[int(row)] = decode(self.vocabulary, tokens_T)
+            texts |= self._texts(rows, tokens)
         return texts
 
     def mean_metrics(self, params, batches: EvalBatches) -> dict[str, float]:
-        """Return the model's metrics over all batches: loss, mean gates, ...
+        """Return the model's metrics over all batches, as `judge` does."""
+        return self.judge(params, [(batches, False)])[0]
+
+    def judge(
+        self, params, splits: Iterable[tuple[EvalBatches, bool]]
+    ) -> tuple[dict[str, float], list[dict[int, str]]]:
+        """Return the model's metrics over all splits (loss, mean gates, ...), and the predictions.
 
         Every clu metric is merged by its own weights, so that the sizes of batches do not matter.
+
+        Args:
+          splits: of each its batches, and whether predictions are wanted; else they are empty.
         """
-        total = None
-        for _, batch in batches:
-            new = self._eval(params, partitioning.place_batch(batch, self.mesh))
-            total = new if total is None else merge_metrics(total, new)
+        total, predictions = None, []
+        for batches, predicts in splits:
+            texts: dict[int, str] = {}
+            for rows, batch in batches:
+                placed = partitioning.place_batch(batch, self.mesh)
+                if predicts:
+                    new, tokens = self._both(params, placed)
+                    texts |= self._texts(rows, tokens)
+                else:
+                    new = self._eval(params, placed)
+                total = new if total is None else merge_metrics(total, new)
+            predictions.append(texts)
         if total is None:
             raise UsageError("There is no batch to evaluate, expected at least one example.")
-        return compute_metrics(total)
+        return compute_metrics(total), predictions
 
-    def task_metrics(self, params, split, batches: EvalBatches) -> dict[str, float]:
-        """Return the metrics of one task on a TokenizedSplit, given batches of all its rows."""
-        predictions = self.predict(params, batches)
-        return score(seqio.TaskRegistry.get(split.task_name), split, predictions)
+    def _texts(self, rows: np.ndarray, tokens: jax.Array) -> dict[int, str]:
+        pairs = zip(rows, np.asarray(tokens), strict=False)
+        return {int(row): decode(self.vocabulary, tokens_T) for row, tokens_T in pairs}
 
 
 def decode(vocabulary, tokens: np.ndarray) -> str:

@@ -58,15 +58,15 @@ class Validation:
 
         The latter is empty unless the evaluator has `PemtModel.eval_fn_by_layer`.
         """
-        rows = (batch for split in self.splits for batch in self.batches(split))
-        means = self.evaluator.mean_metrics(params, rows)
+        tasks = [seqio.TaskRegistry.get(split.task_name) for split in self.splits]
+        scored = [bool(metric_functions(task)) for task in tasks]
+        asked = zip(map(self.batches, self.splits), scored, strict=True)
+        means, predictions = self.evaluator.judge(params, asked)
         metrics = {k: v for k, v in means.items() if k in MODEL_METRICS or k.startswith("gate/")}
-        if self.scored:
+        if any(scored):
+            found = zip(scored, tasks, self.splits, predictions, strict=True)
             metrics |= with_average(
-                {
-                    split.task_name: self.evaluator.task_metrics(params, split, self.batches(split))
-                    for split in self.scored
-                }
+                {task.name: score(task, split, texts) for has, task, split, texts in found if has}
             )
         layers: dict[str, dict[str, float]] = {}
         for key, value in means.items():

@@ -160,7 +160,8 @@ def test_the_activations_of_a_model_are_constrained_to_the_mesh():
     )
     assert expected <= found(lambda params, batch, _: step(state, frozen, batch, jax.random.key(0)))
     evaluator = Evaluator(model.predict_batch, model.eval_fn, None, MESH_2X2, axes)
-    assert expected <= found(lambda params, batch, _: evaluator._eval(params, batch))
+    for evaluate in (evaluator._eval, evaluator._both):
+        assert expected <= found(lambda params, batch, _, run=evaluate: run(params, batch))
     assert not constraints(constrained(model.loss_fn, partitioning.make_mesh(), axes))
 
 

@@ -3,9 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import seqio
+from tiny_system import world_fixture  # noqa: F401
 
 from pemt_jax.common.errors import PemtError, UsageError
+from pemt_jax.data.batching import eval_batches
+from pemt_jax.data.token_cache import open_split
+from pemt_jax.finished_config import FinishedConfig
 from pemt_jax.parallel import partitioning
+from pemt_jax.runs.finished import open_run
+from pemt_jax.tasks.vocabulary import DEFAULT_VOCABULARY
 from pemt_jax.training.evaluator import Evaluator, decode, score, with_average
 
 VOCABULARY = seqio.ByteVocabulary()
@@ -130,6 +136,28 @@ def test_mean_loss_and_metrics_do_not_depend_on_the_batch_size(size):
     ids = [[*VOCABULARY.encode(text), 1] for text in texts]
     assert found["cross_entropy"] == pytest.approx(np.mean(np.concatenate(ids)), rel=1e-6)
     assert found["gate/first"] == pytest.approx(np.mean([i[0] for i in ids]), rel=1e-6)
+
+
+def test_splits_are_judged_together_and_predicted_where_it_is_asked():
+    texts = [["good", "bad", "a"], ["b", "ab"]]
+    evaluator = Evaluator(echo, token_loss, VOCABULARY, partitioning.make_mesh())
+    params = {"shift": jnp.int32(0)}
+    asked = [(batches_of(texts[0], 2), True), (batches_of(texts[1], 2), False)]
+    means, (predicted, nothing) = evaluator.judge(params, asked)
+    assert [predicted[row] for row in range(3)] == texts[0] and nothing == {}
+    assert means == evaluator.mean_metrics(params, batches_of(texts[0] + texts[1], 1))
+
+
+def test_a_model_judged_in_one_program_has_the_numbers_of_two(world):
+    run = open_run(FinishedConfig(str(world.target)), DEFAULT_VOCABULARY)
+    split = open_split("tiny_mood", "test", run.lengths)
+    batches, model = list(eval_batches(split, 4)), run.built.model
+    mesh = partitioning.make_mesh()
+    params = run.built.placed(mesh)
+    evaluator = Evaluator(model.predict_batch, model.eval_fn, DEFAULT_VOCABULARY, mesh)
+    means, (predicted,) = evaluator.judge(params, [(batches, True)])
+    assert predicted == evaluator.predict(params, batches) and len(predicted) == len(split)
+    assert means == pytest.approx(evaluator.mean_metrics(params, batches), rel=1e-6)
 
 
 def test_nothing_to_evaluate_is_one_sentence():
