@@ -138,22 +138,30 @@ def derive(config: SweepConfig, chosen: ExpertSet, kind: str) -> None:
     """Make the library of a kind of a set whose experts exist; nothing where it is there."""
     made = experts_of(config, chosen, kind)
     library = storage.path(made.library)
-    with lease.held(library.with_name(f"{library.name}.lock"), f"The library {library}", wait=600):
+    with _alone_in(library):
         if not missing(made):
             return
         for name in expert_names(library) if library.is_dir() else ():
             remove_expert(library, name)  # what a killed sweep has left
-        for name in chosen.experts:
-            add_expert(library, expert_folder(storage.path(chosen.library), name))
+        _add(chosen, library)
         DERIVED[kind](library, chosen.experts, chosen.seed)
 
 
 def copy(chosen: ExpertSet, library: str) -> None:
     """Put the experts of a set into another library, those that it has not yet."""
     to = storage.path(library)
-    with lease.held(to.with_name(f"{to.name}.lock"), f"The library {to}", wait=600):
-        for name in missing(dataclasses.replace(chosen, library=library)):
-            add_expert(to, expert_folder(storage.path(chosen.library), name))
+    with _alone_in(to):
+        _add(chosen, to)
+
+
+def _alone_in(library: Path) -> contextlib.AbstractContextManager:
+    """Context in which no other process of a sweep makes a library."""
+    return lease.held(library.with_name(f"{library.name}.lock"), f"The library {library}", wait=600)
+
+
+def _add(chosen: ExpertSet, library: Path) -> None:
+    for name in missing(dataclasses.replace(chosen, library=str(library))):
+        add_expert(library, expert_folder(storage.path(chosen.library), name))
 
 
 def card_of(library: str, name: str) -> Card:

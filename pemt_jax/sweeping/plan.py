@@ -146,7 +146,7 @@ def cells(config: SweepConfig) -> list[Cell]:
     """The cells of a table, in its order.
 
     Raises:
-      UsageError: a method needs experts and there are none.
+      UsageError: a method needs what the table has not: experts, a mixture of the sources, a base.
     """
     table, sets, found = config.table, expert_sets(config), []
     for name in table.methods:
@@ -160,6 +160,8 @@ def cells(config: SweepConfig) -> list[Cell]:
                 f"{name!r} searches on the examples of a task, expected DRAW None, and FEW_SHOT "
                 "with {seed}, which makes every draw a task of its own."
             )
+        if method.searched and table.base is None:
+            raise UsageError(f"{name!r} evaluates the base, expected BASE in the table.")
         shots = [str(one) for one in table.shots] if method.has_draws else [ANY]
         for task in table.tasks:
             own = [experts_for(config, one, task) for one in sets]

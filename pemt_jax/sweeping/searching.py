@@ -4,25 +4,16 @@ Each draw of the examples has an expert of its own, named after it, beside copie
 by the public command. The run that follows takes it as it is.
 """
 
-from pemt_jax.common.errors import UsageError
 from pemt_jax.sweeping.gin_files import users_modules
 from pemt_jax.sweeping.plan import Job
 from pemt_jax.sweeping.table import SweepConfig
 
 
 def lorahub(config: SweepConfig, job: Job) -> list[str]:
-    """The arguments of `python -m pemt_jax.library` that find the expert of a job.
-
-    Raises:
-      UsageError: the table names no base.
-    """
+    """The arguments of `python -m pemt_jax.library` that find the expert of a job."""
     run = job.runs[0]
     flags = dict(run.flags)
-    if (base := config.table.base) is None:
-        raise UsageError(
-            f"{run.cell.method.name!r} evaluates the base, expected BASE in the table."
-        )
-    found = ["lorahub", *job.experts.experts, f"--task={run.task}", f"--base={base}"]
+    found = ["lorahub", *job.experts.experts, f"--task={run.task}", f"--base={config.table.base}"]
     found += [f"--library={job.experts.library}", f"--experts={','.join(run.cell.set.experts)}"]
     lengths = flags.get("TASK_FEATURE_LENGTHS", {})
     found += [f"--{side}={length}" for side, length in lengths.items()]
