@@ -59,7 +59,7 @@ def row_of(
         "curve": thinned(curve, POINTS) if record.state == FINISHED else [],
         "general_loss": None,
         "forgetting": None,
-        "parameters": record.parameters,
+        "parameters": record.parameters if run.cell.method.trained else 0,
         "base": record.card.base_fingerprint if record.card else "",
         "experts": [list(pair) for pair in record.card.experts] if record.card else [],
     }
