@@ -1,21 +1,21 @@
 """Held-out general text as a task: what an adapted model still knows of language.
 
-Span corruption of every paragraph of a text, with the same noise for every model, so that losses
-can be subtracted: forgetting is the cross entropy of an adapted model minus that of its base.
+Span corruption of a text, its paragraphs joined and cut into chunks, with the same noise for every
+model, so that losses can be subtracted: forgetting is the cross entropy of an adapted model minus
+that of its base.
 """
 
 from collections.abc import Iterator
 
 import seqio
 
-from pemt_jax.common.user_input.paragraphs import files_of, general_text_task, paragraphs
+from pemt_jax.common.user_input.paragraphs import TOKENS, files_of, general_text_task, paragraphs
 from pemt_jax.tasks.pretraining.corpus import add_span_corruption, dataset_of
 from pemt_jax.tasks.pretraining.span_corruption import chunk_length, corrupted_lengths
 from pemt_jax.tasks.sources.tracked import TrackedSource
 
 SPLIT = "validation"
-INPUTS = 128  # tokens, with the end token, without a prompt
-LENGTHS = {"inputs": INPUTS, "targets": corrupted_lengths(chunk_length(INPUTS))[1]}
+LENGTHS = {"inputs": TOKENS, "targets": corrupted_lengths(chunk_length(TOKENS))[1]}
 
 
 def register_general_text(place: str) -> str:
