@@ -15,8 +15,8 @@ from pemt_jax.common.hashing import sha256_file
 from pemt_jax.common.user_input.files import parse_json
 
 ENDINGS = (".txt", ".txt.xz", ".jsonl")
-# Input length of span corruption of a general text, with the end token, without a prompt. No base
-# was pretrained on less; on 128 the mini T5, pretrained on 64, has 7.4 nats per token and not 4.6.
+# Input length of span corruption of a general text, with the end token, without a prompt: that of
+# the mini T5's pretraining. On 128 it has 7.4 nats per token and not 4.6.
 TOKENS = 64
 
 
