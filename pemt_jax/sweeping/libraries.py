@@ -1,8 +1,8 @@
 """Expert sets of a sweep, and the libraries that are made of them.
 
 A set trained by the sweep is FOLDER/libraries/SET. What a method needs that is made of a set is
-FOLDER/libraries/SET.KIND: random experts, a merge, the low-rank pair of the pooled sources. The
-library that it is made of is left as it is.
+FOLDER/libraries/SET.KIND: random experts, one more that adds nothing, a merge, the low-rank pair of
+the pooled sources. The library that it is made of is left as it is.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from pemt_jax.library.transfer import add_expert, remove_expert
 from pemt_jax.sweeping.methods import SEARCHED
 from pemt_jax.sweeping.table import SweepConfig
 
-POOLED, MERGED = "pooled", "merged"  # names of experts
+POOLED, MERGED, NULL = "pooled", "merged", "null"  # names of experts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +78,12 @@ def _random(library: Path, experts: Sequence[str], seed: int) -> None:
         random_expert(library, f"random_{name}", name, seed * len(experts) + i)
 
 
+def _null(library: Path, experts: Sequence[str], seed: int) -> None:
+    """One more expert, whose matrices are zero: a gate can turn to it from all others."""
+    del seed  # nothing of it is random
+    combine_experts(library, NULL, experts[:1], Combination("linear", (0.0,)))
+
+
 def _merge(method: str, density: float | None = None, sum_to_one: bool = True) -> Callable:
     """How a set is merged into one expert: the weights are 1/E each, or 1."""
 
@@ -92,6 +98,7 @@ def _merge(method: str, density: float | None = None, sum_to_one: bool = True) -
 # kind -> how it is made in a copy of a library
 DERIVED: dict[str, Callable[[Path, Sequence[str], int], None]] = {
     "random": _random,
+    "null": _null,
     "linear": _merge("linear"),
     "svd": _merge("svd"),
     "ties": _merge("ties_svd", density=0.2, sum_to_one=False),
@@ -110,6 +117,8 @@ def experts_of(config: SweepConfig, chosen: ExpertSet, kind: str, task: str = ""
     names = {POOLED: (POOLED,), SEARCHED: (f"{SEARCHED}_{task}",)}.get(kind, (MERGED,))
     if kind == "random":
         names = tuple(f"random_{name}" for name in chosen.experts)
+    elif kind == "null":
+        names = (*chosen.experts, NULL)
     base = "-without-".join((chosen.name, *chosen.without))
     library = config.path / "libraries" / f"{base}.{kind}"
     return dataclasses.replace(chosen, library=str(library), experts=names, trained=False)

@@ -108,6 +108,14 @@ METHODS = {
             paper="control, arXiv 2602.12323",
         ),
         SweepMethod(
+            "null_expert",
+            "PEMT over the experts and one that adds nothing",
+            PEMT,
+            experts=MIX,
+            library="null",
+            paper=f"ablation, {PEMT_PAPER}",
+        ),
+        SweepMethod(
             "one_expert",
             "PEMT over one expert, chosen on validation",
             PEMT,

@@ -175,7 +175,7 @@ def test_a_target_leaves_out_experts_and_all_that_is_made_of_them(made, tmp_path
     for seed, name in enumerate(("films", "lamps", "news")):
         library = save_expert(name, seed=seed)
     values = {
-        "methods": ("pemt", "random", "linear", "single"),
+        "methods": ("pemt", "random", "null_expert", "linear", "single"),
         "tasks": ("tiny_mood", "tiny_topic"),
         "seeds": (0,),
         "rates": (0.01,),
@@ -191,13 +191,18 @@ def test_a_target_leaves_out_experts_and_all_that_is_made_of_them(made, tmp_path
     assert used["pemt", "tiny_mood"] == used["single", "tiny_mood"] == {"films", "lamps", "news"}
     assert used["pemt", "tiny_topic"] == used["single", "tiny_topic"] == {"films", "news"}
     assert used["random", "tiny_topic"] == {"random_films", "random_news"}
+    assert used["null_expert", "tiny_topic"] == {"films", "news", "null"}
     assert {cell.set.name for cell in one.cells} == {"own"}
     assert all(len({run.task for run in job.runs}) == 1 for job in one.jobs)  # other experts
     pretend(made(**values))
     folders = {path.name for path in (tmp_path / "sweep" / "libraries").iterdir() if path.is_dir()}
     assert folders == {
-        *("own.random", "own-without-lamps.random", "own.linear", "own-without-lamps.linear")
+        f"{name}.{kind}"
+        for name in ("own", "own-without-lamps")
+        for kind in ("random", "null", "linear")
     }
+    null = load_expert(tmp_path / "sweep" / "libraries" / "own-without-lamps.null", "null")
+    assert null.lora and not any(matrix.any() for pair in null.lora.values() for matrix in pair)
 
 
 def _experts(run):
